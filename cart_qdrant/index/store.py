@@ -1,0 +1,105 @@
+"""The `Store` protocol: the little of Qdrant that this package needs, in `qdrant_client.models`.
+
+Two implementations: `store_edge.EdgeStore` (the Rust engine in-process, the embedded default) and
+`store_client.ClientStore` (a server, a cloud, or `:memory:`). The congruence tests hold them to
+the same answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from qdrant_client import models
+
+MEDIA = "media"
+CAPTION = "caption"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectionSpec:
+    """What a collection holds.
+
+    Attributes:
+        vectors: Width of each named vector; all are compared by cosine.
+        keywords: Payload fields with a keyword index, made before the first upsert.
+        texts: Payload fields with a full-text index.
+    """
+
+    vectors: Mapping[str, int]
+    keywords: Sequence[str] = field(default=())
+    texts: Sequence[str] = field(default=())
+
+
+class Store(Protocol):
+    """A collection of points. Ids are UUID strings.
+
+    Every method raises `StoreError` (locked, full, unreachable, corrupt, missing) or
+    `VectorError` (wrong name, width, zero or non-finite values: checked before anything of the
+    batch is written) and no foreign exception.
+    """
+
+    @property
+    def location(self) -> str:
+        """Path or URL, for messages."""
+
+    def exists(self) -> bool:
+        """Whether the collection is there."""
+
+    def create(self, spec: CollectionSpec) -> None:
+        """Create the collection with its payload indexes; nothing happens when it is the same.
+
+        Raises:
+            MismatchError: It exists with other vectors; both sizes are named.
+        """
+
+    def create_keyword_index(self, field: str) -> None:
+        """Index one more payload field for exact matches."""
+
+    def upsert(self, points: Sequence[models.PointStruct]) -> None:
+        """Write points whole (vectors and payload), replacing those with the same id."""
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Remove points by id; unknown ids are ignored."""
+
+    def set_payload(self, updates: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        """Set top-level payload keys of each named point, keeping its other keys."""
+
+    def delete_payload_key(self, key: str) -> None:
+        """Remove a top-level payload key from every point."""
+
+    def update_vectors(self, name: str, updates: Sequence[tuple[str, Sequence[float]]]) -> None:
+        """Replace one named vector of each named point."""
+
+    def retrieve(
+        self, ids: Sequence[str], *, with_payload: bool = True, with_vectors: Sequence[str] = ()
+    ) -> list[models.Record]:
+        """Points by id, in the order asked; unknown ids are left out."""
+
+    def scroll(
+        self,
+        filter: models.Filter | None = None,
+        *,
+        with_payload: bool | Sequence[str] = True,
+        with_vectors: Sequence[str] = (),
+        batch: int = 1000,
+    ) -> Iterator[models.Record]:
+        """Every point that matches, in order of id, read in pages of `batch`."""
+
+    def query_batch(
+        self, requests: Sequence[models.QueryRequest]
+    ) -> list[list[models.ScoredPoint]]:
+        """Answers of several searches in one round trip, each best first."""
+
+    def count(self, filter: models.Filter | None = None) -> int:
+        """Exact number of points that match."""
+
+    def optimize(self) -> None:
+        """Build the vector indexes now (embedded: may take long and blocks the process)."""
+
+    def flush(self) -> None:
+        """Return when all that was written survives a crash of the machine."""
+
+    def close(self) -> None:
+        """Flush and release; using the store afterwards raises `StoreError`."""

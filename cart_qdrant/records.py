@@ -1,0 +1,169 @@
+"""Plain typed records that the parts of the package hand to each other.
+
+Shape suffixes used everywhere: B batch, N items, D vector width, K beams or coarse clusters,
+L levels of an identifier, V codes per level, S sequence length, C channels, H height, W width,
+T time.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://github.com/cart-qdrant/segment")
+
+
+class Modality(StrEnum):
+    """What a segment is made of."""
+
+    IMAGE = "image"
+    VIDEO = "video"
+    AUDIO = "audio"
+
+
+class CaptionSource(StrEnum):
+    """Where a caption came from, best first. See `Caption.is_weak`."""
+
+    EXPLICIT = "explicit"  # --captions FILE
+    METADATA = "metadata"  # metadata.jsonl / metadata.csv beside the media
+    TXT = "txt"  # NAME.txt
+    JSON = "json"  # NAME.json
+    SUBTITLE = "subtitle"  # NAME.srt / NAME.vtt
+    CONTAINER = "container"  # title and comment tags of the file
+    GENERATED = "generated"  # a captioning model
+    FILENAME = "filename"  # words of the file name
+    LABEL = "label"  # labels of the embedder's classifier
+
+
+WEAK_SOURCES = frozenset({CaptionSource.FILENAME, CaptionSource.LABEL})
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """A text about a file, or about a stretch of it when it has times (seconds)."""
+
+    text: str
+    source: CaptionSource
+    start: float | None = None
+    end: float | None = None
+
+    @property
+    def is_weak(self) -> bool:
+        """Whether the text is a guess: used only where nothing better is known."""
+        return self.source in WEAK_SOURCES
+
+    def covers(self, start: float, end: float) -> bool:
+        """Whether the caption speaks about the stretch from `start` to `end` (seconds)."""
+        if self.start is None or self.end is None:
+            return True
+        return self.start < end and self.end > start
+
+    def to_payload(self) -> dict[str, Any]:
+        """The form stored in Qdrant."""
+        out: dict[str, Any] = {"text": self.text, "source": str(self.source)}
+        if self.start is not None and self.end is not None:
+            out["start"], out["end"] = self.start, self.end
+        return out
+
+    @classmethod
+    def from_payload(cls, payload: dict[str, Any]) -> Caption:
+        """Inverse of `to_payload`."""
+        return cls(
+            text=payload["text"],
+            source=CaptionSource(payload["source"]),
+            start=payload.get("start"),
+            end=payload.get("end"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of a file that is embedded and found as one item.
+
+    `path` is POSIX, relative to the folder that holds the index. `start` and `end` are seconds;
+    both are 0 for an image.
+    """
+
+    path: str
+    modality: Modality
+    start: float = 0.0
+    end: float = 0.0
+
+    @property
+    def id(self) -> str:
+        """Deterministic UUIDv5 of path, modality and times, so ingesting twice changes nothing."""
+        name = "\n".join((self.path, self.modality, f"{self.start:.3f}", f"{self.end:.3f}"))
+        # A name that is not UTF-8 reaches us with surrogate escapes.
+        return str(uuid.uuid5(NAMESPACE, name.encode("utf-8", "backslashreplace").decode()))
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An input that could not be used, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Identifier:
+    """`(k, v1 .. vM, u)`: coarse cluster, residual codes, and a counter that makes it unique."""
+
+    codes: tuple[int, ...]
+    """The semantic part: coarse cluster, then one residual code per level."""
+    u: int
+    """Counter among items with the same semantic part."""
+
+    @property
+    def id(self) -> str:
+        """The whole identifier as stored and shown: `17-203-44-9-0`."""
+        return "-".join(map(str, (*self.codes, self.u)))
+
+    def prefix(self, length: int) -> str:
+        """The first `length` levels, as stored in `p<length>`."""
+        return "-".join(map(str, self.codes[:length]))
+
+    def to_payload(self) -> dict[str, Any]:
+        """The `cart` payload field."""
+        prefixes = {f"p{n}": self.prefix(n) for n in range(1, len(self.codes) + 1)}
+        return {"id": self.id, **prefixes, "codes": list(self.codes), "u": self.u}
+
+    @classmethod
+    def from_payload(cls, payload: dict[str, Any]) -> Identifier:
+        """Inverse of `to_payload`."""
+        return cls(tuple(int(c) for c in payload["codes"]), int(payload["u"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One answer of a search."""
+
+    rank: int
+    id: str
+    path: str
+    modality: Modality
+    start: float
+    end: float
+    score: float
+    lane: str
+    identifier: str | None
+    caption: str | None
+    payload: dict[str, Any] = field(repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of the `--json` contract."""
+        return {
+            "rank": self.rank,
+            "id": self.id,
+            "path": self.path,
+            "modality": str(self.modality),
+            "start": self.start,
+            "end": self.end,
+            "score": self.score,
+            "lane": self.lane,
+            "identifier": self.identifier,
+            "caption": self.caption,
+            "payload": self.payload,
+        }
