@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from qdrant_client import models
@@ -103,3 +104,23 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Flush and release; using the store afterwards raises `StoreError`."""
+
+
+def open_store(target: str | Path, collection: str = "media", api_key: str | None = None) -> Store:
+    """The store behind a folder, a URL, or `:memory:`. Nothing is opened or sent yet.
+
+    Args:
+        target: Folder of an embedded store, `http(s)://...`, or `:memory:`.
+        collection: Name of the collection, where `target` is not a folder.
+        api_key: Key of the server or cloud, if it wants one.
+
+    Raises:
+        StoreError: The URL is not one.
+    """
+    if isinstance(target, str) and (target == ":memory:" or "://" in target):
+        from cart_qdrant.index.store_client import ClientStore
+
+        return ClientStore.connect(target, api_key, collection)
+    from cart_qdrant.index.store_edge import EdgeStore
+
+    return EdgeStore(Path(target))

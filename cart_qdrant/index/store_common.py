@@ -1,0 +1,461 @@
+"""What both stores share: checks made before anything is written, and small mappings.
+
+Vectors are normalised here, in float64: the engine leaves vectors of a squared length under 1e-7
+as they are, and overflows on very long ones.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from qdrant_client import models
+
+from cart_qdrant.errors import MismatchError, StoreError, VectorError
+from cart_qdrant.index.store import CollectionSpec
+
+T = TypeVar("T")
+DEFAULT_LIMIT = 10  # what Qdrant uses when a request names none
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+")
+_INT64 = range(-(2**63), 2**63)
+
+
+def as_id(value: object) -> str:
+    """The canonical form of a point id.
+
+    Raises:
+        StoreError: It is not a UUID.
+    """
+    try:
+        return str(uuid.UUID(str(value)))
+    except ValueError:
+        raise StoreError(
+            f"Point id {value!r} is not a UUID.", "Use Segment.id, or a UUID of your own."
+        ) from None
+
+
+def quote_key(key: str) -> str:
+    """A top-level payload key as a JSON path: quoted unless it is plain."""
+    if '"' in key or not key:
+        raise StoreError(f"Payload key {key!r} cannot be addressed.", "Use a key without quotes.")
+    return key if _PLAIN_KEY.fullmatch(key) else f'"{key}"'
+
+
+def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Consecutive slices of at most `size` items."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def chunks_by_bytes(
+    items: Iterable[T], size_of: Callable[[T], int], *, max_bytes: int, max_items: int
+) -> Iterator[list[T]]:
+    """Consecutive groups under both limits; an item larger than `max_bytes` goes alone."""
+    group: list[T] = []
+    total = 0
+    for item in items:
+        size = size_of(item)
+        if group and (total + size > max_bytes or len(group) >= max_items):
+            yield group
+            group, total = [], 0
+        group.append(item)
+        total += size
+    if group:
+        yield group
+
+
+def json_bytes(payload: Mapping[str, Any] | None) -> int:
+    """Size of a payload as JSON."""
+    return len(json.dumps(payload)) if payload else 0
+
+
+def clean_payload(value: Any, where: str = "payload") -> Any:
+    """A copy of a payload made of plain JSON types only.
+
+    Raises:
+        StoreError: Something in it has no JSON form, or none that Qdrant keeps unchanged.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return _clean_text(value, where)
+    if isinstance(value, int) and value in _INT64:
+        return int(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return float(value)
+    if isinstance(value, Mapping):
+        return {_clean_key(k, where): clean_payload(v, f"{where}.{k}") for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [clean_payload(v, where) for v in value]
+    if isinstance(value, np.generic):
+        return clean_payload(value.item(), where)
+    raise StoreError(
+        f"{where} holds {value!r} ({type(value).__name__}), which cannot be stored.",
+        "Use strings, finite numbers of at most 64 bits, booleans, null, lists and objects.",
+    )
+
+
+def _clean_key(key: object, where: str) -> str:
+    if not isinstance(key, str):
+        raise StoreError(f"{where} has the key {key!r}.", "Keys must be strings.")
+    return _clean_text(key, where)
+
+
+def _clean_text(text: str, where: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise StoreError(
+            f"{where} holds {text!r}, which is not valid Unicode.",
+            "Rename the file, or escape the text before storing it.",
+        ) from None
+    return str(text)
+
+
+def check_vectors(
+    name: str, rows: Sequence[Sequence[float]], dims: Mapping[str, int], ids: Sequence[str]
+) -> list[list[float]]:
+    """Check and normalise the vectors of one name.
+
+    Args:
+        name: Name of the vector.
+        rows: (N, D) vectors.
+        dims: Width of each vector of the collection.
+        ids: (N,) names of the rows in messages.
+
+    Returns:
+        (N, D) unit vectors, rounded to float32.
+
+    Raises:
+        VectorError: Unknown name, wrong width, zero or non-finite vector; says which one.
+    """
+    if name not in dims:
+        raise VectorError(
+            f"Vector {name!r} is not in the collection, which has {sorted(dims)}.",
+            "Use one of its vectors, or create the collection again with this one.",
+        )
+    for i, row in zip(ids, rows, strict=True):
+        if not isinstance(row, list | tuple | np.ndarray) or len(row) != dims[name]:
+            got = len(row) if hasattr(row, "__len__") else type(row).__name__
+            raise VectorError(
+                f"Vector {name!r} of {i} has width {got}; the collection has {dims[name]}.",
+                "Use the embedder that the collection was made with.",
+            )
+    try:
+        x_ND = np.asarray(rows, dtype=np.float64).reshape(len(rows), dims[name])
+    except (TypeError, ValueError) as error:
+        raise VectorError(f"Vector {name!r} is not made of numbers: {error}.") from error
+    finite_N = np.isfinite(x_ND).all(axis=1)
+    if not finite_N.all():
+        bad = ids[int(np.argmin(finite_N))]
+        raise VectorError(
+            f"Vector {name!r} of {bad} holds NaN or infinity.",
+            "Leave this item out, or embed it again.",
+        )
+    # Scaled first, so that squares neither overflow nor vanish.
+    peak_N1 = np.abs(x_ND).max(axis=1, keepdims=True, initial=0.0)
+    if not peak_N1.all():
+        bad = ids[int(np.argmin(peak_N1[:, 0]))]
+        raise VectorError(
+            f"Vector {name!r} of {bad} is zero and has no direction.",
+            "Leave this item out, or embed it again.",
+        )
+    x_ND = x_ND / peak_N1
+    unit_ND = x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True)
+    rows_out: list[list[float]] = unit_ND.astype(np.float32).tolist()
+    return rows_out
+
+
+def prepare_points(
+    points: Sequence[models.PointStruct], dims: Mapping[str, int]
+) -> list[tuple[str, dict[str, list[float]], dict[str, Any]]]:
+    """Check a whole batch, and give (id, unit vectors, payload) of each point.
+
+    Raises:
+        VectorError: See `check_vectors`; also when vectors are not given by name.
+        StoreError: An id is not a UUID, or a payload has no JSON form.
+    """
+    ids = [as_id(point.id) for point in points]
+    by_name: dict[str, list[int]] = {}
+    for n, point in enumerate(points):
+        if not isinstance(point.vector, Mapping):
+            raise VectorError(
+                f"The vector of {ids[n]} has no name; the collection has {sorted(dims)}.",
+                "Give vectors as {name: values}.",
+            )
+        for name in point.vector:
+            by_name.setdefault(name, []).append(n)
+    vectors: list[dict[str, list[float]]] = [{} for _ in points]
+    for name, members in by_name.items():
+        rows: list[Any] = [points[n].vector[name] for n in members]  # type: ignore[index,call-overload]
+        units = check_vectors(name, rows, dims, [ids[n] for n in members])
+        for n, unit in zip(members, units, strict=True):
+            vectors[n][name] = unit
+    payloads = [clean_payload(point.payload or {}) for point in points]
+    return list(zip(ids, vectors, payloads, strict=True))
+
+
+def check_names(names: Sequence[str], dims: Mapping[str, int]) -> list[str]:
+    """Names of vectors to return.
+
+    Raises:
+        VectorError: The collection lacks one of them.
+    """
+    for name in names:
+        if name not in dims:
+            raise VectorError(
+                f"Vector {name!r} is not in the collection, which has {sorted(dims)}.",
+                "Ask for one of its vectors.",
+            )
+    return list(names)
+
+
+def check_query(request: models.QueryRequest | models.Prefetch, dims: Mapping[str, int]) -> None:
+    """Check the query vectors of a request and of its prefetches.
+
+    Raises:
+        VectorError: Unknown name, wrong width, zero or non-finite vector.
+    """
+    query = request.query
+    if isinstance(query, models.NearestQuery):
+        query = query.nearest
+    if isinstance(query, list):
+        check_vectors(request.using or "", [query], dims, ["the query"])  # type: ignore[list-item]
+    for prefetch in as_list(request.prefetch):
+        check_query(prefetch, dims)
+
+
+def as_list(value: T | list[T] | None) -> list[T]:
+    """Qdrant accepts one item where it accepts a list of them."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def check_same_vectors(location: str, have: Mapping[str, int], want: Mapping[str, int]) -> None:
+    """Refuse a collection made for other vectors.
+
+    Raises:
+        MismatchError: Names or widths differ.
+    """
+    if dict(have) != dict(want):
+        raise MismatchError(
+            f"The collection at {location} has vectors {dict(have)}; asked for {dict(want)}.",
+            "Use the embedder it was made with, or another collection.",
+        )
+
+
+def merge_specs(have: CollectionSpec, want: CollectionSpec) -> CollectionSpec:
+    """`have` with the indexes of `want` added."""
+    return CollectionSpec(
+        vectors=have.vectors,
+        keywords=tuple(dict.fromkeys((*have.keywords, *want.keywords))),
+        texts=tuple(dict.fromkeys((*have.texts, *want.texts))),
+    )
+
+
+def select_vectors(vector: Any, names: Sequence[str]) -> dict[str, list[float]] | None:
+    """Those of the named vectors that a point has; None when none were asked for."""
+    if not names:
+        return None
+    found = vector if isinstance(vector, Mapping) else {}
+    return {name: list(found[name]) for name in names if name in found}
+
+
+def unsupported(thing: object) -> StoreError:
+    """The error for what the embedded engine cannot be asked."""
+    name = thing if isinstance(thing, str) else type(thing).__name__
+    return StoreError(f"The embedded store does not support {name}.", "Use a Qdrant server.")
+
+
+def edge_filter(filter: models.Filter | None) -> Any:
+    """A `models.Filter` as the `qdrant_edge` one.
+
+    Raises:
+        StoreError: A condition that the engine lacks; it is named.
+    """
+    import qdrant_edge as edge
+
+    if filter is None:
+        return None
+    least = filter.min_should
+    return edge.Filter(
+        must=_conditions(filter.must) or None,
+        should=_conditions(filter.should) or None,  # nested, [] matches nothing
+        must_not=_conditions(filter.must_not) or None,
+        min_should=edge.MinShould(_conditions(least.conditions), least.min_count)
+        if least
+        else None,
+    )
+
+
+def _conditions(given: Any) -> list[Any]:
+    return [_condition(c) for c in as_list(given)]
+
+
+def _condition(condition: models.Condition) -> Any:
+    import qdrant_edge as edge
+
+    match condition:
+        case models.FieldCondition():
+            return _field_condition(condition)
+        case models.Filter():
+            return edge_filter(condition)
+        case models.HasIdCondition():
+            return edge.HasIdCondition({as_id(i) for i in condition.has_id})
+        case models.HasVectorCondition():
+            return edge.HasVectorCondition(condition.has_vector)
+        case models.IsEmptyCondition():
+            return edge.IsEmptyCondition(condition.is_empty.key)
+        case models.IsNullCondition():
+            return edge.IsNullCondition(condition.is_null.key)
+        case models.NestedCondition():
+            nested = condition.nested
+            return edge.NestedCondition(nested.key, edge_filter(nested.filter))
+    raise unsupported(condition)
+
+
+def _field_condition(condition: models.FieldCondition) -> Any:
+    import qdrant_edge as edge
+
+    given = condition.model_dump(exclude_none=True, exclude={"key"})
+    if len(given) != 1:
+        raise StoreError(
+            f"A condition on {condition.key!r} has {sorted(given) or 'nothing'}; one is needed.",
+            "Write one FieldCondition for each.",
+        )
+    (kind,) = given
+    value = getattr(condition, kind)
+    match value:
+        case models.Range():
+            value = edge.RangeFloat(**given[kind])
+        case models.DatetimeRange():
+            value = edge.RangeDateTime(**{side: t.isoformat() for side, t in given[kind].items()})
+        case models.ValuesCount():
+            value = edge.ValuesCount(**given[kind])
+        case models.MatchValue(value=bool(truth)):
+            # A Python bool becomes the integer 0 or 1 on its way into the engine.
+            value = edge.MatchValue(np.bool_(truth))  # type: ignore[arg-type]
+        case bool():
+            pass
+        case _ if kind == "match":
+            (operand,) = given[kind].values()
+            value = getattr(edge, type(value).__name__)(operand)
+        case _:
+            raise unsupported(kind)
+    return edge.FieldCondition(condition.key, **{kind: value})
+
+
+Tune = Callable[[str, models.Filter | None, int], models.SearchParams]
+
+
+def edge_query(request: models.QueryRequest, tune: Tune) -> Any:
+    """A `models.QueryRequest` as the `qdrant_edge` one.
+
+    Args:
+        request: The search.
+        tune: Gives the parameters of a nearest-vector search without any, from the name of its
+            vector, its filter and its limit.
+
+    Raises:
+        StoreError: Something that the engine lacks; it is named.
+    """
+    import qdrant_edge as edge
+
+    if request.shard_key is not None:
+        raise unsupported("shard_key")
+    return edge.QueryRequest(
+        offset=request.offset,
+        with_vector=request.with_vector or False,
+        with_payload=_payload_selector(request.with_payload),
+        **_search(request, request.filter, tune),
+    )
+
+
+def _search(
+    request: models.QueryRequest | models.Prefetch, scope: models.Filter | None, tune: Tune
+) -> dict[str, Any]:
+    """What a request and a prefetch have in common; `scope` holds for all prefetches too."""
+    import qdrant_edge as edge
+
+    if request.lookup_from is not None:
+        raise unsupported("lookup_from")
+    limit = DEFAULT_LIMIT if request.limit is None else request.limit
+    prefetches = []
+    for prefetch in as_list(request.prefetch):
+        inner = prefetch.filter or scope
+        if prefetch.filter and scope:
+            inner = models.Filter(must=[scope, prefetch.filter])
+        prefetches.append(edge.Prefetch(**_search(prefetch, inner, tune)))
+    params = request.params
+    if params is None and not prefetches and isinstance(request.query, list | models.NearestQuery):
+        params = tune(request.using or "", scope, limit)
+    return {
+        "limit": limit,
+        "query": _query(request.query, request.using),
+        "prefetches": prefetches or None,
+        "filter": edge_filter(request.filter),
+        "score_threshold": request.score_threshold,
+        "params": _search_params(params),
+    }
+
+
+def _query(query: models.QueryInterface | None, using: str | None) -> Any:
+    import qdrant_edge as edge
+
+    match query:
+        case None:
+            return None
+        case models.NearestQuery(mmr=None):
+            return _query(query.nearest, using)
+        case [*values] if all(isinstance(v, int | float) for v in values):
+            return edge.Query.Nearest([float(v) for v in values], using)  # type: ignore[arg-type]
+        case models.FusionQuery(fusion=models.Fusion.RRF):
+            return edge.Fusion.Rrf(2)
+        case models.FusionQuery(fusion=models.Fusion.DBSF):
+            return edge.Fusion.Dbsf()
+        case models.RrfQuery():
+            return edge.Fusion.Rrf(query.rrf.k or 2, query.rrf.weights)
+        case models.TextQuery(text=str(text)):
+            return edge.TextQuery(using or "", text)
+    by_id = isinstance(query, str | int | uuid.UUID)
+    raise unsupported("a query by point id" if by_id else query)
+
+
+def _search_params(params: models.SearchParams | None) -> Any:
+    import qdrant_edge as edge
+
+    if params is None:
+        return None
+    for name in ("quantization", "idf"):
+        if getattr(params, name, None) is not None:
+            raise unsupported(f"SearchParams.{name}")
+    acorn = None
+    if params.acorn is not None:
+        acorn = edge.AcornSearchParams(bool(params.acorn.enable), params.acorn.max_selectivity)
+    return edge.SearchParams(
+        hnsw_ef=params.hnsw_ef,
+        exact=bool(params.exact),
+        indexed_only=bool(params.indexed_only),
+        acorn=acorn,
+    )
+
+
+def _payload_selector(selector: Any) -> Any:
+    import qdrant_edge as edge
+
+    match selector:
+        case None | bool():
+            return bool(selector)
+        case list():
+            return selector
+        case models.PayloadSelectorInclude():
+            return edge.PayloadSelector.Include(selector.include)
+        case models.PayloadSelectorExclude():
+            return edge.PayloadSelector.Exclude(selector.exclude)
+    raise unsupported(selector)

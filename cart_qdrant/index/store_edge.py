@@ -1,0 +1,414 @@
+"""`EdgeStore`: a collection in a folder, through the Qdrant engine in this process.
+
+The folder `PATH` is the engine's; `PATH.json` beside it holds the `CollectionSpec`. A collection
+is made under a temporary name and renamed, so it is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import qdrant_edge as edge
+from qdrant_client import models
+
+from cart_qdrant.errors import CartError, ConfigError, StoreError
+from cart_qdrant.index import store_common as common
+from cart_qdrant.index.store import CollectionSpec
+
+log = logging.getLogger(__name__)
+_DISK_COPIES = 4  # write-ahead log, segment, and both again while they are rewritten
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeSettings:
+    """How the embedded store trades speed, safety and recall."""
+
+    batch_points: int = 1000
+    """Points handed to the engine at once."""
+    flush_points: int = 5000
+    """Points written between two flushes to disk."""
+    reserve_bytes: int = 256 * 2**20
+    """Free disk space to keep: a full disk kills the process inside the engine."""
+    exact_multiplications: int = 10_000_000
+    """Scan exactly while matching points times width stay under this (about 1 ms)."""
+    hnsw_ef: int = 256
+    """Least beam of the graph search that is used above it."""
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value < (0 if name in ("reserve_bytes", "exact_multiplications") else 1):
+                raise ConfigError(f"EdgeSettings.{name} is {value}.", "Give a positive number.")
+
+
+def disk_free(folder: Path) -> int:
+    """Bytes that this user may still write on the disk of `folder`."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+class EdgeStore:
+    """See `Store`. Nothing is opened before the first use.
+
+    A store belongs to one process: the engine hangs in a forked child, so there every method
+    raises `StoreError`. Points unknown to `set_payload` and `update_vectors` are ignored.
+
+    Args:
+        path: Folder of the engine's files.
+        settings: See `EdgeSettings`.
+        free_bytes: Tells the free space of a folder's disk.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        settings: EdgeSettings | None = None,
+        free_bytes: Callable[[Path], int] = disk_free,
+    ) -> None:
+        self._path = Path(path)
+        self._sidecar = self._path.with_name(f"{self._path.name}.json")
+        self._settings = settings or EdgeSettings()
+        self._free_bytes = free_bytes
+        self._lock = threading.Lock()
+        self._shard: edge.EdgeShard | None = None
+        self._spec: CollectionSpec | None = None
+        self._pid = 0
+        self._unflushed = 0
+        self._closed = False
+
+    @property
+    def location(self) -> str:
+        """The folder."""
+        return str(self._path)
+
+    def exists(self) -> bool:
+        """Whether the folder holds a collection."""
+        self._check_usable()
+        return (self._path / "edge_config.json").is_file()
+
+    def create(self, spec: CollectionSpec) -> None:
+        """See `Store.create`; missing payload indexes of an existing collection are added."""
+        if self.exists():
+            common.check_same_vectors(self.location, self._open_spec().vectors, spec.vectors)
+        else:
+            self._check_space(0)
+            with self._mapped():
+                self._make(spec)
+        have = self._open_spec()
+        merged = common.merge_specs(have, spec)
+        for field in merged.keywords[len(have.keywords) :]:
+            self._index(field, edge.PayloadSchemaType.Keyword)
+        for field in merged.texts[len(have.texts) :]:
+            self._index(field, edge.TextIndexParams(scoring=True, lowercase=True))
+        if merged != have:
+            self.flush()
+            with self._mapped():
+                self._write_spec(merged)
+
+    def create_keyword_index(self, field: str) -> None:
+        """See `Store.create_keyword_index`."""
+        self.create(CollectionSpec(vectors=self._open_spec().vectors, keywords=(field,)))
+
+    def upsert(self, points: Sequence[models.PointStruct]) -> None:
+        """See `Store.upsert`."""
+        ready = common.prepare_points(points, self._open_spec().vectors)
+        size = sum(4 * sum(map(len, v.values())) + common.json_bytes(p) for _, v, p in ready)
+        self._check_space(size)
+        for part in common.chunks(ready, self._settings.batch_points):
+            batch = [edge.Point(i, dict(v), p) for i, v, p in part]
+            self._update(edge.UpdateOperation.upsert_points(batch), len(batch))
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """See `Store.delete`."""
+        for part in common.chunks([common.as_id(i) for i in ids], self._settings.batch_points):
+            self._update(edge.UpdateOperation.delete_points(list(part)), len(part))
+
+    def set_payload(self, updates: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        """See `Store.set_payload`."""
+        ready = [(common.as_id(i), common.clean_payload(payload)) for i, payload in updates]
+        self._check_space(sum(common.json_bytes(payload) for _, payload in ready))
+        known = self._known([i for i, _ in ready])
+        for i, payload in ready:
+            if i in known:
+                self._update(edge.UpdateOperation.set_payload([i], payload), 1)
+
+    def delete_payload_key(self, key: str) -> None:
+        """See `Store.delete_payload_key`."""
+        everything = edge.Filter()
+        keys = [common.quote_key(key)]
+        self._update(edge.UpdateOperation.delete_payload_by_filter(everything, keys), 1)
+
+    def update_vectors(self, name: str, updates: Sequence[tuple[str, Sequence[float]]]) -> None:
+        """See `Store.update_vectors`."""
+        ids = [common.as_id(i) for i, _ in updates]
+        rows = common.check_vectors(name, [r for _, r in updates], self._open_spec().vectors, ids)
+        self._check_space(sum(4 * len(row) for row in rows))
+        known = self._known(ids)
+        pairs = [(i, row) for i, row in zip(ids, rows, strict=True) if i in known]
+        for part in common.chunks(pairs, self._settings.batch_points):
+            batch = [edge.PointVectors(i, {name: row}) for i, row in part]
+            self._update(edge.UpdateOperation.update_vectors(batch), len(batch))
+
+    def retrieve(
+        self, ids: Sequence[str], *, with_payload: bool = True, with_vectors: Sequence[str] = ()
+    ) -> list[models.Record]:
+        """See `Store.retrieve`."""
+        names = common.check_names(with_vectors, self._open_spec().vectors)
+        wanted = [common.as_id(i) for i in ids]
+        found: dict[str, models.Record] = {}
+        for part in common.chunks(wanted, self._settings.batch_points):
+            with self._engine() as shard:
+                rows = shard.retrieve(list(part), with_payload, names or False)
+            found.update((str(row.id), _record(row, names)) for row in rows)
+        return [found[i] for i in wanted if i in found]
+
+    def scroll(
+        self,
+        filter: models.Filter | None = None,
+        *,
+        with_payload: bool | Sequence[str] = True,
+        with_vectors: Sequence[str] = (),
+        batch: int = 1000,
+    ) -> Iterator[models.Record]:
+        """See `Store.scroll`."""
+        names = common.check_names(with_vectors, self._open_spec().vectors)
+        payload = with_payload if isinstance(with_payload, bool) else list(with_payload)
+        native, offset = common.edge_filter(filter), None
+        while True:
+            request = edge.ScrollRequest(offset, batch, native, payload, names or False)
+            with self._engine() as shard:
+                rows, offset = shard.scroll(request)
+            yield from (_record(row, names) for row in rows)
+            if offset is None:
+                return
+
+    def query_batch(
+        self, requests: Sequence[models.QueryRequest]
+    ) -> list[list[models.ScoredPoint]]:
+        """See `Store.query_batch`.
+
+        A nearest-vector search without `params` is exact while few points match, and else runs
+        on the graph with ACORN, because plain filtered graph search loses recall.
+        """
+        for request in requests:
+            common.check_query(request, self._open_spec().vectors)
+        native = [common.edge_query(request, self._params) for request in requests]
+        with self._engine() as shard:
+            answers = shard.query_batch(edge.QueryBatchRequest(native)) if native else []
+        return [[_scored(hit) for hit in hits] for hits in answers]
+
+    def count(self, filter: models.Filter | None = None) -> int:
+        """See `Store.count`."""
+        request = edge.CountRequest(True, common.edge_filter(filter))
+        with self._engine() as shard:
+            return shard.count(request)
+
+    def optimize(self) -> None:
+        """See `Store.optimize`. Every thread of the process waits meanwhile."""
+        self._check_space(
+            sum(f.stat().st_blocks * 512 for f in self._path.rglob("*") if f.is_file())
+        )
+        log.info("Building the vector index of %s; this may take minutes.", self.location)
+        with self._engine() as shard:
+            shard.optimize()
+        self.flush()
+
+    def flush(self) -> None:
+        """See `Store.flush`."""
+        with self._engine() as shard:
+            shard.flush()
+        self._unflushed = 0
+
+    def close(self) -> None:
+        """See `Store.close`; may be called twice."""
+        shard, self._shard, self._closed = self._shard, None, True
+        if shard is not None and self._pid == os.getpid():
+            with self._mapped():
+                shard.flush()
+                shard.close()
+
+    # Opening
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise StoreError(f"The store at {self.location} was closed.", "Make a new EdgeStore.")
+        if self._shard is not None and self._pid != os.getpid():
+            raise StoreError(
+                f"The store at {self.location} was opened by process {self._pid} and is used in "
+                f"its fork {os.getpid()}, where the engine would hang.",
+                'Start workers with the "spawn" method, or use the store in one process.',
+            )
+
+    def _open(self) -> edge.EdgeShard:
+        self._check_usable()
+        with self._lock:
+            if self._shard is None:
+                if not self.exists():
+                    raise StoreError(
+                        f"There is no collection at {self.location}.", "Create it by indexing."
+                    )
+                with self._mapped():
+                    self._shard, self._pid = edge.EdgeShard.load(str(self._path)), os.getpid()
+            return self._shard
+
+    @contextlib.contextmanager
+    def _engine(self) -> Iterator[edge.EdgeShard]:
+        shard = self._open()
+        with self._mapped():
+            yield shard
+
+    @contextlib.contextmanager
+    def _mapped(self) -> Iterator[None]:
+        """Map the engine's errors, which are all plain `Exception`."""
+        try:
+            yield
+        except CartError:
+            raise
+        except Exception as error:
+            if "WouldBlock" in str(error):
+                raise StoreError(
+                    f"The store at {self.location} is in use by another process (or by another "
+                    "EdgeStore of this one).",
+                    "Wait for it or stop it; use a Qdrant server to share a collection.",
+                ) from error
+            raise StoreError(f"The store at {self.location} failed: {error}") from error
+
+    # Making, and the sidecar
+
+    def _make(self, spec: CollectionSpec) -> None:
+        draft = self._path.with_name(f"{self._path.name}.creating")
+        shutil.rmtree(draft, ignore_errors=True)  # left by a crash
+        if self._path.exists() and any(self._path.iterdir()):
+            aside = self._path.with_name(f"{self._path.name}.broken-{os.urandom(4).hex()}")
+            self._path.rename(aside)
+            log.warning("%s held no collection; moved to %s.", self._path, aside)
+        draft.mkdir(parents=True)
+        vectors = {
+            name: edge.EdgeVectorParams(size, edge.Distance.Cosine)
+            for name, size in spec.vectors.items()
+        }
+        shard = edge.EdgeShard.create(str(draft), edge.EdgeConfig(vectors=vectors))
+        shard.flush()
+        shard.close()
+        self._write_spec(CollectionSpec(vectors=dict(spec.vectors)))
+        draft.rename(self._path)
+
+    def _write_spec(self, spec: CollectionSpec) -> None:
+        self._spec = spec
+        text = json.dumps(
+            {
+                "vectors": dict(spec.vectors),
+                "keywords": list(spec.keywords),
+                "texts": list(spec.texts),
+            }
+        )
+        draft = self._sidecar.with_name(f"{self._sidecar.name}.writing")
+        with draft.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(self._sidecar)
+
+    def _open_spec(self) -> CollectionSpec:
+        self._open()
+        if self._spec is None:
+            self._spec = self._read_spec()
+        return self._spec
+
+    def _read_spec(self) -> CollectionSpec:
+        if not self._sidecar.is_file():
+            log.warning("%s is missing; made again from the store.", self._sidecar)
+            with self._mapped():
+                self._write_spec(self._recover_spec())
+        try:
+            data = json.loads(self._sidecar.read_text())
+            return CollectionSpec(
+                vectors={str(name): int(size) for name, size in data["vectors"].items()},
+                keywords=tuple(data["keywords"]),
+                texts=tuple(data["texts"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            raise StoreError(
+                f"{self._sidecar} cannot be read ({error!r}).",
+                "Delete that file: it is made again from the store.",
+            ) from error
+
+    def _recover_spec(self) -> CollectionSpec:
+        config = json.loads((self._path / "edge_config.json").read_text())
+        with self._engine() as shard:
+            schema = {
+                field: index.data_type for field, index in shard.info().payload_schema.items()
+            }
+        kinds = edge.PayloadSchemaType
+        return CollectionSpec(
+            vectors={name: vector["size"] for name, vector in config["vectors"].items()},
+            keywords=tuple(f for f, kind in schema.items() if kind == kinds.Keyword),
+            texts=tuple(f for f, kind in schema.items() if kind == kinds.Text),
+        )
+
+    # Writing
+
+    def _index(self, field: str, schema: Any) -> None:
+        self._update(edge.UpdateOperation.create_field_index(field, schema), 0)
+
+    def _update(self, operation: edge.UpdateOperation, points: int) -> None:
+        with self._engine() as shard:
+            shard.update(operation)
+        self._unflushed += points
+        if self._unflushed >= self._settings.flush_points:
+            self.flush()
+
+    def _known(self, ids: Sequence[str]) -> set[str]:
+        with self._engine() as shard:
+            return {str(row.id) for row in shard.retrieve(list(ids), False, False)}
+
+    def _check_space(self, batch_bytes: int) -> None:
+        need = batch_bytes * _DISK_COPIES + self._settings.reserve_bytes
+        free = self._free_bytes(self._path)
+        if free < need:
+            raise StoreError(
+                f"The disk of {self.location} has {free / 1e6:.0f} MB free; this needs "
+                f"{need / 1e6:.0f} MB.",
+                "Free some space, or move the index to another disk.",
+            )
+
+    # Searching
+
+    def _params(self, using: str, filter: models.Filter | None, limit: int) -> models.SearchParams:
+        """How to run a nearest-vector search that leaves it open."""
+        request = edge.CountRequest(False, common.edge_filter(filter))
+        with self._engine() as shard:
+            matches = shard.count(request)  # an estimate, in microseconds
+        if matches * self._open_spec().vectors[using] <= self._settings.exact_multiplications:
+            return models.SearchParams(exact=True)
+        acorn = models.AcornSearchParams(enable=filter is not None, max_selectivity=1.0)
+        return models.SearchParams(hnsw_ef=max(self._settings.hnsw_ef, 2 * limit), acorn=acorn)
+
+
+def _record(row: edge.Record, names: Sequence[str]) -> models.Record:
+    vector = common.select_vectors(row.vector, names) if names else None
+    return models.Record.model_construct(
+        id=str(row.id), payload=row.payload, vector=vector, shard_key=None, order_value=None
+    )
+
+
+def _scored(hit: edge.ScoredPoint) -> models.ScoredPoint:
+    return models.ScoredPoint.model_construct(
+        id=str(hit.id),
+        version=hit.version,
+        score=hit.score,
+        payload=hit.payload,
+        vector=hit.vector,
+        shard_key=None,
+        order_value=hit.order_value,
+    )

@@ -1,0 +1,162 @@
+"""The prefix tree of all stored identifiers, as sorted arrays (CSR per level).
+
+A million identifiers build in well under a second and take some 20 MB, where a tree of dicts
+takes seconds and hundreds. Shape legend: N identifiers, L levels (semantic codes and counter).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cart_qdrant.errors import MismatchError
+
+IntArray = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """Nodes of one depth, in lexicographic order of their prefixes.
+
+    Attributes:
+        tokens: Code of each node (nodes,).
+        first: Where the children of each node begin in the next level (nodes + 1,); the children
+            of node `n` are `first[n] .. first[n + 1]`. Empty at the last level.
+    """
+
+    tokens: IntArray
+    first: IntArray
+
+
+def _keys(rows_NL: IntArray) -> npt.NDArray[Any]:
+    """Rows as fixed-width byte strings that sort as the rows do."""
+    width = rows_NL.shape[1] * 4
+    return np.ascontiguousarray(rows_NL.astype(">u4")).view(f"S{width}").reshape(-1)
+
+
+def _sort_unique(rows_NL: IntArray) -> IntArray:
+    if len(rows_NL) == 0:
+        return rows_NL
+    rows = rows_NL[np.lexsort(rows_NL.T[::-1])]
+    keep = np.ones(len(rows), dtype=bool)
+    keep[1:] = (rows[1:] != rows[:-1]).any(axis=1)
+    return rows[keep]
+
+
+@dataclass(frozen=True, slots=True)
+class Trie:
+    """A frozen set of identifiers of equal length; insertion and deletion return a new one."""
+
+    levels: tuple[Level, ...]
+
+    @property
+    def depth(self) -> int:
+        """Levels L of an identifier, counter included."""
+        return len(self.levels)
+
+    def __len__(self) -> int:
+        return len(self.levels[-1].tokens)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(level.tokens.nbytes + level.first.nbytes for level in self.levels)
+
+    @classmethod
+    def build(cls, rows_NL: npt.ArrayLike, depth: int | None = None) -> Trie:
+        """Tree of the given identifiers, in any order, duplicates allowed.
+
+        Args:
+            rows_NL: Non-negative codes (N, L).
+            depth: L, needed only when there are no rows.
+        """
+        rows = np.asarray(rows_NL, dtype=np.int32)
+        if rows.size == 0:
+            rows = rows.reshape(0, depth or (rows.shape[1] if rows.ndim == 2 else 0))
+        if rows.ndim != 2 or rows.shape[1] == 0 or (depth is not None and rows.shape[1] != depth):
+            raise MismatchError(f"Identifiers have shape {rows.shape}, but {depth} levels are due.")
+        assert rows.size == 0 or rows.min() >= 0
+        return cls._from_sorted(_sort_unique(rows))
+
+    @classmethod
+    def _from_sorted(cls, rows_NL: IntArray) -> Trie:
+        n, depth = rows_NL.shape
+        # A row starts a new node at every level from the first one where it differs on.
+        differs = np.ones((n, depth), dtype=bool)
+        if n > 1:
+            differs[1:] = rows_NL[1:] != rows_NL[:-1]
+        starts = np.logical_or.accumulate(differs, axis=1)
+        levels: list[Level] = []
+        at = [np.flatnonzero(starts[:, level]) for level in range(depth)]
+        for level in range(depth):
+            tokens = np.ascontiguousarray(rows_NL[at[level], level])
+            if level + 1 < depth:
+                first = np.searchsorted(at[level + 1], np.append(at[level], n)).astype(np.int32)
+            else:
+                first = np.empty(0, dtype=np.int32)
+            levels.append(Level(tokens, first))
+        return cls(tuple(levels))
+
+    def rows(self) -> IntArray:
+        """All identifiers (N, L) in order."""
+        n = len(self)
+        out_NL = np.empty((n, self.depth), dtype=np.int32)
+        out_NL[:, -1] = self.levels[-1].tokens
+        counts = np.ones(n, dtype=np.int64)
+        for level in range(self.depth - 2, -1, -1):
+            first = self.levels[level].first
+            # Leaves under a node: sum of the leaves under its children.
+            ends = np.concatenate([[0], np.cumsum(counts)])[first]
+            counts = np.diff(ends)
+            out_NL[:, level] = np.repeat(self.levels[level].tokens, counts)
+        return out_NL
+
+    def insert(self, rows_NL: npt.ArrayLike) -> Trie:
+        """A tree that also holds `rows_NL`; known ones change nothing."""
+        new = _sort_unique(np.asarray(rows_NL, dtype=np.int32).reshape(-1, self.depth))
+        old = self.rows()
+        if len(old) == 0:
+            return Trie._from_sorted(new)
+        old_keys, new_keys = _keys(old), _keys(new)
+        at = np.searchsorted(old_keys, new_keys)
+        known = old_keys[np.minimum(at, len(old) - 1)] == new_keys
+        return Trie._from_sorted(np.insert(old, at[~known], new[~known], axis=0))
+
+    def delete(self, rows_NL: npt.ArrayLike) -> Trie:
+        """A tree without `rows_NL`; unknown ones change nothing."""
+        gone = np.asarray(rows_NL, dtype=np.int32).reshape(-1, self.depth)
+        old = self.rows()
+        keep = ~np.isin(_keys(old), _keys(gone)) if len(gone) and len(old) else slice(None)
+        return Trie._from_sorted(old[keep])
+
+    def contains(self, rows_NL: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Which of `rows_NL` are stored (N,)."""
+        rows = np.asarray(rows_NL, dtype=np.int32).reshape(-1, self.depth)
+        return np.isin(_keys(rows), _keys(self.rows()))
+
+    def counters(self) -> dict[tuple[int, ...], int]:
+        """Next free counter of each semantic part."""
+        rows = self.rows()
+        out: dict[tuple[int, ...], int] = {}
+        for row in rows.tolist():  # in order, so the last counter of a prefix wins
+            out[tuple(row[:-1])] = row[-1] + 1
+        return out
+
+    def save(self, path: Path) -> None:
+        """Write an uncompressed `.npz` (no pickles)."""
+        arrays: dict[str, IntArray] = {}
+        for n, level in enumerate(self.levels):
+            arrays[f"tokens{n}"], arrays[f"first{n}"] = level.tokens, level.first
+        with path.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> Trie:
+        """Inverse of `save`."""
+        with np.load(path, allow_pickle=False) as data:
+            depth = len(data.files) // 2
+            return cls(tuple(Level(data[f"tokens{n}"], data[f"first{n}"]) for n in range(depth)))

@@ -1,0 +1,301 @@
+"""The folder of an index: what lies where, and how it changes without ever being half changed.
+
+```
+.cartq/
+  manifest.json          names and hashes of everything below; replacing it is the flip
+  embedder.safetensors   statistics of the embedder, where it has some
+  identifiers-N.safetensors, trie-HASH.npz
+  generator-N/           safetensors and JSON of the trained generator
+  store/                 the embedded engine
+  work/                  unfinished work, so that a killed run resumes
+```
+Files get a new name for every version; the manifest is replaced last; what it no longer names is
+removed afterwards. A crash leaves either the old version or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cart_qdrant.errors import IndexMissingError, MismatchError, StoreError
+
+FORMAT = 1
+
+
+def file_hash(path: Path) -> str:
+    """blake2b (16 bytes, hex) of a file."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace a file's content: a reader sees the old or the new, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    handle = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+    """Write a safetensors file atomically; returns its hash."""
+    from safetensors.numpy import save
+
+    write_atomic(path, save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
+    return file_hash(path)
+
+
+def load_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Read a safetensors file."""
+    from safetensors.numpy import load_file
+
+    return load_file(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A file or folder of the index, by name within it, and the hash of its content."""
+
+    name: str
+    hash: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedderInfo:
+    """The embedder that an index is bound to."""
+
+    name: str
+    version: str
+    dim: int
+    spaces: dict[str, str]
+    """Space of each modality."""
+    statistics: Artifact | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdentifierInfo:
+    """The identifiers in force: code books, payload field, tree."""
+
+    version: int
+    field: str
+    books: Artifact
+    trie: Artifact
+    meta: dict[str, Any]
+    levels: int
+    count: int
+    U: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratorInfo:
+    """The trained generator and what it was trained for."""
+
+    version: int
+    folder: Artifact
+    identifiers: int
+    """Version of the identifiers that it writes."""
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreInfo:
+    """Where the points are."""
+
+    kind: str = "edge"
+    url: str | None = None
+    collection: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Binds embedder, identifiers, tree, generator and collection of one index."""
+
+    id: str
+    embedder: EmbedderInfo
+    store: StoreInfo
+    identifiers: IdentifierInfo | None = None
+    generator: GeneratorInfo | None = None
+    stale_fields: list[str] = field(default_factory=list)
+    """Payload fields of older identifiers that are still to be removed."""
+    format: int = FORMAT
+
+    @property
+    def version(self) -> str:
+        """Short hash of all that decides an answer; changes with every flip."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+    def to_bytes(self) -> bytes:
+        """JSON form."""
+        return (json.dumps(asdict(self), indent=2, sort_keys=True) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Manifest:
+        """Inverse of `to_bytes`, after parsing."""
+
+        def artifact(value: dict[str, Any] | None) -> Artifact | None:
+            return None if value is None else Artifact(**value)
+
+        embedder = dict(data["embedder"])
+        embedder["statistics"] = artifact(embedder.get("statistics"))
+        identifiers, generator = data.get("identifiers"), data.get("generator")
+        if identifiers is not None:
+            books, trie = artifact(identifiers["books"]), artifact(identifiers["trie"])
+            identifiers = IdentifierInfo(**{**identifiers, "books": books, "trie": trie})
+        if generator is not None:
+            generator = GeneratorInfo(**{**generator, "folder": artifact(generator["folder"])})
+        return cls(
+            id=data["id"],
+            embedder=EmbedderInfo(**embedder),
+            store=StoreInfo(**data["store"]),
+            identifiers=identifiers,
+            generator=generator,
+            stale_fields=data["stale_fields"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class IndexFolder:
+    """Paths of one index."""
+
+    root: Path
+
+    @property
+    def base(self) -> Path:
+        """Folder that stored paths are relative to."""
+        return self.root.parent
+
+    @property
+    def manifest(self) -> Path:
+        """The manifest."""
+        return self.root / "manifest.json"
+
+    @property
+    def store(self) -> Path:
+        """The embedded engine's folder."""
+        return self.root / "store"
+
+    @property
+    def work(self) -> Path:
+        """Unfinished work."""
+        return self.root / "work"
+
+    def exists(self) -> bool:
+        """Whether there is an index."""
+        return self.manifest.is_file()
+
+    def read(self) -> Manifest:
+        """The manifest in force.
+
+        Raises:
+            IndexMissingError: There is none.
+            MismatchError: It is of another format, or no manifest at all.
+        """
+        try:
+            data = json.loads(self.manifest.read_bytes())
+        except FileNotFoundError:
+            raise IndexMissingError(
+                f"There is no index at {self.root}.", "Make one with `cartq ingest FOLDER`."
+            ) from None
+        except ValueError as error:
+            raise MismatchError(f"{self.manifest} is not readable as JSON: {error}.") from error
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            found = data.get("format") if isinstance(data, dict) else None
+            raise MismatchError(
+                f"{self.root} has index format {found!r}, but this version reads {FORMAT}.",
+                "Ingest again into a new folder with `--index`.",
+            )
+        try:
+            return Manifest.from_json(data)
+        except (KeyError, TypeError) as error:
+            raise MismatchError(f"{self.manifest} lacks or misnames {error}.") from error
+
+    def write(self, manifest: Manifest) -> None:
+        """Put a manifest in force (the flip) and remove what it no longer names."""
+        write_atomic(self.manifest, manifest.to_bytes())
+        self._sweep(manifest)
+
+    def path(self, artifact: Artifact) -> Path:
+        """Path of an artefact, after its content was checked.
+
+        Raises:
+            MismatchError: It is missing, or its hash is not that of the manifest.
+        """
+        path = self.root / artifact.name
+        if not path.exists():
+            raise MismatchError(
+                f"{path} is missing, but the manifest names it.", "Mend: `cartq doctor --fix`."
+            )
+        found = folder_hash(path) if path.is_dir() else file_hash(path)
+        if found != artifact.hash:
+            raise MismatchError(
+                f"{path} has hash {found}, but the manifest says {artifact.hash}.",
+                "Mend: `cartq doctor --fix`.",
+            )
+        return path
+
+    def _sweep(self, manifest: Manifest) -> None:
+        named = {self.manifest.name, "store", "work", "lock"}
+        parts = (manifest.embedder.statistics, manifest.identifiers, manifest.generator)
+        for part in parts:
+            if isinstance(part, Artifact):
+                named.add(part.name)
+            elif isinstance(part, IdentifierInfo):
+                named |= {part.books.name, part.trie.name}
+            elif isinstance(part, GeneratorInfo):
+                named.add(part.folder.name)
+        ours = ("identifiers-", "trie-", "generator-", "embedder", ".")
+        for entry in self.root.iterdir():
+            if entry.name not in named and entry.name.startswith(ours):
+                if entry.is_dir():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink()
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other writers out; released also when the process is killed.
+
+        Raises:
+            StoreError: Another process writes to the index.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StoreError(
+                    f"Another process is writing to {self.root}.",
+                    "Wait until it ends, or stop it.",
+                ) from None
+            yield
+
+
+def folder_hash(folder: Path) -> str:
+    """blake2b over the names and hashes of a folder's files."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(folder.iterdir()):
+        digest.update(f"{path.name}\0{file_hash(path)}\n".encode())
+    return digest.hexdigest()
