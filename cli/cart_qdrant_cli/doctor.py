@@ -1,0 +1,155 @@
+"""`cartq doctor`: whether an index is sound, and mending it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from cart_qdrant.errors import MismatchError
+from cart_qdrant_cli.health import health_json, show_health
+from cart_qdrant_cli.options import (
+    CollectionOption,
+    IndexOption,
+    JsonOption,
+    UrlOption,
+    VerboseOption,
+    examples,
+    resolve,
+)
+from cart_qdrant_cli.output import (
+    Reporter,
+    plain,
+    print_json,
+    remark,
+    reporting,
+    stdout,
+    verdict,
+)
+
+if TYPE_CHECKING:
+    from cart_qdrant.index.identify import Health
+    from cart_qdrant.index.library import Library
+    from cart_qdrant.persistence import Artifact
+
+EXAMPLES = examples("cartq doctor", "cartq doctor --fix", "cartq doctor --json")
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What was found.
+
+    Attributes:
+        health: State of the identifiers; None where they cannot be read, or there are none.
+        broken: Artefacts that are missing or were changed, each with what is wrong.
+    """
+
+    health: Health | None
+    broken: dict[str, str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.broken and (self.health is None or self.health.passed)
+
+    def to_json(self) -> dict[str, Any]:
+        """One object."""
+        out = {} if self.health is None else health_json(self.health)
+        return {**out, "passed": self.passed, "broken": self.broken}
+
+
+def doctor(
+    context: typer.Context,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Mend what is wrong: renew the identifiers.")
+    ] = False,
+    json: JsonOption = False,
+    index: IndexOption = None,
+    url: UrlOption = None,
+    collection: CollectionOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Check the identifiers and the files of an index.
+
+    Exit code 1: it fails; what is wrong is listed with the remedy.
+    """
+    from cart_qdrant.index.library import Library
+    from cart_qdrant.persistence import IndexFolder
+
+    target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
+    with Library.open(
+        target.index, url=target.url, api_key=target.api_key, collection=target.collection
+    ) as library:
+        found = diagnose(library)
+        if fix and not found.passed:
+            with IndexFolder(library.folder.root).lock(), reporting("items") as reporter:
+                mend(library, found, reporter)
+            found = diagnose(library)
+        elif fix:
+            remark("Nothing to mend.")
+    if json:
+        print_json(found.to_json())
+    else:
+        _show(found)
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+def diagnose(library: Library) -> Diagnosis:
+    """Check the artefacts against the manifest, then measure the identifiers."""
+    from cart_qdrant.index.identify import check
+
+    manifest = library.manifest
+    parts: dict[str, Artifact | None] = {"statistics": manifest.embedder.statistics}
+    if manifest.identifiers is not None:
+        parts["books"] = manifest.identifiers.books
+        parts["trie"] = manifest.identifiers.trie
+    if manifest.generator is not None:
+        parts["generator"] = manifest.generator.folder
+    broken: dict[str, str] = {}
+    for name, part in parts.items():
+        try:
+            if part is not None:
+                library.folder.path(part)
+        except MismatchError as error:
+            broken[name] = error.what
+    health = None if {"books", "trie"} & broken.keys() else check(library)
+    return Diagnosis(health, broken)
+
+
+def mend(library: Library, found: Diagnosis, reporter: Reporter) -> None:
+    """Renew what can be made from the stored vectors; says what cannot."""
+    from cart_qdrant.index.identify import renew
+
+    if "statistics" in found.broken:
+        reporter.say(
+            "The embedder's statistics cannot be made again from the points: "
+            "ingest into another --index."
+        )
+    trained = library.manifest.generator is not None
+    if {"books", "trie"} & found.broken.keys() or (found.health and not found.health.passed):
+        reporter.phase("renewing identifiers", None)
+        renew(library)
+    elif "generator" in found.broken:
+        library.put(replace(library.manifest, generator=None))
+    if trained and library.manifest.generator is None:
+        reporter.say("The generator does not fit any more: run `cartq train`.")
+
+
+def _show(found: Diagnosis) -> None:
+    console = stdout()
+    for what in found.broken.values():
+        console.print(Text("✗ ", style="bold red") + Text(plain(what)))
+    if found.health is not None:
+        show_health(console, found.health)
+    elif not found.broken:
+        console.print("The index is empty.")
+    if found.broken:
+        console.print(verdict(False) + Text("  Mend: cartq doctor --fix"))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command(epilog=EXAMPLES)(doctor)

@@ -1,0 +1,99 @@
+"""How the state of the identifiers is shown, by `ingest` and by `doctor`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+
+from cart_qdrant_cli.output import grid, plain, verdict
+
+if TYPE_CHECKING:
+    from cart_qdrant.index.identify import Health
+
+
+def health_json(health: Health) -> dict[str, Any]:
+    """The object of `doctor --json`, and `identifiers` of `ingest --json`."""
+    return {
+        "passed": health.passed,
+        "U": round(health.U, 4),
+        "items": health.items,
+        "clashes": health.clashes,
+        "duplicates": health.duplicates,
+        "levels": [
+            {
+                "level": level.level,
+                "codes": level.codes,
+                "used": level.used,
+                "dead": level.dead,
+                "entropy": round(level.entropy, 4),
+            }
+            for level in health.levels
+        ],
+        "error": {space: round(value, 4) for space, value in health.error.items()},
+        "fitted_error": {space: round(value, 4) for space, value in health.fitted_error.items()},
+        "fitted_on": health.fitted_on,
+        "problems": health.problems,
+        "remarks": health.remarks,
+    }
+
+
+def health_line(health: Health) -> Text:
+    """One line: the verdict and the main numbers."""
+    dead = sum(level.dead for level in health.levels)
+    used = sum(level.used for level in health.levels)
+    entropy = ", ".join(f"{level.entropy:.2f}" for level in health.levels)
+    return (
+        Text("identifiers ")
+        + verdict(health.passed)
+        + Text(
+            f"  U {health.U:.3f} · {len(health.levels)} levels · entropy {entropy} · "
+            f"{used} codes used, {dead} dead · {health.clashes} clashes · error "
+            + (", ".join(f"{space} {e:.3f}" for space, e in health.error.items()) or "none")
+        )
+    )
+
+
+def show_notes(console: Console, health: Health) -> None:
+    """The problems with their remedies, then the remarks."""
+    for problem in health.problems:
+        console.print(Text("✗ ", style="bold red") + Text(plain(problem)))
+    for line in health.remarks:
+        console.print(Text("· " + plain(line), style="dim"))
+
+
+def show_health(console: Console, health: Health) -> None:
+    """Tables of levels and spaces, and the verdict."""
+    numbers = ("level", "codes", "used", "dead", "entropy")
+    table = grid(*numbers, title="Levels of the identifiers", right=numbers)
+    for level in health.levels:
+        table.add_row(
+            "coarse" if level.level == 0 else str(level.level),
+            str(level.codes),
+            str(level.used),
+            str(level.dead),
+            f"{level.entropy:.3f}",
+        )
+    console.print(table)
+    console.print()
+    columns = ("space", "fitted on", "error at fitting", "error now")
+    spaces = grid(*columns, title="Reconstruction error, relative", right=columns[1:])
+    for space, fitted_on in health.fitted_on.items():
+        now = health.error.get(space)
+        spaces.add_row(
+            plain(space),
+            str(fitted_on),
+            f"{health.fitted_error[space]:.3f}",
+            "-" if now is None else f"{now:.3f}",
+        )
+    console.print(spaces)
+    console.print()
+    console.print(
+        verdict(health.passed)
+        + Text(
+            f"  U {health.U:.3f}: {health.items} items, {health.clashes} clashes, "
+            f"{health.duplicates} duplicates"
+        )
+    )
+    show_notes(console, health)

@@ -1,0 +1,140 @@
+"""`cartq info`: what an index holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from cart_qdrant_cli.options import (
+    CollectionOption,
+    IndexOption,
+    JsonOption,
+    Target,
+    UrlOption,
+    VerboseOption,
+    examples,
+    resolve,
+)
+from cart_qdrant_cli.output import facts, print_json, size, stdout
+
+PACKAGES = ("cart-qdrant", "qdrant-edge-py", "qdrant-client", "torch")
+"""Packages whose versions matter to a report of an error."""
+
+EXAMPLES = examples("cartq info", "cartq info --index photos/.cartq --json")
+
+
+def info(
+    context: typer.Context,
+    json: JsonOption = False,
+    index: IndexOption = None,
+    url: UrlOption = None,
+    collection: CollectionOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Show counts, embedder, identifiers, generator, sizes and versions of an index."""
+    target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
+    found = describe_index(target)
+    if json:
+        print_json(found)
+    else:
+        show_info(stdout(), found)
+
+
+def describe_index(target: Target) -> dict[str, Any]:
+    """The object of `info --json`.
+
+    Raises:
+        IndexMissingError: There is no index.
+    """
+    from cart_qdrant.index.library import Library
+
+    with Library.open(
+        target.index, url=target.url, api_key=target.api_key, collection=target.collection
+    ) as library:
+        manifest, folder = library.manifest, library.folder
+        kinds: Counter[str] = Counter()
+        files: set[str] = set()
+        for record in library.store.scroll(with_payload=["path", "modality"]):
+            payload = record.payload or {}
+            kinds[str(payload.get("modality"))] += 1
+            files.add(str(payload.get("path")))
+        identifiers, generator = manifest.identifiers, manifest.generator
+        return {
+            "index": str(folder.root),
+            "version": manifest.version,
+            "files": len(files),
+            "segments": dict(sorted(kinds.items())),
+            "store": {"kind": manifest.store.kind, "location": library.store.location},
+            "embedder": {
+                "name": manifest.embedder.name,
+                "version": manifest.embedder.version,
+                "dim": manifest.embedder.dim,
+                "spaces": manifest.embedder.spaces,
+                "statistics_fitted": manifest.embedder.statistics is not None,
+            },
+            "identifiers": None
+            if identifiers is None
+            else {
+                "version": identifiers.version,
+                "field": identifiers.field,
+                "levels": identifiers.levels,
+                "count": identifiers.count,
+                "U": round(identifiers.U, 4),
+            },
+            "generator": None
+            if generator is None
+            else {"version": generator.version, **generator.summary},
+            "bytes": _sizes(folder.root),
+            "packages": {name: metadata.version(name) for name in PACKAGES},
+        }
+
+
+def _sizes(root: Path) -> dict[str, int]:
+    """Bytes on disk of each file and folder of the index, by name, without empty ones."""
+    out: Counter[str] = Counter()
+    for path in root.rglob("*"):
+        if path.is_file():
+            # What is allocated: the engine keeps sparse files.
+            out[path.relative_to(root).parts[0]] += path.stat().st_blocks * 512
+    return {name: count for name, count in sorted(out.items()) if count}
+
+
+def show_info(console: Console, found: dict[str, Any]) -> None:
+    """The same for people."""
+    segments = ", ".join(f"{count} {kind}" for kind, count in found["segments"].items())
+    embedder, identifiers = found["embedder"], found["identifiers"]
+    generator, bytes_ = found["generator"], found["bytes"]
+    kinds = ", ".join(f"{kind} in {space}" for kind, space in embedder["spaces"].items())
+    rows = {
+        "index": f"{found['index']} (version {found['version']})",
+        "store": f"{found['store']['kind']}: {found['store']['location']}",
+        "files": str(found["files"]),
+        "segments": segments or "none",
+        "embedder": f"{embedder['name']} {embedder['version']}, {embedder['dim']}-d ({kinds})",
+        "identifiers": "none: run `cartq ingest`"
+        if identifiers is None
+        else f"version {identifiers['version']}, {identifiers['count']} of "
+        f"{identifiers['levels']} levels, U {identifiers['U']:.3f}",
+        "generator": "none: run `cartq train`"
+        if generator is None
+        else ", ".join(f"{name} {_short(value)}" for name, value in generator.items()),
+        "on disk": f"{size(sum(bytes_.values()))} ("
+        + ", ".join(f"{name} {size(count)}" for name, count in bytes_.items())
+        + ")",
+        "packages": ", ".join(f"{name} {version}" for name, version in found["packages"].items()),
+    }
+    console.print(facts(rows))
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command(epilog=EXAMPLES)(info)

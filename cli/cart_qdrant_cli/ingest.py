@@ -1,0 +1,280 @@
+"""`cartq ingest`: files to points with identifiers."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from cart_qdrant.errors import UsageError
+from cart_qdrant_cli.health import health_json, health_line, show_notes
+from cart_qdrant_cli.options import (
+    CollectionOption,
+    IndexOption,
+    JsonOption,
+    Target,
+    UrlOption,
+    VerboseOption,
+    distinct,
+    examples,
+    resolve,
+)
+from cart_qdrant_cli.output import (
+    Reporter,
+    clock,
+    grid,
+    plain,
+    print_json,
+    remark,
+    reporting,
+    stdout,
+)
+
+if TYPE_CHECKING:
+    from cart_qdrant.index.identify import Health
+    from cart_qdrant.index.ingest import IngestOptions, IngestReport
+    from cart_qdrant.index.library import Library
+    from cart_qdrant.records import Failure
+
+SHOWN = 20
+"""Rows of a list that are shown without --verbose."""
+PRECOMPUTED = "precomputed"
+
+EXAMPLES = examples(
+    "cartq ingest photos videos",
+    "cartq ingest media --captions captions.csv --exclude '*.tmp'",
+    "cartq ingest media --prune --dry-run",
+    "cartq ingest media --embedder precomputed --vectors vectors.npz",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ingested:
+    """A run's report and the state of the identifiers after it."""
+
+    report: IngestReport
+    health: Health | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The contract's object; the identifiers' state joins what the report says of them."""
+        out = self.report.to_json()
+        if self.health is not None:
+            out["identifiers"] = {**out["identifiers"], **health_json(self.health)}
+        return out
+
+
+def ingest(
+    context: typer.Context,
+    paths: Annotated[
+        list[Path], typer.Argument(help="Files and folders.", metavar="PATH...", show_default=False)
+    ],
+    embedder: Annotated[
+        str, typer.Option(help="auto, lite or precomputed; `cartq models` lists them.")
+    ] = "auto",
+    vectors: Annotated[
+        Path | None,
+        typer.Option(
+            help="Vectors for --embedder precomputed (.npz or .parquet).", show_default=False
+        ),
+    ] = None,
+    captions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Captions by file name (.csv, .jsonl or .json), besides those beside the media.",
+            show_default=False,
+        ),
+    ] = None,
+    no_captions: Annotated[
+        bool, typer.Option("--no-captions", help="Leave captions unread, of every kind.")
+    ] = False,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Skip what fits. Repeatable.", show_default=False),
+    ] = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove files that are gone from under PATH.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
+    ] = False,
+    json: JsonOption = False,
+    index: IndexOption = None,
+    url: UrlOption = None,
+    collection: CollectionOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Bring an index in step with folders of photos, videos and sounds.
+
+    The first run makes the index. What is unchanged is skipped unopened, so a run may be stopped
+    and started again at any time. Exit code 1: some inputs failed, the rest is stored.
+    """
+    from cart_qdrant.index.ingest import IngestOptions
+
+    target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
+    if no_captions and captions is not None:
+        raise UsageError("--no-captions and --captions exclude each other.", "Give one of them.")
+    options = IngestOptions(
+        paths=paths,
+        captions=captions,
+        use_captions=not no_captions,
+        exclude=distinct(exclude or ()),
+        prune=prune,
+        dry_run=dry_run,
+    )
+    with reporting("files") as reporter:
+        done = run_ingest(target, options, reporter, embedder=embedder, vectors=vectors)
+    if json:
+        print_json(done.to_json())
+    else:
+        show_ingest(stdout(), done, target)
+    if done.report.failed:
+        raise typer.Exit(1)
+
+
+def run_ingest(
+    target: Target,
+    options: IngestOptions,
+    reporter: Reporter,
+    *,
+    embedder: str = "auto",
+    vectors: Path | None = None,
+) -> Ingested:
+    """Ingest into the index of `target`, which is made if there is none.
+
+    Raises:
+        UsageError: A path does not exist, or the embedder and `vectors` do not fit.
+        MismatchError: The index is bound to another embedder.
+    """
+    from cart_qdrant.index.identify import check
+    from cart_qdrant.index.ingest import Ingest
+
+    _require_paths(options)
+    with _open(target, reporter, options.dry_run, embedder, vectors) as library:
+        report = Ingest(library, options, reporter).run()
+        health = None if options.dry_run else check(library)
+    return Ingested(report, health)
+
+
+def _require_paths(options: IngestOptions) -> None:
+    """Refuse a wrong path before an index is made for nothing."""
+    for path in (*options.paths, *([] if options.captions is None else [options.captions])):
+        if not path.exists():
+            raise UsageError(f"{path} does not exist.", "Check the path.")
+
+
+@contextmanager
+def _open(
+    target: Target, reporter: Reporter, dry_run: bool, embedder: str, vectors: Path | None
+) -> Iterator[Library]:
+    """The index, opened or made, and locked unless the run is dry."""
+    from cart_qdrant.index.embedders import open_embedder
+    from cart_qdrant.index.library import Library
+    from cart_qdrant.persistence import IndexFolder
+
+    folder = IndexFolder(target.index.absolute())
+    place = {"url": target.url, "api_key": target.api_key, "collection": target.collection}
+    with ExitStack() as stack:
+        if folder.exists():
+            bound = folder.read().embedder.name
+            if vectors is not None and bound != PRECOMPUTED:
+                raise UsageError(
+                    f"--vectors is for the embedder precomputed, but {target.index} has {bound!r}.",
+                    "Leave it out, or use another --index.",
+                )
+            if not dry_run:
+                stack.enter_context(folder.lock())
+            library = stack.enter_context(Library.open(folder.root, embedder=embedder, **place))
+            library.vectors_file = vectors
+        else:
+            if vectors is not None and embedder != PRECOMPUTED:
+                raise UsageError(
+                    f"--vectors is for --embedder precomputed, not for {embedder!r}.",
+                    "Add --embedder precomputed.",
+                )
+            made = open_embedder(embedder, vectors=vectors, say=reporter.say)
+            if dry_run:
+                scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                library = stack.enter_context(Library.create(scratch / target.index.name, made))
+                library.folder = folder  # paths are relative to where the index would be
+            else:
+                stack.enter_context(folder.lock())
+                library = stack.enter_context(Library.create(folder.root, made, **place))
+        yield library
+
+
+def show_ingest(console: Console, done: Ingested, target: Target) -> None:
+    """Failures, the sums, the state of the identifiers, and what to do next."""
+    report, verbose = done.report, target.verbose
+    if report.warnings:
+        _show_files(console, "Remarks", report.warnings, SHOWN if verbose else 0)
+    if report.failed:
+        shown = len(report.failed) if verbose else SHOWN
+        _show_files(console, "Failed", report.failed, shown)
+    if report.dry_run:
+        _show_plan(console, report, verbose=verbose)
+        return
+    console.print(Text(_sums(report)))
+    if done.health is None:
+        remark("The index is empty.")
+        return
+    console.print(health_line(done.health))
+    show_notes(console, done.health)
+    console.print(
+        Text("next  ", style="bold")
+        + Text(f'cartq search "..."{target.hint}', style="cyan")
+        + Text("  or first  ")
+        + Text(f"cartq train{target.hint}", style="cyan")
+        + Text("  to search better")
+    )
+
+
+def _sums(report: IngestReport) -> str:
+    worked = report.files - report.unchanged - report.recaptioned
+    rate = f", {worked / report.seconds:.1f} files/s" if worked > 0 and report.seconds else ""
+    parts = [f"{report.files} files", f"{report.segments} new segments"]
+    for count, name in (
+        (report.unchanged, "unchanged"),
+        (report.renamed, "renamed"),
+        (report.recaptioned, "with new captions"),
+        (report.removed, "removed"),
+        (len(report.failed), "failed"),
+    ):
+        parts += [f"{count} {name}"] if count else []
+    return " · ".join([*parts, f"{clock(report.seconds)} min{rate}"])
+
+
+def _show_files(console: Console, title: str, rows: Sequence[Failure], shown: int) -> None:
+    if not shown:
+        console.print(Text(f"{len(rows)} remarks; --verbose shows them", style="dim"))
+        return
+    table = grid("path", "reason", title=title)
+    for row in rows[:shown]:
+        table.add_row(Text(plain(row.path)), Text(plain(row.reason)))
+    console.print(table)
+    if len(rows) > shown:
+        console.print(Text(f"and {len(rows) - shown} more; --json lists them all", style="dim"))
+    console.print()
+
+
+def _show_plan(console: Console, report: IngestReport, *, verbose: bool) -> None:
+    for verb, paths in (("ingest", report.would_ingest), ("remove", report.would_remove)):
+        for path in paths if verbose else paths[:SHOWN]:
+            console.print(Text(f"would {verb}  {plain(path)}"), soft_wrap=True)
+        if len(paths) > SHOWN and not verbose:
+            console.print(Text(f"and {len(paths) - SHOWN} more; --verbose shows them", style="dim"))
+    console.print(
+        f"{len(report.would_ingest)} to ingest · {len(report.would_remove)} to remove · "
+        f"{report.unchanged} unchanged. Nothing was written."
+    )
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command(epilog=EXAMPLES)(ingest)

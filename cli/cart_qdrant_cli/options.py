@@ -1,0 +1,151 @@
+"""Options that several commands share, and the target that they describe."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cart_qdrant.records import Modality
+
+DEFAULT_INDEX = Path(".cartq")
+INDEX_VARIABLE = "CARTQ_INDEX"
+KEY_VARIABLE = "CARTQ_API_KEY"
+
+
+class Lane(StrEnum):
+    """Ways to answer a query."""
+
+    AUTO = "auto"
+    GENERATIVE = "generative"
+    DENSE = "dense"
+    FUSED = "fused"
+
+
+class GroupBy(StrEnum):
+    """Whether hits of one file are shown as one."""
+
+    FILE = "file"
+    NONE = "none"
+
+
+class Profile(StrEnum):
+    """How long training may take."""
+
+    QUICK = "quick"
+    DEFAULT = "default"
+    THOROUGH = "thorough"
+
+
+IndexOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--index",
+        help="Folder of the index; .cartq unless CARTQ_INDEX names another.",
+        show_default=False,
+        rich_help_panel="Index",
+    ),
+]
+UrlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        metavar="URL",
+        help="Qdrant server that holds the points; embedded in the index folder without it. "
+        "Its key is read from CARTQ_API_KEY.",
+        show_default=False,
+        rich_help_panel="Index",
+    ),
+]
+CollectionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--collection",
+        metavar="NAME",
+        help="Collection on the server.",
+        show_default=False,
+        rich_help_panel="Index",
+    ),
+]
+VerboseOption = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Show more, and the traceback of an error."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else.")]
+FilterOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--filter",
+        "-f",
+        metavar="KEY=VALUE",
+        help="Only items whose payload fits: year>=2020, camera=gopro,dji, caption~surf. "
+        "Repeatable; all must hold.",
+        show_default=False,
+    ),
+]
+ModalityOption = Annotated[
+    Modality | None, typer.Option("--modality", "-m", help="Only this kind.", show_default=False)
+]
+
+
+@dataclass(slots=True)
+class State:
+    """What was given before the command's name; the context's object."""
+
+    index: Path | None = None
+    url: str | None = None
+    collection: str | None = None
+    verbose: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """The index that a command works on."""
+
+    index: Path
+    url: str | None = None
+    collection: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    verbose: bool = False
+
+    @property
+    def hint(self) -> str:
+        """Options that name this index again, for a suggested command."""
+        default = Path(os.environ.get(INDEX_VARIABLE) or DEFAULT_INDEX)
+        return "" if self.index == default else f" --index {self.index}"
+
+
+def resolve(
+    context: typer.Context,
+    *,
+    index: Path | None = None,
+    url: str | None = None,
+    collection: str | None = None,
+    verbose: bool = False,
+) -> Target:
+    """The target: a command's own options win over those before its name, then the environment."""
+    state: State = context.obj
+    state.verbose |= verbose
+    named = index or state.index or Path(os.environ.get(INDEX_VARIABLE) or DEFAULT_INDEX)
+    return Target(
+        index=named,
+        url=url or state.url,
+        collection=collection or state.collection,
+        api_key=os.environ.get(KEY_VARIABLE) or None,
+        verbose=state.verbose,
+    )
+
+
+def examples(*lines: str) -> str:
+    """The epilog of a command's help: examples, one a line."""
+    return "\n\n".join(["[bold]Examples[/bold]", *(f"  [cyan]{line}[/cyan]" for line in lines)])
+
+
+def distinct(values: Sequence[str]) -> list[str]:
+    """Values in their order, each once."""
+    return list(dict.fromkeys(values))

@@ -1,0 +1,216 @@
+"""What the commands print: tables and JSON on stdout; progress, remarks and errors on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import IO, Any, Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+PIPE_WIDTH = 160
+"""Columns of a table that goes to a file or a pipe."""
+LOG_EVERY = 15.0
+"""Seconds between two lines of progress where stderr is no terminal."""
+
+
+class Reporter(Protocol):
+    """Is told how a run goes; the protocol of `cart_qdrant.index.ingest`."""
+
+    def phase(self, name: str, total: int | None) -> None:
+        """A step begins; `total` units of it are due if that is known."""
+
+    def advance(self, units: int = 1) -> None:
+        """Units of the step are done."""
+
+    def say(self, line: str) -> None:
+        """A remark for the user."""
+
+
+def _console(file: IO[str], *, stderr: bool) -> Console:
+    width = None if file.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
+    return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False, emoji=False)
+
+
+def stdout() -> Console:
+    """The console for results."""
+    return _console(sys.stdout, stderr=False)
+
+
+def stderr() -> Console:
+    """The console for everything that is no result."""
+    return _console(sys.stderr, stderr=True)
+
+
+def print_json(data: Mapping[str, Any]) -> None:
+    """Print one object on one line of stdout."""
+    sys.stdout.write(json.dumps(data) + "\n")
+    sys.stdout.flush()
+
+
+def plain(text: str) -> str:
+    """Text that a terminal shows as it is: control characters and bytes that are not UTF-8
+    become escapes."""
+    safe = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in safe)
+
+
+def remark(line: str) -> None:
+    """One line on stderr."""
+    stderr().print(Text(plain(line), style="dim"), soft_wrap=True)
+
+
+def grid(*columns: str, title: str | None = None, right: tuple[str, ...] = ()) -> Table:
+    """An empty table in the style of all of them."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    return table
+
+
+def facts(rows: Mapping[str, str]) -> Table:
+    """A table of names and values without a header."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, Text(plain(value)))
+    return table
+
+
+def size(count: int) -> str:
+    """Bytes for people: `640 B`, `1.4 MB`."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def clock(seconds: float) -> str:
+    """`m:ss`, or `h:mm:ss` from one hour on."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def verdict(passed: bool) -> Text:
+    """PASS or FAIL."""
+    return Text("PASS", style="bold green") if passed else Text("FAIL", style="bold red")
+
+
+class _Rate(ProgressColumn):
+    """Units a second."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        if task.total is None or not task.speed:
+            return Text("")
+        return Text(f"{task.speed:.1f} {self._unit}/s")
+
+
+class BarReporter:
+    """Progress as a bar, for a terminal."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task: TaskID | None = None
+
+    def phase(self, name: str, total: int | None) -> None:
+        """Replace the bar by one for the next step."""
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(name, total=total)
+
+    def advance(self, units: int = 1) -> None:
+        """Move the bar on."""
+        if self._task is not None:
+            self._progress.advance(self._task, units)
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self._progress.console.print(Text(plain(line), style="dim"), soft_wrap=True)
+
+
+class LineReporter:
+    """Progress as a line from time to time, for a log."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._name = ""
+        self._total: int | None = None
+        self._done = 0
+        self._begin = self._last = time.monotonic()
+
+    def phase(self, name: str, total: int | None) -> None:
+        """Name the next step."""
+        self._name, self._total, self._done = name, total, 0
+        self._begin = self._last = time.monotonic()
+        due = "" if total is None else f": {total} {self._unit}"
+        self.say(f"{name}{due}")
+
+    def advance(self, units: int = 1) -> None:
+        """Print a line when the last one is old enough."""
+        self._done += units
+        now = time.monotonic()
+        if now - self._last < LOG_EVERY:
+            return
+        self._last = now
+        rate = self._done / max(now - self._begin, 1e-9)
+        line = f"{self._name}: {self._done}"
+        if self._total is not None:
+            left = clock(max(self._total - self._done, 0) / max(rate, 1e-9))
+            line += f" of {self._total} {self._unit}, {rate:.1f}/s, {left} left"
+        self.say(line)
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        remark(line)
+
+
+@contextmanager
+def reporting(unit: str) -> Iterator[Reporter]:
+    """A reporter on stderr that counts in `unit`s; its bar is gone when the block ends."""
+    console = stderr()
+    if not console.is_terminal:
+        yield LineReporter(unit)
+        return
+    columns: list[ProgressColumn] = [
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        _Rate(unit),
+        TimeRemainingColumn(compact=True),
+    ]
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield BarReporter(progress)

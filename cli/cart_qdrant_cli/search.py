@@ -1,0 +1,150 @@
+"""`cartq search`: hits for a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from cart_qdrant.errors import UsageError
+from cart_qdrant.records import Hit, Modality
+from cart_qdrant_cli.options import (
+    CollectionOption,
+    FilterOption,
+    GroupBy,
+    IndexOption,
+    JsonOption,
+    Lane,
+    ModalityOption,
+    Target,
+    UrlOption,
+    VerboseOption,
+    examples,
+    resolve,
+)
+from cart_qdrant_cli.output import grid, plain, print_json, remark, stdout
+
+if TYPE_CHECKING:
+    from cart_qdrant.search.engine import Retriever, SearchResult
+
+EXAMPLES = examples(
+    'cartq search "a dog surfing"',
+    'cartq search "waves at night" --modality video -k 5 --html hits.html',
+    'cartq search "rain" --filter year>=2020 --filter camera=gopro,dji --json',
+)
+
+
+def search(
+    context: typer.Context,
+    query: Annotated[
+        str, typer.Argument(help="What to look for.", metavar="TEXT", show_default=False)
+    ],
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of hits.")] = 10,
+    lane: Annotated[Lane, typer.Option(help="How to search; auto chooses.")] = Lane.AUTO,
+    filters: FilterOption = None,
+    modality: ModalityOption = None,
+    group_by: Annotated[
+        GroupBy, typer.Option("--group-by", help="file: the best segment of each file.")
+    ] = GroupBy.FILE,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write a page of thumbnails as well.", show_default=False
+        ),
+    ] = None,
+    json: JsonOption = False,
+    index: IndexOption = None,
+    url: UrlOption = None,
+    collection: CollectionOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Search by text; hits of videos and sounds say from when to when."""
+    from cart_qdrant.search.filters import parse_filter
+
+    target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
+    if not query.strip():
+        raise UsageError("The query is empty.", 'Write for example cartq search "a dog surfing".')
+    wanted = parse_filter(filters or (), modality)
+    with open_retriever(target) as retriever:
+        result = retriever.search(query, k=k, lane=lane, filter=wanted, group_by=group_by)
+    if json:
+        print_json(result.to_json())
+    else:
+        show_hits(stdout(), result.hits)
+    for line in result.remarks:
+        remark(line)
+    if not json:
+        remark(describe(result))
+    if html is not None:
+        remark(f"contact sheet: {write_sheet(result, target, html).absolute()}")
+
+
+def open_retriever(target: Target) -> Retriever:
+    """A retriever on the index of `target`.
+
+    Raises:
+        IndexMissingError: There is none.
+    """
+    from cart_qdrant.search.engine import Retriever
+
+    return Retriever.open(
+        target.index, url=target.url, api_key=target.api_key, collection=target.collection
+    )
+
+
+def write_sheet(result: SearchResult, target: Target, out: Path) -> Path:
+    """Write the contact sheet of a result; returns its path."""
+    from cart_qdrant.persistence import IndexFolder
+    from cart_qdrant.search.html import contact_sheet
+
+    base = IndexFolder(target.index.absolute()).base
+    took = result.took_ms.get("total")
+    return contact_sheet(result.query, result.hits, base=base, out=out, took_ms=took)
+
+
+def describe(result: SearchResult) -> str:
+    """One line: how many hits, by which lane, in which time."""
+    count = len(result.hits)
+    steps = ", ".join(f"{k} {v:.1f}" for k, v in result.took_ms.items() if k != "total")
+    total = result.took_ms.get("total", 0.0)
+    hits = f"{count} hit{'' if count == 1 else 's'}"
+    return f"{hits} · lane {result.lane} · {total:.1f} ms ({steps})"
+
+
+def show_hits(console: Console, hits: Sequence[Hit]) -> None:
+    """The hits as a table; columns that would be empty are left out."""
+    if not hits:
+        console.print("Nothing found.")
+        return
+    timed = any(hit.modality is not Modality.IMAGE for hit in hits)
+    coded = any(hit.identifier for hit in hits)
+    names = ["", "path", *(["time"] if timed else []), "score", "lane"]
+    names += [*(["identifier"] if coded else []), "caption"]
+    table = grid(*names, right=("", "score"))
+    for hit in hits:
+        row = [str(hit.rank), Text(plain(hit.path), style="cyan")]
+        row += [_time(hit)] if timed else []
+        row += [f"{hit.score:.3f}", plain(hit.lane)]
+        row += [hit.identifier or ""] if coded else []
+        table.add_row(*row, Text(plain(hit.caption or "")))
+    for name, column in zip(names, table.columns, strict=True):
+        # The narrow columns stay whole; path and caption share the rest.
+        column.no_wrap = name not in ("path", "caption")
+    console.print(table)
+
+
+def _time(hit: Hit) -> str:
+    from cart_qdrant.search.html import clock
+
+    if hit.modality is Modality.IMAGE:
+        return ""
+    return f"{clock(hit.start)}-{clock(hit.end)}"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command(epilog=EXAMPLES)(search)

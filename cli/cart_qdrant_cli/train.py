@@ -1,0 +1,102 @@
+"""`cartq train`: learn to search from the captions of an index."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from cart_qdrant_cli.options import (
+    CollectionOption,
+    IndexOption,
+    JsonOption,
+    Profile,
+    Target,
+    UrlOption,
+    VerboseOption,
+    examples,
+    resolve,
+)
+from cart_qdrant_cli.output import Reporter, plain, print_json, reporting, stdout
+
+if TYPE_CHECKING:
+    from cart_qdrant.learn.train import TrainReport
+
+EXAMPLES = examples("cartq train", "cartq train --profile quick", "cartq train --profile thorough")
+
+
+def train(
+    context: typer.Context,
+    profile: Annotated[
+        Profile,
+        typer.Option(
+            help="quick: a minute; default: ten minutes for 30,000 captions; thorough: an hour."
+        ),
+    ] = Profile.DEFAULT,
+    seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
+    no_resume: Annotated[
+        bool, typer.Option("--no-resume", help="Start anew, even where a stopped run could go on.")
+    ] = False,
+    json: JsonOption = False,
+    index: IndexOption = None,
+    url: UrlOption = None,
+    collection: CollectionOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Train the query tower and the generator on what the index holds.
+
+    Search works before and during training; the new model takes over when it is complete.
+    A stopped run goes on where it was.
+    """
+    target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
+    with reporting("steps") as reporter:
+        report = run_train(target, reporter, profile=profile, seed=seed, resume=not no_resume)
+    if json:
+        print_json(report.to_json())
+    else:
+        show_train(stdout(), report, target)
+
+
+def run_train(
+    target: Target,
+    reporter: Reporter,
+    *,
+    profile: Profile = Profile.DEFAULT,
+    seed: int = 0,
+    resume: bool = True,
+) -> TrainReport:
+    """Train on the index of `target`.
+
+    Raises:
+        IndexMissingError: There is no index, or it is empty.
+    """
+    from cart_qdrant.index.library import Library
+    from cart_qdrant.learn.train import TrainOptions, train
+    from cart_qdrant.persistence import IndexFolder
+
+    folder = IndexFolder(target.index.absolute())
+    folder.read()  # the lock makes the folder: no index, no lock
+    with (
+        folder.lock(),
+        Library.open(
+            folder.root, url=target.url, api_key=target.api_key, collection=target.collection
+        ) as library,
+    ):
+        options = TrainOptions(profile=profile.value, seed=seed, resume=resume)
+        return train(library, options, reporter)
+
+
+def show_train(console: Console, report: TrainReport, target: Target) -> None:
+    """The report, and what to do next."""
+    for line in report.summary_lines():
+        console.print(Text(plain(line)))
+    console.print(
+        Text("next  ", style="bold") + Text(f'cartq search "..."{target.hint}', style="cyan")
+    )
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command(epilog=EXAMPLES)(train)
