@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 FEATURES = 1280
+MIDDLE = 192
+"""Channels of the last block but one, whose pooled output tells layout and texture."""
 CLASSES = 1000
 SIDE = 224
 """Pixels of the square input."""
@@ -89,20 +91,23 @@ class EfficientNetLite0(nn.Module):
         self._bn1 = nn.BatchNorm2d(FEATURES, eps=_BN_EPS)
         self._fc = nn.Linear(FEATURES, CLASSES)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
+    def forward(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled features of normalised pixels.
 
         Args:
             x_BCHW: RGB, `(value - 127) / 128`, 224 x 224.
 
         Returns:
-            (B, 1280), non-negative.
+            What the classifier reads (B, 1280), non-negative, and the pooled output of the last
+            block but one (B, 192).
         """
         x: Tensor = F.relu6(self._bn0(self._conv_stem(x_BCHW)))
-        for block in self._blocks:
+        for block in self._blocks[:-1]:
             x = block(x)
+        middle = x.mean(dim=(2, 3), dtype=torch.float32)
+        x = self._blocks[-1](x)
         x = F.relu6(self._bn1(self._conv_head(x)))
-        return x.mean(dim=(2, 3))
+        return x.mean(dim=(2, 3), dtype=torch.float32), middle
 
 
 def _fold(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:

@@ -36,6 +36,8 @@ WHITENING = 0.5
 """Power of the inverse standard deviation; 1 is full whitening (docs/experiments.md)."""
 FIT_FROM = 2_000
 """Items of a space from which statistics are taken; fewer are noise."""
+_MIDDLE_SCALE = 0.11
+"""Brings the middle features to the spread of the top ones."""
 _SHRINK = 10
 """Items' worth of weight that draws the centre of a small collection to zero."""
 TAU = 0.05
@@ -90,7 +92,7 @@ class LiteEmbedder:
     name = "lite"
     version = "1"
     dim = DIM
-    raw_dim = efficientnet.FEATURES
+    raw_dim = efficientnet.FEATURES + efficientnet.MIDDLE
     spaces: Mapping[Modality, str] = {
         Modality.IMAGE: VISUAL,
         Modality.VIDEO: VISUAL,
@@ -110,6 +112,11 @@ class LiteEmbedder:
             folder = Path(spec.origin).parent / "models"
             self._net = efficientnet.load_efficientnet(next(folder.glob("*.pth")))
         return self._net
+
+    def _class_weights(self) -> FloatArray:
+        """Classifier weights (1000, R); the classifier reads the first 1280 features alone."""
+        weights = self._network()._fc.weight.numpy()
+        return np.pad(weights, ((0, 0), (0, efficientnet.MIDDLE)))
 
     def text_encoder(self) -> TextEncoder:
         """The text encoder, loaded once."""
@@ -144,7 +151,8 @@ class LiteEmbedder:
             x_BCHW = x.permute(0, 3, 1, 2).float().sub(127).div(128)
             x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                parts.append(net(x_BCHW).float())
+                top, middle = net(x_BCHW)
+                parts.append(torch.cat([top, _MIDDLE_SCALE * middle], dim=1))
         rows = torch.tensor(owner)
         out = torch.zeros(len(clips), self.raw_dim).index_add_(0, rows, torch.cat(parts))
         counts = torch.bincount(rows, minlength=len(clips))[:, None]
@@ -156,7 +164,7 @@ class LiteEmbedder:
         The classifier's weights vary along the directions that tell its classes apart, which is
         what whitening looks for; the centre is then the items' mean, drawn to zero while few.
         """
-        weights = self._network()._fc.weight.numpy()
+        weights = self._class_weights()
         for space in (VISUAL, AUDIO):
             x = features.get(space, np.empty((0, self.raw_dim), dtype=np.float32))
             sample = x if len(x) >= FIT_FROM else weights
@@ -194,6 +202,27 @@ class LiteEmbedder:
                 out[rows] = self.project(raw[rows], space)
         return out
 
+    def _label_texts(self) -> list[str]:
+        data = resources.files("cart_qdrant.index") / "data" / "imagenet_labels.json"
+        labels: list[str] = json.loads(data.read_text())
+        return labels
+
+    def vocabulary(self) -> list[str]:
+        """Texts whose vectors it knows best: class names. They keep a tower trained on few
+        captions from forgetting the rest."""
+        names = [label.split(",")[0] for label in self._label_texts()]
+        return [*names, *(f"a photo of a {name}" for name in names)]
+
+    def labels(self, x_ND: FloatArray, space: str) -> list[str] | None:
+        """Most likely class name of each vector; None for sound."""
+        if space != VISUAL:
+            return None
+        weights = self._class_weights()
+        rows = (weights - weights.mean(axis=0)) @ self._stats[f"{space}.back"]
+        best = np.argmax(x_ND @ rows.T, axis=1)
+        names = self._label_texts()
+        return [names[n].split(",")[0] for n in best]
+
     def embed_text(self, texts: Sequence[str], space: str) -> FloatArray | None:
         """Query vectors x_BD through the class names; None for sound, which they do not name."""
         if space != VISUAL:
@@ -202,12 +231,11 @@ class LiteEmbedder:
             self.fit({})
         encoder = self.text_encoder()
         if self._labels_BD is None:
-            data = resources.files("cart_qdrant.index") / "data" / "imagenet_labels.json"
-            self._labels_BD = encoder.embed(json.loads(data.read_text()))
+            self._labels_BD = encoder.embed(self._label_texts())
         logits = encoder.embed(texts) @ self._labels_BD.T / TAU
         share = np.exp(logits - logits.max(axis=1, keepdims=True))
         share /= share.sum(axis=1, keepdims=True)
-        weights = self._network()._fc.weight.numpy()
+        weights = self._class_weights()
         # w . (x - mean) = (w @ back) . z, with z the whitened item.
         q = (share @ (weights - weights.mean(axis=0))) @ self._stats[f"{space}.back"]
         return np.asarray(q / np.linalg.norm(q, axis=1, keepdims=True), dtype=np.float32)

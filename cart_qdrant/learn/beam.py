@@ -128,9 +128,7 @@ def beam_search(trie: Trie, scorer: Scorer, queries: int, width: int) -> list[Be
         node_R = begin[parent_R] + within
         query_R, score_R, prefix_RL = query_R[parent_R], score_R[parent_R], prefix_RL[parent_R]
     ends = np.searchsorted(query_R, np.arange(queries + 1))
-    return [
-        Beams(prefix_RL[a:b], score_R[a:b]) for a, b in zip(ends[:-1], ends[1:], strict=True)
-    ]
+    return [Beams(prefix_RL[a:b], score_R[a:b]) for a, b in zip(ends[:-1], ends[1:], strict=True)]
 
 
 def _best(query_R: IndexArray, score_R: FloatArray, width: int) -> IndexArray:

@@ -80,13 +80,11 @@ def read_corpus(
     if label is not None and not texts:
         for space in np.unique(vectors.spaces):
             rows = np.flatnonzero(vectors.spaces == space)
-            for n, text in zip(rows, label(vectors.x_ND[rows], str(space)) or [], strict=False):
-                texts.append(text)
-                items.append(int(n))
-                weak.append(True)
-    return Corpus(
-        vectors, texts, np.asarray(items, np.intp), np.asarray(weak, np.bool_), captioned
-    )
+            labels = label(vectors.x_ND[rows], str(space)) or []
+            texts += labels
+            items += [int(row) for row in rows[: len(labels)]]
+            weak += [True] * len(labels)
+    return Corpus(vectors, texts, np.asarray(items, np.intp), np.asarray(weak, np.bool_), captioned)
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,9 @@ class QueryEncoder(nn.Module):
     def shared(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
         """States (B, S, W) after the frozen lower half."""
         bert = self._bert[0]
-        x = bert.words(ids_BS) + bert.positions.weight[: ids_BS.shape[1]] + bert.types.weight[0]
+        x: Tensor = (
+            bert.words(ids_BS) + bert.positions.weight[: ids_BS.shape[1]] + bert.types.weight[0]
+        )
         x = bert.norm(x)
         for layer in bert.layers[:SHARED]:
             x = layer(x, mask_BS[:, None, None, :])
@@ -111,7 +113,9 @@ class QueryEncoder(nn.Module):
             states.append(x_BSW)
         return states
 
-    def media(self, top_BSW: Tensor, mask_BS: Tensor, text_BW: Tensor, noise: float = 0.0) -> Tensor:
+    def media(
+        self, top_BSW: Tensor, mask_BS: Tensor, text_BW: Tensor, noise: float = 0.0
+    ) -> Tensor:
         """Features (B, 2W) that the heads read: tuned and frozen sentence vectors.
 
         Args:

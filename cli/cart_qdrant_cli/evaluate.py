@@ -47,11 +47,15 @@ def evaluate(
     ],
     lane: Annotated[
         list[Lane] | None,
-        typer.Option(help="Lane to measure; auto if none is given. Repeatable.", show_default=False),
+        typer.Option(
+            help="Lane to measure; auto if none is given. Repeatable.", show_default=False
+        ),
     ] = None,
     k: Annotated[
         list[int] | None,
-        typer.Option("-k", min=1, help="Depth of recall; 1, 5, 10. Repeatable.", show_default=False),
+        typer.Option(
+            "-k", min=1, help="Depth of recall; 1, 5, 10. Repeatable.", show_default=False
+        ),
     ] = None,
     filters: FilterOption = None,
     modality: ModalityOption = None,

@@ -209,8 +209,8 @@ def _open(
         yield library
 
 
-def show_ingest(console: Console, done: Ingested, target: Target) -> None:
-    """Failures, the sums, the state of the identifiers, and what to do next."""
+def show_ingest(console: Console, done: Ingested, target: Target, *, hint: bool = True) -> None:
+    """Failures, the sums, the state of the identifiers, and what to do next if `hint`."""
     report, verbose = done.report, target.verbose
     if report.warnings:
         _show_files(console, "Remarks", report.warnings, SHOWN if verbose else 0)
@@ -226,6 +226,8 @@ def show_ingest(console: Console, done: Ingested, target: Target) -> None:
         return
     console.print(health_line(done.health))
     show_notes(console, done.health)
+    if not hint:
+        return
     console.print(
         Text("next  ", style="bold")
         + Text(f'cartq search "..."{target.hint}', style="cyan")

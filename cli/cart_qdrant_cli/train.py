@@ -88,10 +88,12 @@ def run_train(
         return train(library, options, reporter)
 
 
-def show_train(console: Console, report: TrainReport, target: Target) -> None:
-    """The report, and what to do next."""
+def show_train(console: Console, report: TrainReport, target: Target, *, hint: bool = True) -> None:
+    """The report, and what to do next if `hint`."""
     for line in report.summary_lines():
         console.print(Text(plain(line)))
+    if not hint:
+        return
     console.print(
         Text("next  ", style="bold") + Text(f'cartq search "..."{target.hint}', style="cyan")
     )

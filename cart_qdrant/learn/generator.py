@@ -1,0 +1,252 @@
+"""The generator: writes an identifier, code by code, for an encoded query.
+
+Coarse and fine fusion of the encoder's layers E1..E3 as in CART (arXiv 2406.17507, section 3.2),
+each switchable. Its logits *correct* the prior of `beam.PriorScorer`:
+`log p(v | prefix) = log softmax(scale_m * q . e_{m,v} + gate_m * h_m . w_{m,v})`, so that an item
+that training never saw keeps the fair score of its code vectors. The memory may be text, a vector
+of the media space (an item's own, where it has no caption), or both.
+Shape legend: B queries, R prefixes, T codes of a prefix, S memory, W width, V codes, L levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cart_qdrant.errors import ConfigError
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int32]
+IndexArray = npt.NDArray[np.intp]
+
+TAPS = 3
+"""Encoder layers that are fused: E1, E2, E3."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratorConfig:
+    """Shape of a generator."""
+
+    sizes: tuple[int, ...]
+    """Codes per level: coarse clusters, then codes of each residual level."""
+    media_dim: int
+    """Width of a media vector."""
+    text_width: int = 384
+    """Width of the query encoder's states."""
+    width: int = 256
+    heads: int = 4
+    layers: int = 2
+    prefix: int = 2
+    """Memory vectors made of one media vector."""
+    dropout: float = 0.1
+    coarse_fusion: bool = True
+    fine_fusion: bool = True
+
+    def __post_init__(self) -> None:
+        if not (self.coarse_fusion or self.fine_fusion):
+            raise ConfigError("coarse_fusion and fine_fusion are both off: nothing is read.")
+        if self.width % self.heads:
+            raise ConfigError(f"width is {self.width}, but must be a multiple of {self.heads}.")
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> GeneratorConfig:
+        """Inverse of `to_json`."""
+        return cls(**{**data, "sizes": tuple(data["sizes"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What the decoder reads: each tap (B, S, W), and a mask (B, 1, 1, S) of what is there."""
+
+    taps: tuple[Tensor, ...]
+    mask: Tensor
+
+
+class _Attention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x_BTW: Tensor, memory_BSW: Tensor, mask: Tensor | None) -> Tensor:
+        b, t, w = x_BTW.shape
+        q = self.q(x_BTW).view(b, t, self.heads, -1).transpose(1, 2)
+        kv = self.kv(memory_BSW).view(b, memory_BSW.shape[1], 2, self.heads, -1)
+        k, v = kv.permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        out: Tensor = self.out(y.transpose(1, 2).reshape(b, t, w))
+        return out
+
+
+class _Layer(nn.Module):
+    """Causal self-attention over the prefix, fused cross-attention over the taps, feed-forward."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        w = config.width
+        self.own = _Attention(w, config.heads)
+        self.coarse = _Attention(w, config.heads) if config.coarse_fusion else None
+        self.coarse_gate = nn.Linear(w, w) if config.coarse_fusion else None
+        self.fine = nn.ModuleList()
+        self.fine_gates = nn.ModuleList()
+        if config.fine_fusion:
+            self.fine.extend(_Attention(w, config.heads) for _ in range(TAPS))
+            self.fine_gates.extend(nn.Linear(2 * w, w) for _ in range(TAPS))
+        self.norms = nn.ModuleList(nn.LayerNorm(w) for _ in range(3))
+        self.up, self.down = nn.Linear(w, 4 * w), nn.Linear(4 * w, w)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x_RTW: Tensor, memory: Memory, fused_BSW: Tensor | None, queries: int
+    ) -> Tensor:
+        r, t, w = x_RTW.shape
+        y = self.norms[0](x_RTW)
+        causal = torch.ones(t, t, dtype=torch.bool).tril()
+        x = x_RTW + self.dropout(self.own(y, y, causal))
+        # All beams of a query read one memory: they stand side by side in the time axis.
+        y = self.norms[1](x).reshape(queries, (r // queries) * t, w)
+        read = torch.zeros_like(y)
+        if self.coarse is not None and self.coarse_gate is not None:
+            assert fused_BSW is not None
+            c = self.coarse(y, fused_BSW, memory.mask)
+            read = read + torch.sigmoid(self.coarse_gate(c)) * c
+        for attention, gate, tap in zip(self.fine, self.fine_gates, memory.taps, strict=False):
+            c = attention(y, tap, memory.mask)
+            alpha = torch.sigmoid(gate(torch.cat([y, c], dim=-1)))
+            read = read + alpha * c
+        x = x + self.dropout(read.reshape(r, t, w))
+        out: Tensor = x + self.dropout(self.down(F.gelu(self.up(self.norms[2](x)))))
+        return out
+
+
+class Generator(nn.Module):
+    """See the module's docstring."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        w = config.width
+        self.taps_in = nn.ModuleList(nn.Linear(config.text_width, w) for _ in range(TAPS))
+        self.media_in = nn.Linear(config.media_dim, TAPS * config.prefix * w)
+        self.fuse = nn.Linear(TAPS * w, w) if config.coarse_fusion else None
+        self.start = nn.Parameter(torch.randn(w) * 0.02)
+        self.places = nn.Parameter(torch.randn(len(config.sizes), w) * 0.02)
+        self.codes = nn.ModuleList(nn.Embedding(v, w) for v in config.sizes)
+        for table in self.codes:
+            assert isinstance(table, nn.Embedding)
+            nn.init.normal_(table.weight, std=w**-0.5)
+        self.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(w)
+
+    def memory(
+        self,
+        taps: Sequence[Tensor] | None,
+        mask_BS: Tensor | None,
+        media_BD: Tensor | None,
+    ) -> Memory:
+        """Memory of text states, of a media vector, or of both.
+
+        Raises:
+            ConfigError: Neither is given.
+        """
+        parts: list[list[Tensor]] = [[] for _ in range(TAPS)]
+        masks: list[Tensor] = []
+        if media_BD is not None:
+            b = len(media_BD)
+            made = self.media_in(media_BD).view(b, TAPS, self.config.prefix, -1)
+            for n in range(TAPS):
+                parts[n].append(made[:, n])
+            masks.append(torch.ones(b, self.config.prefix, dtype=torch.bool))
+        if taps is not None and mask_BS is not None:
+            for n, (project, tap) in enumerate(zip(self.taps_in, taps, strict=True)):
+                parts[n].append(project(tap))
+            masks.append(mask_BS)
+        if not masks:
+            raise ConfigError("A generator's memory needs text states or a media vector.")
+        return Memory(
+            tuple(torch.cat([p.to(part[0].dtype) for p in part], dim=1) for part in parts),
+            torch.cat(masks, dim=1)[:, None, None, :],
+        )
+
+    def forward(self, memory: Memory, prefix_RT: Tensor) -> Tensor:
+        """Hidden states after the start and after each code of a prefix.
+
+        Args:
+            memory: Of B queries.
+            prefix_RT: Codes (R, T), R a multiple of B, beams of a query together.
+
+        Returns:
+            (R, T + 1, W): state `t` scores the codes of level `t`.
+        """
+        r, t = prefix_RT.shape
+        x = [self.start.expand(r, 1, -1)]
+        x += [self.codes[n](prefix_RT[:, n : n + 1]) for n in range(t)]
+        x_RTW = torch.cat(x, dim=1) + self.places[: t + 1]
+        fused = self.fuse(torch.cat(memory.taps, dim=-1)) if self.fuse is not None else None
+        queries = len(memory.mask)
+        for layer in self.layers:
+            x_RTW = layer(x_RTW, memory, fused, queries)
+        out: Tensor = self.norm(x_RTW)
+        return out
+
+    def logits(self, state_RW: Tensor, level: int) -> Tensor:
+        """Scores (R, V) of one level's codes."""
+        table = self.codes[level]
+        assert isinstance(table, nn.Embedding)
+        return state_RW @ table.weight.T
+
+
+class GeneratorScorer:
+    """Prior and gated correction as log-probabilities, for `beam_search`.
+
+    Args:
+        generator: In eval mode.
+        memory: Of B queries.
+        levels_BV: Prior logits of each level, see `PriorScorer`.
+        gates: Weight of the correction at each level.
+    """
+
+    per_prefix = True
+
+    def __init__(
+        self,
+        generator: Generator,
+        memory: Memory,
+        levels_BV: Sequence[FloatArray],
+        gates: Sequence[float],
+    ) -> None:
+        self._generator, self._memory = generator, memory
+        self._levels, self._gates = levels_BV, gates
+
+    @torch.inference_mode()
+    def __call__(self, level: int, query_R: IndexArray, prefix_RL: IntArray) -> FloatArray:
+        """Log-probabilities (R, V)."""
+        prior = torch.from_numpy(self._levels[level])[query_R]
+        if self._gates[level] == 0:
+            return np.asarray(F.log_softmax(prior, dim=-1).numpy())
+        queries = len(self._memory.mask)
+        counts = np.bincount(query_R, minlength=queries)
+        slot = np.arange(len(query_R)) - np.repeat(np.cumsum(counts) - counts, counts)
+        widest = max(int(counts.max()), 1)
+        # Queries with fewer beams are padded with prefix 0, whose scores are dropped.
+        padded = np.zeros((queries, widest, level), dtype=np.int64)
+        padded[query_R, slot] = prefix_RL
+        flat = torch.from_numpy(padded.reshape(queries * widest, level))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            state = self._generator(self._memory, flat)[:, -1].float()
+        rows = torch.from_numpy(query_R * widest + slot)
+        correction = self._generator.logits(state[rows], level)
+        return np.asarray(F.log_softmax(prior + self._gates[level] * correction, dim=-1).numpy())
