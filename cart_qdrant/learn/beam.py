@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -54,7 +55,12 @@ class PriorScorer:
     def __init__(self, levels_BV: Sequence[FloatArray]) -> None:
         self.levels_BV = list(levels_BV)
 
-    def __call__(self, level: int, query_R: IndexArray, prefix_RL: IntArray) -> FloatArray:
+    def __call__(
+        self,
+        level: int,
+        query_R: IndexArray,  # noqa: ARG002 - of the protocol
+        prefix_RL: IntArray,  # noqa: ARG002
+    ) -> FloatArray:
         """(B, V): a residual code's score does not depend on the prefix."""
         return self.levels_BV[level]
 
@@ -128,7 +134,7 @@ def beam_search(trie: Trie, scorer: Scorer, queries: int, width: int) -> list[Be
         node_R = begin[parent_R] + within
         query_R, score_R, prefix_RL = query_R[parent_R], score_R[parent_R], prefix_RL[parent_R]
     ends = np.searchsorted(query_R, np.arange(queries + 1))
-    return [Beams(prefix_RL[a:b], score_R[a:b]) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return [Beams(prefix_RL[a:b], score_R[a:b]) for a, b in pairwise(ends)]
 
 
 def _best(query_R: IndexArray, score_R: FloatArray, width: int) -> IndexArray:

@@ -66,7 +66,7 @@ class TextStates:
     def batches(
         self, rows: IntArray, size: int, rng: np.random.Generator | None
     ) -> Iterator[IntArray]:
-        """Batches of like length; shuffled, with a little mixing of lengths, when `rng` is given."""
+        """Batches of like length; shuffled, lengths mixed a little, when `rng` is given."""
         jitter = rng.random(len(rows)) * 3 if rng is not None else 0
         order = rows[np.argsort(self.lengths[rows] + jitter, kind="stable")]
         blocks = [order[n : n + size] for n in range(0, len(order), size)]

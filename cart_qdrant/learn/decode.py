@@ -1,0 +1,72 @@
+"""Queries to beams: one decoding per media space, merged per query.
+
+Shape legend: B queries, D vector width, L levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from cart_qdrant.index.identifiers import Codec
+from cart_qdrant.index.trie import Trie
+from cart_qdrant.learn.beam import Beams, PriorScorer, Scorer, beam_search
+from cart_qdrant.learn.generator import Generator, GeneratorScorer
+from cart_qdrant.learn.prior import prior_logits
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def decode(
+    trie: Trie,
+    codec: Codec,
+    media: Mapping[str, FloatArray],
+    *,
+    scale: float,
+    width: int,
+    gates: Sequence[float],
+    generator: Generator | None = None,
+    taps: Sequence[Tensor] | None = None,
+    mask_BS: Tensor | None = None,
+) -> list[Beams]:
+    """Identifiers for each query, best first.
+
+    Args:
+        media: Query vectors (B, D) in each space that is reached.
+        scale: Multiplies inner products.
+        width: Beams of a query in each space.
+        gates: Weight of the generator's correction per level; all zero never runs it.
+        taps: Text states of the queries, needed with a generator.
+    """
+    per_space: list[list[Beams]] = []
+    for space, q_BD in media.items():
+        if space not in codec.quantizers:
+            continue
+        levels = prior_logits(codec, media, space, scale)
+        scorer: Scorer = PriorScorer(levels)
+        if generator is not None and any(gates) and taps is not None:
+            memory = generator.memory(taps, mask_BS, _tensor(q_BD))
+            scorer = GeneratorScorer(generator, memory, levels, gates)
+        per_space.append(beam_search(trie, scorer, len(q_BD), width))
+    if not per_space:
+        return []
+    return [_merge(found) for found in zip(*per_space, strict=True)]
+
+
+def _tensor(q_BD: FloatArray) -> Tensor:
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(q_BD))
+
+
+def _merge(found: Sequence[Beams]) -> Beams:
+    """Beams of several spaces: each space's shares count equally."""
+    if len(found) == 1:
+        return found[0]
+    rows = np.concatenate([b.rows_KL for b in found])
+    scores = np.concatenate([b.log_probs() for b in found])
+    order = np.argsort(-scores, kind="stable")
+    return Beams(rows[order], scores[order])

@@ -1,0 +1,65 @@
+"""A trained model on disk and in memory: query encoder, generator, calibration."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from cart_qdrant.index.text_encoder import TextEncoder
+from cart_qdrant.learn.fusion import Calibration
+from cart_qdrant.learn.generator import Generator, GeneratorConfig
+from cart_qdrant.learn.query_encoder import QueryEncoder
+
+
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    return {k: v.detach().contiguous().clone() for k, v in module.state_dict().items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Everything that turns a text into vectors and identifiers."""
+
+    encoder: QueryEncoder
+    generator: Generator
+    calibration: Calibration
+
+    def save(self, folder: Path) -> None:
+        """Write safetensors and JSON into a new folder."""
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        save_file(_state(self.encoder), folder / "tower.safetensors")
+        save_file(_state(self.generator), folder / "generator.safetensors")
+        spaces = {
+            space: head.skip.out_features  # type: ignore[union-attr]
+            for space, head in self.encoder.heads.items()
+        }
+        config = {"spaces": spaces, "generator": self.generator.config.to_json()}
+        (folder / "config.json").write_text(json.dumps(config, indent=2))
+        (folder / "calibration.json").write_text(json.dumps(self.calibration.to_json(), indent=2))
+
+    @classmethod
+    def load(cls, folder: Path, text: TextEncoder) -> Model:
+        """Inverse of `save`."""
+        config = json.loads((folder / "config.json").read_text())
+        encoder = QueryEncoder(text, config["spaces"])
+        encoder.load_state_dict(load_file(folder / "tower.safetensors"))
+        generator = Generator(GeneratorConfig.from_json(config["generator"]))
+        generator.load_state_dict(load_file(folder / "generator.safetensors"))
+        for module in (encoder, generator):
+            module.eval().requires_grad_(False)
+        calibration = json.loads((folder / "calibration.json").read_text())
+        return cls(encoder, generator, Calibration.from_json(calibration))
+
+
+@torch.inference_mode()
+def parameters(model: Model) -> int:
+    """Trained parameters."""
+    modules = (model.encoder, model.generator)
+    return sum(p.numel() for module in modules for p in module.parameters())
