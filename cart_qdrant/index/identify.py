@@ -23,7 +23,14 @@ from cart_qdrant.index.identifiers import (
 from cart_qdrant.index.library import Library, identifier_fields
 from cart_qdrant.index.store import MEDIA, Store
 from cart_qdrant.index.trie import Trie
-from cart_qdrant.persistence import Artifact, IdentifierInfo, file_hash, load_arrays, save_arrays
+from cart_qdrant.persistence import (
+    Artifact,
+    IdentifierInfo,
+    file_hash,
+    load_arrays,
+    rename_durably,
+    save_arrays,
+)
 from cart_qdrant.records import Identifier
 
 FloatArray = npt.NDArray[np.float32]
@@ -65,13 +72,23 @@ def vector_of(record: models.Record, name: str = MEDIA) -> list[float] | None:
     return found if isinstance(found, list) else None  # type: ignore[return-value]
 
 
+def is_ours() -> models.Filter:
+    """Points of ours: a shared collection may hold others."""
+    return models.Filter(must_not=[_lacks("hash")])
+
+
+def _lacks(key: str) -> models.IsEmptyCondition:
+    return models.IsEmptyCondition(is_empty=models.PayloadField(key=key))
+
+
 def read_vectors(library: Library) -> Vectors:
     """Read every media vector; memory is 4 D bytes an item."""
     dim = library.manifest.embedder.dim
     ids: list[str] = []
     spaces: list[str] = []
     blocks: list[FloatArray] = []
-    for chunk in _chunks(library.store.scroll(with_payload=["modality"], with_vectors=[MEDIA])):
+    found = library.store.scroll(is_ours(), with_payload=["modality"], with_vectors=[MEDIA])
+    for chunk in _chunks(found):
         rows: list[list[float]] = []
         for record in chunk:
             vector = vector_of(record)
@@ -135,7 +152,7 @@ def _save_trie(library: Library, trie: Trie) -> Artifact:
     trie.save(temporary)
     digest = file_hash(temporary)
     name = f"trie-{digest[:12]}.npz"
-    temporary.replace(library.folder.root / name)
+    rename_durably(temporary, library.folder.root / name)
     return Artifact(name, digest)
 
 
@@ -176,12 +193,14 @@ def prepare(
 
 
 def adopt(library: Library, info: IdentifierInfo) -> None:
-    """Flip to prepared identifiers, then remove the old field. A trained generator goes: it
-    writes the old ones."""
+    """Flip to prepared identifiers. A trained generator goes: it writes the old ones.
+
+    The old payload field stays until the next run that writes (`remove_stale`), so that a search
+    which has the old manifest open still finds what it names.
+    """
     old = library.manifest.identifiers
     stale = [*library.manifest.stale_fields, *([old.field] if old is not None else [])]
     library.put(replace(library.manifest, identifiers=info, generator=None, stale_fields=stale))
-    remove_stale(library)
 
 
 def remove_stale(library: Library) -> None:
@@ -196,6 +215,7 @@ def remove_stale(library: Library) -> None:
 
 def renew(library: Library, config: IdentifierConfig | None = None) -> IdentifierInfo | None:
     """Fit identifiers on all items and flip to them; None when there is no item."""
+    remove_stale(library)
     vectors = read_vectors(library)
     if not vectors.ids:
         return None
@@ -204,42 +224,47 @@ def renew(library: Library, config: IdentifierConfig | None = None) -> Identifie
     return info
 
 
-def assign_new(library: Library) -> None:
+def assign_new(library: Library) -> int:
     """Give every point an identifier that has none, and bring the tree in step with the points.
 
-    The tree is made anew from the payload where a killed run may have left them apart.
+    The tree is made anew from the payload, since a killed run may have left them apart. Items of
+    a space that had none at fitting need new code books: they are fitted at once, unless a
+    generator was trained, which would be lost.
+
+    Returns:
+        How many items stay without an identifier.
     """
     info = library.manifest.identifiers
     if info is None:
         renew(library)
-        return
+        return 0
     codec = load_codec(library)
     assert codec is not None
     store = library.store
-    missing = models.Filter(must=[models.IsEmptyCondition(is_empty={"key": f"{info.field}.id"})])  # type: ignore[arg-type]
+    missing = models.Filter(must=[_lacks(f"{info.field}.id")], must_not=[_lacks("hash")])
+    named = models.Filter(must_not=[_lacks(f"{info.field}.id"), _lacks("hash")])
     rows = [
         (*record.payload[info.field]["codes"], record.payload[info.field]["u"])
-        for record in store.scroll(with_payload=[info.field])
-        if record.payload and info.field in record.payload
+        for record in store.scroll(named, with_payload=[info.field])
+        if record.payload
     ]
     depth = info.levels + 1
     trie = Trie.build(np.asarray(rows, dtype=np.int32).reshape(-1, depth), depth)
     counters = Counters(trie.counters())
     fresh: list[IntArray] = []
-    unknown = False
+    unnamed = 0
     for chunk in _chunks(store.scroll(missing, with_payload=["modality"], with_vectors=[MEDIA])):
         ids = [str(r.id) for r in chunk]
         x = np.asarray([vector_of(r) for r in chunk], dtype=np.float32)
-        spaces = np.asarray([library.space((r.payload or {})["modality"]) for r in chunk])
+        spaces = np.asarray([library.space((r.payload or {})["modality"]) or "" for r in chunk])
         codes = encode(codec, x, spaces)
         known = codes[:, 0] >= 0
-        unknown |= not known.all()
+        unnamed += int((~known).sum())
         kept = [one for one, ok in zip(ids, known, strict=True) if ok]
         fresh.append(write_identifiers(store, info.field, kept, codes[known], counters))
-    if unknown:
-        # A space that had no item at fitting: only new code books can name its items.
+    if unnamed and library.manifest.generator is None:
         renew(library)
-        return
+        return 0
     store.flush()
     if fresh:
         trie = trie.insert(np.concatenate(fresh))
@@ -253,6 +278,7 @@ def assign_new(library: Library) -> None:
                 identifiers=replace(info, trie=artifact, count=len(trie), U=u),
             )
         )
+    return unnamed
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +324,7 @@ def check(library: Library, target_u: float = 0.95) -> Health | None:
     vectors = read_vectors(library)
     codes = encode(codec, vectors.x_ND, vectors.spaces)
     items = len(codes)
-    distinct = len(np.unique(vectors.x_ND, axis=0)) if items else 0
+    distinct = len({row.tobytes() for row in vectors.x_ND})
     u = unique_ratio(codes)
     error = {
         space: codec.quantizers[space].relative_error(x)
@@ -307,7 +333,8 @@ def check(library: Library, target_u: float = 0.95) -> Health | None:
     }
     problems: list[str] = []
     remarks: list[str] = []
-    mend = "Renew the identifiers: `cartq doctor --fix`."
+    trained = library.manifest.generator is not None
+    mend = f"Renew the identifiers: `{'cartq train' if trained else 'cartq doctor --fix'}`."
     reachable = distinct / items if items else 1.0
     if u < target_u * reachable:
         problems.append(f"U is {u:.3f}, under {target_u * reachable:.3f}. {mend}")
@@ -330,7 +357,7 @@ def check(library: Library, target_u: float = 0.95) -> Health | None:
                 f"{fitted_error[space]:.3f} at fitting (drift). {mend}"
             )
     stored = library.store.count(
-        models.Filter(must_not=[models.IsEmptyCondition(is_empty={"key": f"{info.field}.id"})])  # type: ignore[arg-type]
+        models.Filter(must_not=[_lacks(f"{info.field}.id"), _lacks("hash")])
     )
     if not stored == info.count == items:
         problems.append(

@@ -129,7 +129,7 @@ class Library:
         """Create an index and its collection.
 
         Raises:
-            MismatchError: The collection exists already and belongs to no index of ours.
+            MismatchError: The collection has points already and belongs to no index of ours.
             StoreError: The store cannot be made.
         """
         folder = IndexFolder(Path(root).absolute())
@@ -138,13 +138,14 @@ class Library:
         if url is not None:
             info = StoreInfo(kind="server", url=url, collection=collection or "media")
         store = cls._open_store(folder, info, api_key)
-        if url is not None and store.exists():
-            store.close()
-            raise MismatchError(
-                f"The collection {info.collection!r} at {url} exists, but not the index {root}.",
-                "Choose another `--collection`, or bring the index folder that made it.",
-            )
         try:
+            # An empty one may be left by a run that was killed before the manifest was written.
+            if store.exists() and (points := store.count()):
+                raise MismatchError(
+                    f"The collection at {store.location} has {points} points, but the index "
+                    f"{root} has no manifest that says how they were made.",
+                    "Bring back its manifest.json, or use another `--index` or `--collection`.",
+                )
             store.create(
                 CollectionSpec(
                     vectors={MEDIA: embedder.dim, CAPTION: TEXT_DIM},

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from cart_qdrant.index.identifiers import Codec
@@ -48,18 +49,13 @@ def decode(
         levels = prior_logits(codec, media, space, scale)
         scorer: Scorer = PriorScorer(levels)
         if generator is not None and any(gates) and taps is not None:
-            memory = generator.memory(taps, mask_BS, _tensor(q_BD))
+            with torch.inference_mode():
+                memory = generator.memory(taps, mask_BS, torch.from_numpy(q_BD))
             scorer = GeneratorScorer(generator, memory, levels, gates)
         per_space.append(beam_search(trie, scorer, len(q_BD), width))
     if not per_space:
         return []
     return [_merge(found) for found in zip(*per_space, strict=True)]
-
-
-def _tensor(q_BD: FloatArray) -> Tensor:
-    import torch
-
-    return torch.from_numpy(np.ascontiguousarray(q_BD))
 
 
 def _merge(found: Sequence[Beams]) -> Beams:

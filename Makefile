@@ -1,0 +1,51 @@
+# Fresh machine: `make demo`, `make test`. Both work twice in a row, and offline once installed:
+# pip runs only when pyproject.toml or constraints.txt changed.
+
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= .demo
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+PACKAGING := pyproject.toml constraints.txt
+# The sources that are checked; a plain list, so that a virtual environment is never walked.
+SOURCES := cart_qdrant cli plugins tests benchmarks
+ROOTS := cart_qdrant cli/cart_qdrant_cli plugins/langchain/cart_qdrant_langchain \
+	plugins/llamaindex/cart_qdrant_llamaindex
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+
+help: ## Show the targets.
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$(PYTHON) is older than 3.11: make PYTHON=python3.11 ..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-demo: $(PACKAGING) | $(BIN)/python
+	$(PIP) -e ".[lite,demo]"
+	@touch $@
+
+$(VENV)/.installed-test: $(PACKAGING) | $(BIN)/python
+	$(PIP) -e ".[lite,demo,dev,langchain,llamaindex]"
+	@touch $@ $(VENV)/.installed-demo
+
+demo: $(VENV)/.installed-demo ## Ingest, train and search real photographs and clips.
+	$(BIN)/cartq demo --folder $(DEMO)
+
+lint: $(VENV)/.installed-test ## Check style and types.
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy $(ROOTS)
+
+test: lint ## Check style and types, then run the tests.
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.installed-test ## Run the benchmarks; see docs/benchmarks.md.
+	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "benchmarks/ holds no program" >&2; exit 2; }
+	@set -e; for program in benchmarks/[!_]*.py; do \
+		echo "== $$program"; $(BIN)/python $$program; done
+
+clean: ## Remove what the targets made, the virtual environment too.
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,239 @@
+"""What has to be done for each file, from what the store knows; nothing is written here.
+
+A file is unchanged when size, time and captions are as stored: it is not opened. Otherwise its
+content hash decides whether vectors that are stored already (under this name or another) serve.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from cart_qdrant.errors import MediaError
+from cart_qdrant.index.captions import CaptionReader, FileCaptions
+from cart_qdrant.index.media import MEDIA_EXTENSIONS, sniff
+from cart_qdrant.index.scan import FileEntry, Scan, content_hash
+from cart_qdrant.index.store import Store
+from cart_qdrant.records import Failure
+
+_KEYS = ["path", "size", "mtime", "hash", "segments", "caption_digest"]
+_SAME_TIME = 1e-5
+"""Seconds; the store's JSON does not give every float back to the last bit."""
+
+
+@dataclass(slots=True)
+class StoredFile:
+    """What the store knows about one file; values that differ between its points become None."""
+
+    size: int | None
+    mtime: float | None
+    hash: str | None
+    segments: int | None
+    digest: str | None
+    ids: list[str] = field(default_factory=list)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all its points are there, and of one content."""
+        return self.hash is not None and len(self.ids) == self.segments
+
+    def is_unopened(self, entry: FileEntry) -> bool:
+        """Whether size and time of the last change are as stored."""
+        if self.size is None or self.mtime is None:
+            return False
+        return self.size == entry.size and abs(self.mtime - modified(entry)) < _SAME_TIME
+
+
+def modified(entry: FileEntry) -> float:
+    """Time of the last change as stored: seconds since 1970, whole microseconds."""
+    return round(entry.mtime_ns / 1e9, 6)
+
+
+def read_stored(store: Store) -> dict[str, StoredFile]:
+    """Every stored file by path. Points that are not ours are left out."""
+    out: dict[str, StoredFile] = {}
+    for record in store.scroll(with_payload=_KEYS):
+        data = record.payload or {}
+        if any(key not in data for key in _KEYS):
+            continue
+        one = StoredFile(*(data[key] for key in _KEYS[1:]))
+        known = out.setdefault(data["path"], one)
+        known.ids.append(str(record.id))
+        # A run that was killed between two writes left points of both versions.
+        for name in ("size", "mtime", "hash", "segments", "digest"):
+            if getattr(known, name) != getattr(one, name):
+                setattr(known, name, None)
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One file that needs work.
+
+    Attributes:
+        entry: The file.
+        captions: What is known about it without opening it.
+        replaces: Points that go once it is stored, unless they are written anew.
+        source: Stored file with the same content; None where it must be embedded.
+        digest: Content hash, where `source` is given.
+    """
+
+    entry: FileEntry
+    captions: FileCaptions
+    replaces: tuple[str, ...] = ()
+    source: str | None = None
+    digest: str = ""
+
+
+@dataclass(slots=True)
+class Plan:
+    """The work of a run.
+
+    Attributes:
+        fresh: To be decoded and embedded.
+        copies: Content known under another name, those of one source together.
+        recaption: Content known under this name, captions or columns changed.
+        touch: Content and captions known, time changed.
+        renamed: Paths that are gone, whose content was found under another name.
+        gone: Other stored paths under the given folders that are gone.
+        unchanged: Number of files left alone.
+        files: Number of media files.
+        failures: What cannot be read.
+    """
+
+    fresh: list[Job] = field(default_factory=list)
+    copies: list[Job] = field(default_factory=list)
+    recaption: list[Job] = field(default_factory=list)
+    touch: list[Job] = field(default_factory=list)
+    renamed: list[str] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+    unchanged: int = 0
+    files: int = 0
+    failures: list[Failure] = field(default_factory=list)
+
+
+def make_plan(
+    found: Scan,
+    stored: dict[str, StoredFile],
+    reader: CaptionReader,
+    *,
+    base: Path,
+    roots: Sequence[Path],
+    use_captions: bool = True,
+) -> Plan:
+    """Compare files with what is stored.
+
+    Args:
+        base: Folder that stored paths are relative to.
+        roots: Folders and files that were scanned.
+    """
+    plan = Plan()
+    changed: list[Job] = []
+    for entry in found.entries:
+        if reader.is_sidecar(entry.path):
+            continue
+        known = stored.get(entry.rel)
+        if known is None and not _is_media(entry, plan.failures):
+            continue
+        plan.files += 1
+        captions = _captions(reader, entry, use_captions)
+        job = Job(entry, captions, tuple(known.ids) if known else ())
+        if known is None or not known.whole or not known.is_unopened(entry):
+            changed.append(job)
+        elif known.digest != captions.digest:
+            plan.recaption.append(replace(job, source=entry.rel, digest=known.hash or ""))
+        else:
+            plan.unchanged += 1
+    gone = _gone(found, stored, base, roots)
+    _find_sources(plan, changed, stored)
+    _find_renamed(plan, stored, gone, base)
+    plan.gone = sorted(gone - set(plan.renamed))
+    return plan
+
+
+def _captions(reader: CaptionReader, entry: FileEntry, use: bool) -> FileCaptions:
+    found = reader.read(entry.path, entry.rel)
+    if use:
+        return found
+    columns = json.dumps(found.meta, sort_keys=True).encode()
+    return FileCaptions((), found.meta, "-" + hashlib.blake2b(columns, digest_size=15).hexdigest())
+
+
+def _is_media(entry: FileEntry, failures: list[Failure]) -> bool:
+    """Whether to try it: media by content, or by a name that claims so (then it is reported
+    when it is not)."""
+    if entry.path.suffix.lower() in MEDIA_EXTENSIONS:
+        return True
+    try:
+        return sniff(entry.path) is not None
+    except (OSError, MediaError) as error:
+        failures.append(Failure(entry.rel, getattr(error, "strerror", None) or str(error)))
+        return False
+
+
+def _find_sources(plan: Plan, changed: Sequence[Job], stored: dict[str, StoredFile]) -> None:
+    """Sort changed files by whether their content is stored, under their own name first."""
+    by_hash: dict[str, str] = {}
+    sizes: set[int | None] = set()
+    for rel, one in stored.items():
+        if one.whole and one.hash is not None:
+            by_hash.setdefault(one.hash, rel)
+            sizes.add(one.size)
+    for job in changed:
+        rel = job.entry.rel
+        digest = _hash(job.entry) if job.entry.size in sizes else None
+        if digest is None or digest not in by_hash:
+            plan.fresh.append(job)
+            continue
+        known = stored.get(rel)
+        if known is None or not known.whole or known.hash != digest:
+            plan.copies.append(replace(job, source=by_hash[digest], digest=digest))
+        elif known.digest == job.captions.digest:
+            plan.touch.append(replace(job, source=rel, digest=digest))
+        else:
+            plan.recaption.append(replace(job, source=rel, digest=digest))
+
+
+def _hash(entry: FileEntry) -> str | None:
+    try:
+        return content_hash(entry.path)
+    except MediaError:
+        return None  # the decoder meets the same and reports it
+
+
+def _find_renamed(plan: Plan, stored: dict[str, StoredFile], gone: set[str], base: Path) -> None:
+    """The last copy of a source that is gone takes the source's points away with it."""
+    plan.copies.sort(key=lambda job: (job.source or "", job.entry.rel))
+    for n, job in enumerate(plan.copies):
+        source = job.source
+        assert source is not None
+        last = n + 1 == len(plan.copies) or plan.copies[n + 1].source != source
+        if last and (source in gone or not os.path.lexists(base / source)):
+            plan.copies[n] = replace(job, replaces=(*job.replaces, *stored[source].ids))
+            plan.renamed.append(source)
+
+
+def _gone(
+    found: Scan, stored: dict[str, StoredFile], base: Path, roots: Sequence[Path]
+) -> set[str]:
+    """Stored paths under the roots that are no longer there; folders that could not be read
+    say nothing about what is in them."""
+    here = {entry.rel for entry in found.entries}
+    unread = {_normal(base / failure.path) for failure in found.failures}
+    tops = {_normal(root) for root in roots} | {Path(root).resolve() for root in roots}
+    out = set()
+    for rel in stored.keys() - here:
+        path = _normal(base / rel)
+        above = {path, *path.parents}
+        if not above.isdisjoint(tops) and above.isdisjoint(unread) and not os.path.lexists(path):
+            out.add(rel)
+    return out
+
+
+def _normal(path: Path) -> Path:
+    # abspath, as in `scan`: `..` goes, links stay.
+    return Path(os.path.abspath(path))  # noqa: PTH100

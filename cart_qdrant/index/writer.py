@@ -1,0 +1,196 @@
+"""Writing the points of files: captions embedded, old points replaced, safe to kill anywhere.
+
+The points of a file go into one write, each saying how many there are. Points that they replace
+are removed afterwards; a note on disk in between lets the next run do that if this one is killed.
+Shape legend: B texts, D caption vector width.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from qdrant_client import models
+
+from cart_qdrant.index.captions import merge_captions, segment_captions
+from cart_qdrant.index.library import Library
+from cart_qdrant.index.plan import Job, modified
+from cart_qdrant.index.store import CAPTION, MEDIA
+from cart_qdrant.persistence import write_atomic
+from cart_qdrant.records import Caption, Segment
+
+WRITE = 512
+"""Points written together, at least: a file is not divided."""
+_IDENTIFIER_FIELD = re.compile(r"cart(_\d+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One segment to store: its unit vector, and payload of ours that it keeps."""
+
+    segment: Segment
+    vector: list[float]
+    keep: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Replacement:
+    """Points that go when others are there."""
+
+    new: list[str]
+    old: list[str]
+
+
+class PointWriter:
+    """Buffers points of whole files and writes them.
+
+    Args:
+        library: Open index; its lock is held.
+        use_captions: False stores no caption at all.
+
+    Attributes:
+        embed_seconds: Time spent on caption vectors.
+    """
+
+    def __init__(self, library: Library, *, use_captions: bool = True) -> None:
+        self._library = library
+        self._use_captions = use_captions
+        self._points: list[tuple[models.PointStruct, list[Caption]]] = []
+        self._replacements: list[_Replacement] = []
+        self._note = library.folder.work / "replaced.json"
+        self._mark = library.folder.work / "changed"
+        self.embed_seconds = 0.0
+
+    @property
+    def changed(self) -> bool:
+        """Whether points were written, now or by a killed run, since the last `settle`."""
+        return self._mark.exists()
+
+    def settle(self) -> None:
+        """Tell that identifiers and tree are in step with the points."""
+        self._library.store.flush()
+        self._mark.unlink(missing_ok=True)
+
+    def recover(self) -> None:
+        """Finish what a killed run left: remove points whose replacements are there."""
+        if not self._note.exists():
+            return
+        for one in json.loads(self._note.read_bytes()):
+            there = self._library.store.retrieve(one["new"], with_payload=False)
+            if len(there) == len(one["new"]):
+                self._library.store.delete(one["old"])
+        self._note.unlink()
+
+    def put(self, job: Job, rows: Sequence[Row], digest: str, tags: Sequence[Caption]) -> None:
+        """Store a file whole, in place of `job.replaces`; written later, see `flush`.
+
+        Args:
+            rows: All its segments.
+            digest: Its content hash.
+            tags: Captions from inside the file.
+        """
+        extra = tags if self._use_captions else ()
+        merged = merge_captions((*job.captions.captions, *extra))
+        for row in rows:
+            segment = row.segment
+            captions = segment_captions(merged, segment.start, segment.end)
+            payload = {
+                **job.captions.meta,
+                **row.keep,
+                "path": segment.path,
+                "modality": str(segment.modality),
+                # Few digits: the store gives those back exactly.
+                "start": round(segment.start, 3),
+                "end": round(segment.end, 3),
+                "captions": [c.to_payload() for c in captions],
+                "hash": digest,
+                "size": job.entry.size,
+                "mtime": modified(job.entry),
+                "segments": len(rows),
+                "caption_digest": job.captions.digest,
+            }
+            point = models.PointStruct(id=segment.id, vector={MEDIA: row.vector}, payload=payload)
+            self._points.append((point, captions))
+        new = [row.segment.id for row in rows]
+        old = sorted(set(job.replaces).difference(new))
+        if old:
+            self._replacements.append(_Replacement(new, old))
+        if len(self._points) >= WRITE:
+            self.flush()
+
+    def touch(self, jobs: Sequence[Job]) -> None:
+        """Store new times of files whose content and captions are known."""
+        self._library.store.set_payload(
+            [
+                (one, {"size": job.entry.size, "mtime": modified(job.entry)})
+                for job in jobs
+                for one in job.replaces
+            ]
+        )
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Remove points."""
+        if not ids:
+            return
+        self._mark_changed()
+        for begin in range(0, len(ids), WRITE):
+            self._library.store.delete(ids[begin : begin + WRITE])
+
+    def flush(self) -> None:
+        """Embed the captions of waiting points, write them, then remove what they replace."""
+        if not self._points:
+            return
+        self._mark_changed()
+        self._embed_captions()
+        written = {str(point.id) for point, _ in self._points}
+        old = sorted({one for r in self._replacements for one in r.old} - written)
+        if old:
+            note = [{"new": r.new, "old": sorted(set(r.old) - written)} for r in self._replacements]
+            write_atomic(self._note, json.dumps(note).encode())
+        self._library.store.upsert([point for point, _ in self._points])
+        self._points, self._replacements = [], []
+        if old:
+            self._library.store.delete(old)
+            self._note.unlink()
+
+    def _mark_changed(self) -> None:
+        if not self.changed:
+            _create(self._mark)
+
+    def _embed_captions(self) -> None:
+        """Mean vector of each point's captions; weak ones count only where there is no other."""
+        texts: dict[str, int] = {}  # segments of a file share most of them
+        rows: list[int] = []
+        owner: list[int] = []
+        for n, (_, captions) in enumerate(self._points):
+            for caption in [c for c in captions if not c.is_weak] or captions:
+                rows.append(texts.setdefault(caption.text, len(texts)))
+                owner.append(n)
+        if not texts:
+            return
+        begin = time.perf_counter()
+        x_BD = self._library.text_encoder().embed(list(texts))
+        self.embed_seconds += time.perf_counter() - begin
+        means = np.zeros((len(self._points), x_BD.shape[1]), dtype=np.float32)
+        np.add.at(means, owner, x_BD[rows])
+        for n in set(owner):
+            mean = means[n] / max(float(np.linalg.norm(means[n])), 1e-12)
+            vectors = self._points[n][0].vector
+            assert isinstance(vectors, dict)
+            vectors[CAPTION] = mean.tolist()
+
+
+def _create(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, b"")
+
+
+def identifier_payload(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """The identifiers in a payload, of every version."""
+    return {k: v for k, v in payload.items() if _IDENTIFIER_FIELD.fullmatch(k)}

@@ -1,0 +1,406 @@
+"""Training, start to flip: tower, identifiers in the queries' metric, generator, calibration.
+
+Until the last step the old version answers searches: new identifiers are written under the next
+payload field, and one replacement of the manifest puts everything in force together.
+Shape legend: P pairs, N items, D vector width, L levels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cart_qdrant.errors import IndexMissingError, UsageError
+from cart_qdrant.index.identifiers import Codec, IdentifierConfig, fit_codec
+from cart_qdrant.index.identify import prepare, remove_stale
+from cart_qdrant.index.ingest import Reporter, Silent
+from cart_qdrant.index.library import Library
+from cart_qdrant.index.trie import Trie
+from cart_qdrant.learn.calibrate import HeldOut, calibrate, fit_gates
+from cart_qdrant.learn.decode import decode
+from cart_qdrant.learn.fit_generator import FitConfig, GeneratorData, corrections, fit_generator
+from cart_qdrant.learn.fusion import Calibration, untrained
+from cart_qdrant.learn.generator import Generator, GeneratorConfig
+from cart_qdrant.learn.model import Model, parameters
+from cart_qdrant.learn.pairs import (
+    Corpus,
+    Split,
+    caption_vectors,
+    read_corpus,
+    split_pairs,
+)
+from cart_qdrant.learn.prior import level_sizes
+from cart_qdrant.learn.query_encoder import QueryEncoder
+from cart_qdrant.learn.states import TextStates
+from cart_qdrant.learn.tower import Distillation, TowerConfig, TowerTrainer, tower_vectors
+from cart_qdrant.persistence import Artifact, GeneratorInfo, IdentifierInfo, folder_hash
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.intp]
+
+PROFILES: Mapping[str, tuple[TowerConfig, FitConfig]] = {
+    "quick": (TowerConfig(epochs=1, min_steps=60), FitConfig(epochs=1, min_steps=30)),
+    "default": (TowerConfig(epochs=3), FitConfig(epochs=2)),
+    "thorough": (TowerConfig(epochs=8, patience=3), FitConfig(epochs=20)),
+}
+BEAMS = 200
+"""Beam width in each space (docs/experiments.md)."""
+JUDGED = 1_000
+"""Held-out queries of each stratum that calibration looks at."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOptions:
+    """How to train."""
+
+    profile: str = "default"
+    seed: int = 0
+    resume: bool = True
+
+    def __post_init__(self) -> None:
+        if self.profile not in PROFILES:
+            raise UsageError(
+                f"--profile is {self.profile!r}, but must be one of {', '.join(PROFILES)}."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReport:
+    """What training did; `history` has a row an epoch."""
+
+    profile: str
+    items: int
+    pairs: int
+    val_r10: float
+    U: float
+    seconds: float
+    calibration: Calibration
+    history: list[dict[str, float | str]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """One object."""
+        return {
+            "profile": self.profile,
+            "items": self.items,
+            "pairs": self.pairs,
+            "val_r10": self.val_r10,
+            "identifiers": {"U": round(self.U, 4)},
+            "seconds": round(self.seconds, 1),
+            "router": {
+                "strong": self.calibration.strong,
+                "weak": self.calibration.weak,
+                "threshold": self.calibration.threshold,
+            },
+            "gates": self.calibration.gates,
+            "held_out": self.calibration.held_out,
+            "history": self.history,
+            "remarks": self.remarks,
+        }
+
+    def summary_lines(self) -> list[str]:
+        """A few lines for a person."""
+        c = self.calibration
+        lines = [
+            f"trained on {self.pairs} captions of {self.items} items in {self.seconds:.0f} s "
+            f"({self.profile})",
+            f"identifiers: U {self.U:.3f}; generator gates {c.gates}",
+        ]
+        for stratum, lanes in c.held_out.items():
+            found = ", ".join(
+                f"{lane} {100 * r['R@1']:.1f}/{100 * r['R@10']:.1f}" for lane, r in lanes.items()
+            )
+            lines.append(f"held-out {stratum}, R@1/R@10: {found}")
+        return lines + self.remarks
+
+
+def train(
+    library: Library, options: TrainOptions | None = None, reporter: Reporter | None = None
+) -> TrainReport:
+    """Train on everything in an index and put the result in force.
+
+    The caller holds `library.folder.lock()`. A killed run is resumed by the next one with the
+    same data and options.
+
+    Raises:
+        IndexMissingError: The index has no item.
+    """
+    return _Training(library, options or TrainOptions(), reporter or Silent()).run()
+
+
+class _Training:
+    def __init__(self, library: Library, options: TrainOptions, reporter: Reporter) -> None:
+        self.library, self.options, self.reporter = library, options, reporter
+        self.tower_config, self.fit_config = PROFILES[options.profile]
+        self.history: list[dict[str, float | str]] = []
+        self.remarks: list[str] = []
+        self.work = library.folder.work / "train"
+
+    def log(self, row: dict[str, float | str]) -> None:
+        """Keep and show one epoch."""
+        self.history.append(row)
+        self.reporter.say(" ".join(f"{k}={v}" for k, v in row.items()))
+
+    def run(self) -> TrainReport:
+        begin = time.perf_counter()
+        library, options = self.library, self.options
+        remove_stale(library)
+        embedder = library.embedder()
+        corpus = read_corpus(library, getattr(embedder, "labels", None))
+        if not len(corpus):
+            raise IndexMissingError("The index is empty.", "Fill it: `cartq ingest FOLDER`.")
+        split = split_pairs(corpus, options.seed)
+        self._remark(corpus, split)
+        if not options.resume:
+            library.clear_work(["train"])
+        torch.manual_seed(options.seed)
+        spaces = {
+            str(space): library.manifest.embedder.dim
+            for space in np.unique(corpus.vectors.spaces[corpus.item_P])
+        }
+        encoder = QueryEncoder(library.text_encoder(), spaces)
+        self.reporter.phase("reading captions", None)
+        states = TextStates(encoder, corpus.texts)
+        mark = self._fingerprint(corpus)
+        trainer = TowerTrainer(
+            encoder, corpus, split, states, self.tower_config,
+            self._distillation(encoder, list(spaces)), options.seed,
+        )  # fmt: skip
+        val_r10 = 0.0
+        if spaces:
+            val_r10 = trainer.train(self.reporter, self.work / "tower.safetensors", mark, self.log)
+        query_PD = self._query_vectors(encoder, corpus, states)
+        self.reporter.phase("identifiers", None)
+        codec = self._codec(corpus, split, query_PD)
+        info = prepare(library, corpus.vectors, codec)
+        trie = Trie.load(library.folder.root / info.trie.name)
+        scale = float(encoder.log_scale.detach().exp().clamp(max=100)) if spaces else 20.0
+        rows_NL = self._identifiers(info, corpus)
+        data = GeneratorData(
+            corpus, split, states, codec, query_PD, np.ascontiguousarray(rows_NL[:, :-1]), scale
+        )
+        torch.manual_seed(options.seed + 1)
+        generator = Generator(
+            GeneratorConfig(
+                sizes=tuple(level_sizes(codec)),
+                media_dim=library.manifest.embedder.dim,
+                text_width=encoder.width,
+            )
+        )
+        fit_generator(
+            generator, encoder, data, self.fit_config, seed=options.seed,
+            checkpoint=self.work / "generator.safetensors", fingerprint=mark,
+            reporter=self.reporter, log=self.log,
+        )  # fmt: skip
+        self.reporter.phase("calibration", None)
+        calibration = self._calibrate(encoder, generator, data, trie, rows_NL, list(spaces))
+        self._flip(Model(encoder, generator, calibration), info, val_r10, len(split.train_P))
+        return TrainReport(
+            profile=options.profile,
+            items=len(corpus),
+            pairs=len(split.train_P),
+            val_r10=round(val_r10, 4),
+            U=info.U,
+            seconds=time.perf_counter() - begin,
+            calibration=calibration,
+            history=self.history,
+            remarks=self.remarks,
+        )
+
+    def _remark(self, corpus: Corpus, split: Split) -> None:
+        if not corpus.captioned.any():
+            self.remarks.append(
+                "no captions: trained on the items' own vectors"
+                + (" and weak labels" if corpus.texts else "")
+            )
+        if not len(split.new_P):
+            self.remarks.append(
+                "fewer than 20 described items: nothing was held out, recall is not measured "
+                "and the router keeps its defaults"
+            )
+
+    def _fingerprint(self, corpus: Corpus) -> str:
+        """Of data and options; a checkpoint of another one is not resumed."""
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(json.dumps([self.options.profile, self.options.seed]).encode())
+        digest.update("\0".join(corpus.vectors.ids).encode())
+        digest.update("\0".join(corpus.texts).encode())
+        digest.update(np.ascontiguousarray(corpus.vectors.x_ND).tobytes())
+        return digest.hexdigest()
+
+    def _distillation(self, encoder: QueryEncoder, spaces: list[str]) -> Distillation | None:
+        """Texts that the embedder knows vectors of, where it can embed text at all."""
+        embedder = self.library.embedder()
+        vocabulary = getattr(embedder, "vocabulary", None)
+        if vocabulary is None:
+            return None
+        texts: list[str] = vocabulary()
+        targets: dict[str, FloatArray] = {}
+        for space in spaces:
+            vectors = embedder.embed_text(texts, space)
+            if vectors is not None:
+                targets[space] = vectors
+        return Distillation(TextStates(encoder, texts), targets) if targets else None
+
+    def _query_vectors(
+        self, encoder: QueryEncoder, corpus: Corpus, states: TextStates
+    ) -> FloatArray:
+        """Query vector (P, D) of each pair in its item's space."""
+        out = np.zeros((len(corpus.texts), self.library.manifest.embedder.dim), dtype=np.float32)
+        for space in encoder.heads:
+            rows = np.flatnonzero(corpus.vectors.spaces[corpus.item_P] == space)
+            if len(rows):
+                out[rows] = tower_vectors(encoder, states, rows, space)
+        return out
+
+    def _codec(self, corpus: Corpus, split: Split, query_PD: FloatArray) -> Codec:
+        """Identifiers fitted in the metric of the queries: codes are spent where queries look."""
+        metrics: dict[str, FloatArray] = {}
+        for space in np.unique(corpus.vectors.spaces):
+            rows = split.train_P[corpus.vectors.spaces[corpus.item_P[split.train_P]] == space]
+            if len(rows) >= 500:
+                q = query_PD[rows].astype(np.float64)
+                covariance = q.T @ q / len(q)
+                values, axes = np.linalg.eigh(covariance)
+                floor = 0.05 * values.mean()
+                root = axes * np.sqrt(np.maximum(values, 0) + floor) @ axes.T
+                metrics[str(space)] = root.astype(np.float32)
+        config = IdentifierConfig(seed=self.options.seed, method="rkmeans")
+        return fit_codec(corpus.vectors.by_space(), config, metrics)
+
+    def _identifiers(self, info: IdentifierInfo, corpus: Corpus) -> npt.NDArray[np.int32]:
+        """Identifiers (N, L + 1) as written, in the corpus's order."""
+        row = {one: n for n, one in enumerate(corpus.vectors.ids)}
+        out = np.zeros((len(corpus), info.levels + 1), dtype=np.int32)
+        for record in self.library.store.scroll(with_payload=[info.field]):
+            n = row.get(str(record.id))
+            if n is not None:
+                cart = (record.payload or {})[info.field]
+                out[n] = [*cart["codes"], cart["u"]]
+        return out
+
+    def _calibrate(
+        self,
+        encoder: QueryEncoder,
+        generator: Generator,
+        data: GeneratorData,
+        trie: Trie,
+        rows_NL: npt.NDArray[np.int32],
+        spaces: list[str],
+    ) -> Calibration:
+        corpus, split, codec = data.corpus, data.split, data.codec
+        captions = bool(corpus.captioned.any())
+        base = replace(untrained(spaces, codec.levels, captions), scale=data.scale, beams=BEAMS)
+        rng = np.random.default_rng(self.options.seed)
+        judged = {
+            name: rng.permutation(rows)[:JUDGED]
+            for name, rows in (("new", split.new_P), ("known", split.known_P))
+            if len(rows)
+        }
+        if not judged:
+            return base
+        bare = float((~corpus.captioned).mean())
+        shares = {"new": max(bare, 0.05) if bare else 0.01, "known": 1.0 - bare}
+        with torch.inference_mode():
+            base = replace(base, gates=self._gates(encoder, generator, data, judged, shares))
+        # What each stratum may know of captions: held-out items none, held-out captions the rest.
+        keep = np.ones(len(corpus.texts), dtype=bool)
+        keep[split.known_P] = False
+        keep[split.new_P] = False
+        caption_NW, known_N = caption_vectors(corpus, states_text(data), keep)
+        number = {space: n for n, space in enumerate(spaces)}
+        space_N = np.asarray([number.get(str(s), -1) for s in corpus.vectors.spaces], np.intp)
+        strata: dict[str, HeldOut] = {}
+        for name, rows in judged.items():
+            media = {space: tower_vectors(encoder, data.states, rows, space) for space in spaces}
+            beams = []
+            for begin in range(0, len(rows), 64):
+                part = rows[begin : begin + 64]
+                taps, mask = self._taps(encoder, data, part)
+                beams += decode(
+                    trie, codec, {s: q[begin : begin + 64] for s, q in media.items()},
+                    scale=base.scale, width=base.beams, gates=base.gates, generator=generator,
+                    taps=taps, mask_BS=mask,
+                )  # fmt: skip
+            strata[name] = HeldOut(
+                corpus.item_P[rows], media, states_text(data)[rows], beams, caption_NW, known_N
+            )
+        return calibrate(strata, shares, corpus.vectors.x_ND, space_N, rows_NL, base)
+
+    @staticmethod
+    @torch.inference_mode()
+    def _taps(
+        encoder: QueryEncoder, data: GeneratorData, rows: IntArray
+    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+        low, mask, _ = data.states.get(rows)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            states = encoder.tune(low, mask)
+        return (low.float(), states[-2].float(), states[-1].float()), mask
+
+    @staticmethod
+    def _gates(
+        encoder: QueryEncoder,
+        generator: Generator,
+        data: GeneratorData,
+        judged: Mapping[str, IntArray],
+        shares: Mapping[str, float],
+    ) -> list[float]:
+        """Gates that make held-out identifiers likeliest, strata mixed by their shares."""
+        total = sum(shares[name] for name in judged)
+        rng = np.random.default_rng(0)
+        rows = np.concatenate(
+            [
+                rng.choice(found, max(1, int(JUDGED * shares[name] / total)))
+                for name, found in judged.items()
+            ]
+        )
+        logits: list[list[torch.Tensor]] = []
+        for begin in range(0, len(rows), 256):
+            logits.append(corrections(generator, encoder, data, rows[begin : begin + 256]))
+        joined = [torch.cat(level) for level in zip(*logits, strict=True)]
+        items = data.corpus.item_P[rows]
+        codes = torch.from_numpy(data.codes_NL[items]).long()
+        prior = data.prior(data.query_PD[rows], items)
+        return fit_gates(joined, prior, list(codes.T))
+
+    def _flip(self, model: Model, info: IdentifierInfo, val_r10: float, pairs: int) -> None:
+        """Everything new goes into force in one replacement of the manifest."""
+        library = self.library
+        version = info.version
+        folder = library.folder.root / f"generator-{version}"
+        model.save(folder)
+        old = library.manifest.identifiers
+        generator = GeneratorInfo(
+            version=version,
+            folder=Artifact(folder.name, folder_hash(folder)),
+            identifiers=info.version,
+            summary={
+                "profile": self.options.profile,
+                "pairs": pairs,
+                "parameters": parameters(model),
+                "val_r10": round(val_r10, 4),
+                "held_out": model.calibration.held_out,
+            },
+        )
+        stale = [*library.manifest.stale_fields, *([old.field] if old is not None else [])]
+        library.put(
+            replace(library.manifest, identifiers=info, generator=generator, stale_fields=stale)
+        )
+        remove_stale(library)
+        library.clear_work(["train"])
+
+
+def states_text(data: GeneratorData) -> FloatArray:
+    """Sentence vectors (P, W) of all pairs."""
+    return data.states.text_PW
+
+
+__all__ = ["PROFILES", "TrainOptions", "TrainReport", "train"]
