@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.console import Console
@@ -25,6 +25,7 @@ from cart_qdrant_cli.output import grid, plain, print_json, reporting, stdout
 from cart_qdrant_cli.search import open_retriever
 
 if TYPE_CHECKING:
+    from cart_qdrant.search import engine
     from cart_qdrant.search.evaluate import LaneScore
 
 KS = (1, 5, 10)
@@ -73,7 +74,7 @@ def evaluate(
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
     wanted = parse_filter(filters or (), modality)
     rows = load_queries(queries)
-    lanes = distinct([one.value for one in lane or [Lane.AUTO]])
+    lanes = cast("list[engine.Lane]", distinct([one.value for one in lane or [Lane.AUTO]]))
     ks = sorted(set(k or KS))
     with open_retriever(target) as retriever, reporting("queries") as reporter:
         scores = measure(retriever, rows, lanes=lanes, ks=ks, filter=wanted, reporter=reporter)

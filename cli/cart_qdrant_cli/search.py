@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.console import Console
@@ -29,6 +29,7 @@ from cart_qdrant_cli.options import (
 from cart_qdrant_cli.output import grid, plain, print_json, remark, stdout
 
 if TYPE_CHECKING:
+    from cart_qdrant.search import engine
     from cart_qdrant.search.engine import Retriever, SearchResult
 
 EXAMPLES = examples(
@@ -70,7 +71,9 @@ def search(
         raise UsageError("The query is empty.", 'Write for example cartq search "a dog surfing".')
     wanted = parse_filter(filters or (), modality)
     with open_retriever(target) as retriever:
-        result = retriever.search(query, k=k, lane=lane, filter=wanted, group_by=group_by)
+        result = retriever.search(
+            query, k=k, lane=cast("engine.Lane", lane.value), filter=wanted, group_by=group_by.value
+        )
     if json:
         print_json(result.to_json())
     else:
@@ -126,7 +129,7 @@ def show_hits(console: Console, hits: Sequence[Hit]) -> None:
     names += [*(["identifier"] if coded else []), "caption"]
     table = grid(*names, right=("", "score"))
     for hit in hits:
-        row = [str(hit.rank), Text(plain(hit.path), style="cyan")]
+        row: list[str | Text] = [str(hit.rank), Text(plain(hit.path), style="cyan")]
         row += [_time(hit)] if timed else []
         row += [f"{hit.score:.3f}", plain(hit.lane)]
         row += [hit.identifier or ""] if coded else []

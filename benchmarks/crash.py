@@ -1,0 +1,271 @@
+"""Kill -9 at random moments: does the index open, is all there that was stored, does a rerun end?
+
+    python -m benchmarks.crash ingest --times 10
+    python -m benchmarks.crash renew --times 10
+    python -m benchmarks.crash train --times 10 --command "cartq train --index {index}"
+
+Each trial starts from the same state, is killed once, is checked, and runs again to its end; the
+result is compared with that of a run that was not killed. Prints a table, then one JSON row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cart_qdrant.index.identify import load_codec, load_trie, renew
+from cart_qdrant.index.library import Library
+from cart_qdrant.persistence import IndexFolder
+from cart_qdrant.records import Identifier
+
+ROOT = Path(__file__).resolve().parents[1]
+_WRITE = 8
+"""Points written together here: few, so that a kill often falls between two writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One kill. `problems` is empty when all is well."""
+
+    seconds: float
+    killed: bool
+    points: int
+    acknowledged: int
+    identifiers: int | None
+    problems: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What an index holds.
+
+    Attributes:
+        payloads: Payload of each point without its identifiers.
+        vectors: Media vector of each point.
+        names: Identifier of each point in the field in force.
+        version: Version of the identifiers in force.
+    """
+
+    payloads: dict[str, dict[str, Any]]
+    vectors: dict[str, list[float]]
+    names: dict[str, str]
+    version: int | None
+
+
+def read_state(index: Path, problems: list[str]) -> State | None:
+    """Open an index and look at all of it; None where it was not made yet.
+
+    Args:
+        problems: Gains what is wrong: unreadable files, tree and points apart, shared identifiers.
+    """
+    if not IndexFolder(index).exists():
+        return None
+    with Library.open(index) as library:
+        info, trie = library.manifest.identifiers, load_trie(library)
+        load_codec(library)  # its hash is checked
+        payloads, vectors, names = {}, {}, {}
+        rows = set()
+        for record in library.store.scroll(with_vectors=["media"]):
+            payload, key = dict(record.payload or {}), str(record.id)
+            if info is not None and info.field in payload:
+                one = Identifier.from_payload(payload[info.field])
+                if one.id in names.values():
+                    problems.append(f"two points are named {one.id}")
+                names[key] = one.id
+                rows.add((*one.codes, one.u))
+            payloads[key] = {k: v for k, v in payload.items() if not k.startswith("cart")}
+            assert isinstance(record.vector, dict)
+            vectors[key] = record.vector["media"]  # type: ignore[assignment]
+    in_tree = set() if trie is None else set(map(tuple, trie.rows().tolist()))
+    unnamed = len(payloads) - len(names)
+    if info is not None and unnamed == 0 and rows != in_tree:
+        problems.append(f"{len(rows ^ in_tree)} identifiers differ between tree and points")
+    return State(payloads, vectors, names, None if info is None else info.version)
+
+
+def compare(found: State | None, wanted: State | None, problems: list[str]) -> None:
+    """Tell where a finished index differs from one that was never killed."""
+    if found is None or wanted is None:
+        problems.append("there is no index after the rerun")
+        return
+    if found.payloads != wanted.payloads:
+        odd = {
+            i
+            for i in {*found.payloads, *wanted.payloads}
+            if found.payloads.get(i) != wanted.payloads.get(i)
+        }
+        problems.append(f"{len(odd)} points differ from an uninterrupted run")
+    for key in found.vectors.keys() & wanted.vectors.keys():
+        if np.dot(found.vectors[key], wanted.vectors[key]) < 0.999:
+            problems.append(f"vector of {key} differs")
+    if found.names.keys() != found.payloads.keys():
+        problems.append(f"{len(found.payloads) - len(found.names)} points have no identifier")
+
+
+def run_trial(
+    command: Sequence[str], start: Path | None, wanted: State, index: Path, seconds: float
+) -> Trial:
+    """Kill one run after some seconds, look, and run again.
+
+    Args:
+        command: What to run; it works on `index`.
+        start: Index to begin with; None begins with none.
+        wanted: State after an uninterrupted run.
+    """
+    shutil.rmtree(index, ignore_errors=True)
+    if start is not None:
+        shutil.copytree(start, index)
+    log = index.parent / "acknowledged"
+    log.unlink(missing_ok=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT, text=True
+    )
+    try:
+        process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    killed = process.returncode == -signal.SIGKILL
+    problems: list[str] = []
+    sure = set(log.read_text().split()) if log.exists() else set()
+    between = read_state(index, problems)
+    there = set(between.payloads) if between is not None else set()
+    if lost := sure - there:
+        problems.append(f"{len(lost)} acknowledged points are gone")
+    if start is not None and between is not None and between.names.keys() != there:
+        problems.append("points lost their identifiers")
+    again = subprocess.run(command, capture_output=True, cwd=ROOT, text=True, check=False)
+    if again.returncode:
+        problems.append(f"the rerun failed: {again.stderr.strip().splitlines()[-1:]}")
+    compare(read_state(index, problems), wanted, problems)
+    version = None if between is None else between.version
+    return Trial(round(seconds, 2), killed, len(there), len(sure), version, problems)
+
+
+def run_trials(
+    what: str, scratch: Path, times: int, *, command: str | None = None, seed: int = 0
+) -> list[Trial]:
+    """Kill a run that many times, each time at another moment.
+
+    Args:
+        what: `ingest`, `renew`, or a name for `command`.
+        scratch: Empty folder to work in.
+        command: Shell words of what to run, with `{index}` for the index folder.
+        seed: Of the moments.
+    """
+    media, index = scratch / "media", scratch / ".cartq"
+    make_media(media)
+    own = [sys.executable, "-m", "benchmarks.crash"]
+    ingest = [*own, "--work", "ingest", str(index), str(media)]
+    if what == "ingest":
+        words, start = ingest, None
+    else:
+        words = [w.format(index=index) for w in shlex.split(command or "")] or [
+            *[*own, "--work", "renew", str(index), str(media)]
+        ]
+        subprocess.run(ingest, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+        start = scratch / "start"
+        shutil.copytree(index, start)
+    begin = time.perf_counter()
+    subprocess.run(words, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    whole = time.perf_counter() - begin
+    problems: list[str] = []
+    wanted = read_state(index, problems)
+    assert wanted is not None and not problems, problems
+    rng = random.Random(seed)
+    # One moment in each of `times` equal parts, from when the imports are done.
+    moments = [whole * (0.25 + 0.75 * (n + rng.random()) / times) for n in range(times)]
+    return [run_trial(words, start, wanted, index, moment) for moment in moments]
+
+
+def make_media(folder: Path) -> None:
+    """Thirty pictures with captions, a video with sound, and a sound."""
+    from tests import media_factory as make
+
+    folder.mkdir(parents=True)
+    for n in range(30):
+        make.write_image(folder / f"p{n:02}.png", make.scene(n))
+    (folder / "p00.txt").write_text("a dog on a surfboard\n")
+    frames = make.moving(50, 24) + make.moving(51, 24)
+    make.write_video(folder / "clip.mp4", frames, sound=make.tone(6.0))
+    make.write_audio(folder / "bell.wav", make.tone(3.0, hertz=880))
+
+
+def work(what: str, index: Path, media: Path) -> None:
+    """The process that is killed: one run, which logs what the store acknowledged."""
+    from cart_qdrant.index import pipeline, warmup, writer
+    from cart_qdrant.index.embedders import open_embedder
+    from cart_qdrant.index.ingest import Ingest, IngestOptions
+
+    writer.WRITE = pipeline.BATCH = warmup.PART = _WRITE
+    folder = IndexFolder(index)
+    with folder.lock():
+        embedder = open_embedder("lite")
+        library = Library.open(index) if folder.exists() else Library.create(index, embedder)
+        library.set_embedder(embedder)
+        with library, (index.parent / "acknowledged").open("a") as log:
+            upsert = library.store.upsert
+
+            def logged(points: Sequence[Any]) -> None:
+                upsert(points)
+                log.write("".join(f"{point.id}\n" for point in points))
+                log.flush()
+
+            library.store.upsert = logged  # type: ignore[method-assign]
+            if what == "renew":
+                renew(library)
+            else:
+                Ingest(library, IngestOptions(paths=[media])).run()
+
+
+def main() -> None:
+    """Run the trials of one kind."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", help="ingest, renew, or a name for --command")
+    parser.add_argument("rest", nargs="*", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--times", type=int, default=10)
+    parser.add_argument("--command", help="what to run, with {index} for the index folder")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.work:
+        work(given.what, *given.rest)
+        return
+    if given.what not in ("ingest", "renew") and given.command is None:
+        parser.error("give --command for anything but ingest and renew")
+    with tempfile.TemporaryDirectory() as scratch:
+        trials = run_trials(
+            given.what, Path(scratch), given.times, command=given.command, seed=given.seed
+        )
+    print(f"{'after s':>8} {'killed':>6} {'points':>6} {'sure':>6} {'version':>7}  problems")
+    for one in trials:
+        print(
+            f"{one.seconds:8.2f} {one.killed!s:>6} {one.points:6} {one.acknowledged:6} "
+            f"{one.identifiers!s:>7}  {'; '.join(one.problems) or 'none'}"
+        )
+    bad = sum(bool(one.problems) for one in trials)
+    killed = sum(one.killed for one in trials)
+    row = {"benchmark": "crash", "what": given.what, "trials": len(trials), "killed": killed}
+    print(json.dumps({**row, "with_problems": bad}))
+    if bad:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

