@@ -75,6 +75,7 @@ def evidence_of(
     space_N: npt.NDArray[np.intp],
     spaces: Sequence[str],
     row_of: Mapping[bytes, int],
+    file_N: IntArray,
 ) -> tuple[IntArray, Evidence, int]:
     """Candidates of a held-out query as a search would find them, with the right one added.
 
@@ -97,6 +98,8 @@ def evidence_of(
     found = [_top(media, POOL), _top(caption, POOL), np.asarray(named[:POOL], dtype=np.intp)]
     right = int(held.item_B[query])
     items = np.unique(np.concatenate([*found, [right]]))
+    # Other segments of the right file are no wrong answers, nor the one asked for.
+    items = items[(file_N[items] != file_N[right]) | (items == right)]
     evidence = Evidence(media[items], caption[items], beam[items], space_N[items])
     return items, evidence, int(np.searchsorted(items, right))
 
@@ -114,6 +117,7 @@ def calibrate(
     x_ND: FloatArray,
     space_N: npt.NDArray[np.intp],
     rows_NL: npt.NDArray[np.int32],
+    file_N: IntArray,
     base: Calibration,
 ) -> Calibration:
     """Fit weights, router and temperature on the strata that have queries.
@@ -122,6 +126,7 @@ def calibrate(
         strata: Held-out queries by name.
         shares: How much each stratum weighs.
         rows_NL: Identifier of each item, counter included.
+        file_N: File of each item.
         base: Spaces, scale, gates and beam width; returned with the rest filled in.
     """
     row_of = {row.tobytes(): n for n, row in enumerate(np.ascontiguousarray(rows_NL))}
@@ -132,7 +137,9 @@ def calibrate(
     evidences: list[Evidence] = []
     for name, held in strata.items():
         for query in range(len(held.item_B)):
-            _, evidence, right = evidence_of(held, query, x_ND, space_N, base.spaces, row_of)
+            _, evidence, right = evidence_of(
+                held, query, x_ND, space_N, base.spaces, row_of, file_N
+            )
             features.append(evidence.features(len(base.spaces)))
             targets.append(right)
             weights.append(shares[name] / len(held.item_B))
@@ -144,9 +151,12 @@ def calibrate(
     media = np.zeros(width, dtype=bool)
     media[: 2 * len(base.spaces)] = True
     every = np.ones(width, dtype=bool)
+    rising = np.ones(width, dtype=bool)
+    rising[1 : 2 * len(base.spaces) : 2] = False  # presence of a space, of a caption
+    rising[-2] = False
     fitted = {
-        "dense": fit_weights(features, targets, weights, media),
-        "fused": fit_weights(features, targets, weights, every),
+        "dense": fit_weights(features, targets, weights, media, rising),
+        "fused": fit_weights(features, targets, weights, every, rising),
     }
     if len(base.spaces) == 1:
         fitted["dense"] = np.zeros(width, dtype=np.float32)

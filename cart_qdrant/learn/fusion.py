@@ -124,6 +124,7 @@ def fit_weights(
     targets: Sequence[int],
     weights: Sequence[float],
     allowed: npt.NDArray[np.bool_],
+    rising: npt.NDArray[np.bool_] | None = None,
 ) -> FloatArray:
     """Maximum-likelihood weights of the conditional logit, lightly shrunk.
 
@@ -132,7 +133,21 @@ def fit_weights(
         targets: Row of the right item of each query.
         weights: Weight of each query.
         allowed: Features that may be used (F,); the others get 0.
+        rising: Features whose weight must not be negative (F,): more likeness never counts
+            against an item, however few the held-out queries are.
     """
+    w = _fit(features, targets, weights, allowed)
+    if rising is not None and (w[rising] < 0).any():
+        return fit_weights(features, targets, weights, allowed & ~(rising & (w < 0)), rising)
+    return w
+
+
+def _fit(
+    features: Sequence[FloatArray],
+    targets: Sequence[int],
+    weights: Sequence[float],
+    allowed: npt.NDArray[np.bool_],
+) -> FloatArray:
     import torch
 
     counts = [len(f) for f in features]

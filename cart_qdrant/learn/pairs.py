@@ -13,14 +13,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from qdrant_client import models
 
 from cart_qdrant.index.identify import Vectors, read_vectors
 from cart_qdrant.index.library import Library
-from cart_qdrant.records import Caption
+from cart_qdrant.records import Caption, Modality
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.intp]
 
+_VIDEO = models.Filter(
+    must=[models.FieldCondition(key="modality", match=models.MatchValue(value="video"))]
+)
 MAX_CAPTIONS = 10
 """Captions of one item that are learned from."""
 HOLD_OUT = 0.1
@@ -46,6 +50,9 @@ class Corpus:
     item_P: IntArray
     weak_P: npt.NDArray[np.bool_]
     captioned: npt.NDArray[np.bool_]
+    file_N: IntArray
+    """File of each item, by number: segments of one file share captions, so they are held out,
+    and judged, together."""
 
     def __len__(self) -> int:
         return len(self.vectors.ids)
@@ -65,12 +72,23 @@ def read_corpus(
     items: list[int] = []
     weak: list[bool] = []
     captioned = np.zeros(len(vectors.ids), dtype=bool)
-    for record in library.store.scroll(with_payload=["captions"]):
+    files: dict[str, int] = {}
+    file_N = np.zeros(len(vectors.ids), dtype=np.intp)
+    filmed = {
+        (record.payload or {}).get("path")
+        for record in library.store.scroll(_VIDEO, with_payload=["path"])
+    }
+    for record in library.store.scroll(with_payload=["captions", "path", "modality"]):
         n = row.get(str(record.id))
         if n is None:
             continue
         payload: dict[str, Any] = record.payload or {}
+        file_N[n] = files.setdefault(payload.get("path", str(record.id)), len(files))
         captions = [Caption.from_payload(c) for c in payload.get("captions", [])]
+        if payload.get("modality") == Modality.AUDIO and payload.get("path") in filmed:
+            # What is said of a film is mostly about its pictures; its sound is described by words
+            # with times alone.
+            captions = [c for c in captions if c.start is not None]
         strong = [c for c in captions if not c.is_weak] or captions
         for caption in strong[:MAX_CAPTIONS]:
             texts.append(caption.text)
@@ -84,7 +102,9 @@ def read_corpus(
             texts += labels
             items += [int(row) for row in rows[: len(labels)]]
             weak += [True] * len(labels)
-    return Corpus(vectors, texts, np.asarray(items, np.intp), np.asarray(weak, np.bool_), captioned)
+    return Corpus(
+        vectors, texts, np.asarray(items, np.intp), np.asarray(weak, np.bool_), captioned, file_N
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,22 +125,29 @@ class Split:
 
 
 def split_pairs(corpus: Corpus, seed: int = 0) -> Split:
-    """Hold out items and captions; a collection of under 20 described items holds out nothing."""
+    """Hold out files and captions; a collection of under 20 described files holds out nothing."""
     rng = np.random.default_rng(seed)
-    described = np.unique(corpus.item_P)
-    held = np.zeros(len(corpus), dtype=bool)
+    file_P = corpus.file_N[corpus.item_P]
+    described = np.unique(file_P)
     everything = np.arange(len(corpus.item_P))
     none = np.empty(0, dtype=np.intp)
     if len(described) < 20:
-        return Split(everything, none, none, held)
-    count = min(MAX_HELD, int(len(described) * HOLD_OUT))
+        return Split(everything, none, none, np.zeros(len(corpus), dtype=bool))
+    count = max(2, min(MAX_HELD, int(len(described) * HOLD_OUT)))
     shuffled = rng.permutation(described)
-    held[shuffled[:count]] = True
+    held = np.isin(corpus.file_N, shuffled[:count])
     new = np.flatnonzero(held[corpus.item_P])
-    pairs_of = np.bincount(corpus.item_P, minlength=len(corpus))
-    candidates = [n for n in shuffled[count:] if pairs_of[n] > 1][:count]
-    last = {int(i): p for p, i in enumerate(corpus.item_P)}
-    known = np.asarray(sorted(last[int(n)] for n in candidates), dtype=np.intp)
+    # The last text of a file is held out with all its copies on the file's other segments.
+    texts: dict[int, list[str]] = {}
+    for pair, file in enumerate(file_P.tolist()):
+        if corpus.texts[pair] not in texts.setdefault(file, []):
+            texts[file].append(corpus.texts[pair])
+    asked = [f for f in shuffled[count:].tolist() if len(texts[f]) > 1][:count]
+    gone = {(f, texts[f][-1]) for f in asked}
+    hidden = np.asarray(
+        [(f, t) in gone for f, t in zip(file_P.tolist(), corpus.texts, strict=True)], dtype=bool
+    )
+    known = np.flatnonzero(hidden)
     train = np.setdiff1d(everything, np.concatenate([new, known]))
     return Split(train, new, known, held)
 

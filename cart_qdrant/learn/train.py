@@ -333,7 +333,7 @@ class _Training:
             strata[name] = HeldOut(
                 corpus.item_P[rows], media, states_text(data)[rows], beams, caption_NW, known_N
             )
-        return calibrate(strata, shares, corpus.vectors.x_ND, space_N, rows_NL, base)
+        return calibrate(strata, shares, corpus.vectors.x_ND, space_N, rows_NL, corpus.file_N, base)
 
     @staticmethod
     @torch.inference_mode()

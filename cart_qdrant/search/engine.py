@@ -342,10 +342,10 @@ class Retriever:
             for point in points:
                 payload = point.payload or {}
                 one = str(point.id)
-                space = self._library.space(payload.get("modality", ""))
-                if space is None:
+                where = self._library.space(payload.get("modality", ""))
+                if where is None:
                     continue
-                pool.space[one] = number.get(space, -1)
+                pool.space[one] = number.get(where, -1)
                 if kind == MEDIA:
                     pool.media[one] = point.score
                 elif kind == CAPTION:

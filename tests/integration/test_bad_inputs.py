@@ -48,27 +48,26 @@ FAILED = {
 
 @dataclass(frozen=True, slots=True)
 class Mixed:
-    """A folder of good and bad files, and the index folder beside it."""
+    """A folder of good and bad files, which no test changes."""
 
     folder: Path
-    root: Path
     good: list[str]
     bad: dict[str, Path]
 
     def rel(self, kind: str) -> str:
         """How a report names a bad input."""
-        name = os.path.relpath(self.bad[kind], self.root.parent)
+        name = os.path.relpath(self.bad[kind], self.folder.parent)
         return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-@pytest.fixture
-def mixed(tmp_path: Path) -> Mixed:
-    folder = tmp_path / "m"
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Mixed:
+    folder = tmp_path_factory.mktemp("mixed") / "m"
     bad = make.bad_inputs(folder / "bad", hours=0.1)
     good = [make.write_image(folder / f"good-{n}.png", make.scene(n)) for n in range(3)]
     good.append(make.write_audio(folder / "good.wav", make.tone(2.0)))
     good.append(make.write_video(folder / "good.mp4", make.moving(9, 16)))
-    return Mixed(folder, tmp_path / ".cartq", [f"m/{path.name}" for path in good], bad)
+    return Mixed(folder, [f"m/{path.name}" for path in good], bad)
 
 
 def test_every_kind_of_bad_input_is_expected_here(mixed: Mixed) -> None:
@@ -78,14 +77,14 @@ def test_every_kind_of_bad_input_is_expected_here(mixed: Mixed) -> None:
 def test_bad_files_are_named_and_good_ones_stored(
     mixed: Mixed, open_library: Run, ingest: Run
 ) -> None:
-    library: Library = open_library(mixed.root)
+    library: Library = open_library(mixed.folder.parent / ".first")
     report: IngestReport = ingest(library, mixed.folder)
 
     failed = {failure.path: failure.reason for failure in report.failed}
     assert len(failed) == len(report.failed)
     assert set(failed) == {mixed.rel(kind) for kind in FAILED}
     for kind, reason in FAILED.items():
-        assert reason in failed[mixed.rel(kind)] != ""
+        assert failed[mixed.rel(kind)] and reason in failed[mixed.rel(kind)]
 
     warned = {failure.path: failure.reason for failure in report.warnings}
     assert set(warned) == {mixed.rel(kind) for kind in NOTED}
@@ -103,7 +102,7 @@ def test_a_second_run_names_them_again_and_embeds_nothing(
     mixed: Mixed, open_library: Run, ingest: Run
 ) -> None:
     embedder = PatchEmbedder()
-    library = open_library(mixed.root, embedder)
+    library = open_library(mixed.folder.parent / ".second", embedder)
     first = ingest(library, mixed.folder)
     before, embedder.calls = points(library), []
     again = ingest(library, mixed.folder)

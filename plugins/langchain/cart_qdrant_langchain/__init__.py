@@ -1,0 +1,14 @@
+"""LangChain retriever over a cart-qdrant index.
+
+```python
+from cart_qdrant.search.engine import Retriever
+from cart_qdrant_langchain import CartQdrantRetriever
+
+with Retriever.open(".cartq") as engine:
+    documents = CartQdrantRetriever(retriever=engine, k=5).invoke("a dog surfing")
+```
+"""
+
+from cart_qdrant_langchain.retriever import CartQdrantRetriever
+
+__all__ = ["CartQdrantRetriever"]

@@ -1,0 +1,14 @@
+"""LlamaIndex retriever over a cart-qdrant index.
+
+```python
+from cart_qdrant.search.engine import Retriever
+from cart_qdrant_llamaindex import CartQdrantRetriever
+
+with Retriever.open(".cartq") as engine:
+    nodes = CartQdrantRetriever(engine, k=5).retrieve("a dog surfing")
+```
+"""
+
+from cart_qdrant_llamaindex.retriever import CartQdrantRetriever
+
+__all__ = ["CartQdrantRetriever"]
