@@ -1,0 +1,32 @@
+"""Find video moments, sounds and images by text: generative retrieval with dense rerank on Qdrant.
+
+The tree, in the order in which data flows:
+
+- `index/`: media -> segments -> vectors and captions -> identifiers -> Qdrant points
+- `learn/`: captions -> pairs -> query tower and generator -> calibration
+- `search/`: query -> beams -> payload filter and dense lanes -> hits
+- leaves: `config`, `errors`, `records`, `metrics`, `persistence`
+
+Importing this package imports none of torch, PyAV, Pillow or Qdrant.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cart_qdrant.errors import CartError
+from cart_qdrant.records import Caption, Hit, Identifier, Modality, Segment
+
+if TYPE_CHECKING:
+    from cart_qdrant.search.engine import Retriever
+
+__version__ = "0.1.0"
+__all__ = ["Caption", "CartError", "Hit", "Identifier", "Modality", "Retriever", "Segment"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Retriever":  # heavy: imported on first use
+        from cart_qdrant.search.engine import Retriever
+
+        return Retriever
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

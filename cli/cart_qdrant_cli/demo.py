@@ -16,7 +16,7 @@ from cart_qdrant.errors import UsageError
 from cart_qdrant.records import Modality
 from cart_qdrant_cli.demo_media import copy_media
 from cart_qdrant_cli.ingest import run_ingest, show_ingest
-from cart_qdrant_cli.options import Profile, State, Target, VerboseOption, examples
+from cart_qdrant_cli.options import Profile, State, Target, VerboseOption, add_command, examples
 from cart_qdrant_cli.output import plain, remark, reporting, stdout
 from cart_qdrant_cli.search import describe, open_retriever, show_hits, write_sheet
 from cart_qdrant_cli.train import run_train, show_train
@@ -147,4 +147,4 @@ def _search(console: Console, target: Target, question: Question, page: Path) ->
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command(epilog=EXAMPLES)(demo)
+    add_command(app, demo, EXAMPLES)

@@ -16,6 +16,7 @@ from cart_qdrant_cli.options import (
     JsonOption,
     UrlOption,
     VerboseOption,
+    add_command,
     examples,
     resolve,
 )
@@ -152,4 +153,4 @@ def _show(found: Diagnosis) -> None:
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command(epilog=EXAMPLES)(doctor)
+    add_command(app, doctor, EXAMPLES)

@@ -17,6 +17,7 @@ from cart_qdrant_cli.options import (
     ModalityOption,
     UrlOption,
     VerboseOption,
+    add_command,
     distinct,
     examples,
     resolve,
@@ -103,4 +104,4 @@ def show_scores(console: Console, scores: list[LaneScore], ks: list[int]) -> Non
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command(name="eval", epilog=EXAMPLES)(evaluate)
+    add_command(app, evaluate, EXAMPLES, name="eval")

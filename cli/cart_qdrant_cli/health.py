@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from cart_qdrant_cli.output import grid, plain, verdict
+from cart_qdrant_cli.output import counted, grid, plain, verdict
 
 if TYPE_CHECKING:
     from cart_qdrant.index.identify import Health
@@ -49,7 +49,7 @@ def health_line(health: Health) -> Text:
         + verdict(health.passed)
         + Text(
             f"  U {health.U:.3f} · {len(health.levels)} levels · entropy {entropy} · "
-            f"{used} codes used, {dead} dead · {health.clashes} clashes · error "
+            f"{used} codes used, {dead} dead · {counted(health.clashes, 'clash')} · error "
             + (", ".join(f"{space} {e:.3f}" for space, e in health.error.items()) or "none")
         )
     )
@@ -92,8 +92,8 @@ def show_health(console: Console, health: Health) -> None:
     console.print(
         verdict(health.passed)
         + Text(
-            f"  U {health.U:.3f}: {health.items} items, {health.clashes} clashes, "
-            f"{health.duplicates} duplicates"
+            f"  U {health.U:.3f}: {counted(health.items, 'item')}, "
+            f"{counted(health.clashes, 'clash')}, {counted(health.duplicates, 'duplicate')}"
         )
     )
     show_notes(console, health)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from cart_qdrant_cli.options import (
     CollectionOption,
@@ -17,10 +19,11 @@ from cart_qdrant_cli.options import (
     Target,
     UrlOption,
     VerboseOption,
+    add_command,
     examples,
     resolve,
 )
-from cart_qdrant_cli.output import facts, print_json, size, stdout
+from cart_qdrant_cli.output import facts, grid, plain, print_json, size, stdout
 
 PACKAGES = ("cart-qdrant", "qdrant-edge-py", "qdrant-client", "torch")
 """Packages whose versions matter to a report of an error."""
@@ -122,13 +125,31 @@ def show_info(console: Console, found: dict[str, Any]) -> None:
         f"{identifiers['levels']} levels, U {identifiers['U']:.3f}",
         "generator": "none: run `cartq train`"
         if generator is None
-        else ", ".join(f"{name} {_short(value)}" for name, value in generator.items()),
+        else ", ".join(f"{name} {_short(value)}" for name, value in _scalars(generator).items()),
         "on disk": f"{size(sum(bytes_.values()))} ("
         + ", ".join(f"{name} {size(count)}" for name, count in bytes_.items())
         + ")",
         "packages": ", ".join(f"{name} {version}" for name, version in found["packages"].items()),
     }
     console.print(facts(rows))
+    if generator is not None and generator.get("held_out"):
+        console.print()
+        console.print(_held_out(generator["held_out"]))
+
+
+def _scalars(summary: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in summary.items() if not isinstance(value, Mapping)}
+
+
+def _held_out(strata: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
+    """Recall of each lane on what was held out of training, in percent."""
+    names = list(next(iter(next(iter(strata.values())).values())))
+    table = grid("items", "lane", *names, title="Held out of training", right=tuple(names))
+    for stratum, lanes in strata.items():
+        for lane, recall in lanes.items():
+            numbers = (f"{100 * recall[name]:.1f}" for name in names)
+            table.add_row(plain(stratum), plain(lane), *numbers)
+    return table
 
 
 def _short(value: object) -> str:
@@ -137,4 +158,4 @@ def _short(value: object) -> str:
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command(epilog=EXAMPLES)(info)
+    add_command(app, info, EXAMPLES)

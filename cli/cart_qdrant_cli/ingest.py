@@ -22,6 +22,7 @@ from cart_qdrant_cli.options import (
     Target,
     UrlOption,
     VerboseOption,
+    add_command,
     distinct,
     examples,
     resolve,
@@ -279,4 +280,4 @@ def _show_plan(console: Console, report: IngestReport, *, verbose: bool) -> None
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command(epilog=EXAMPLES)(ingest)
+    add_command(app, ingest, EXAMPLES)

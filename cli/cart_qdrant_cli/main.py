@@ -21,6 +21,7 @@ from cart_qdrant_cli.options import (
     UrlOption,
     VerboseOption,
     examples,
+    prose,
 )
 from cart_qdrant_cli.output import plain, stderr
 
@@ -50,7 +51,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def cartq(
     context: typer.Context,
     index: IndexOption = None,
@@ -70,6 +70,9 @@ def cartq(
     state: State = context.obj
     state.index, state.url, state.collection = index, url, collection
     state.verbose = verbose
+
+
+app.callback(help=prose(cartq.__doc__ or ""))(cartq)
 
 
 def _show(error: Exception, what: str, remedy: str, *, verbose: bool) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from rich.text import Text
 
-from cart_qdrant_cli.options import JsonOption, State, VerboseOption, examples
+from cart_qdrant_cli.options import JsonOption, State, VerboseOption, add_command, examples
 from cart_qdrant_cli.output import grid, print_json, size, stdout
 
 EXAMPLES = examples("cartq models", "cartq models --json")
@@ -106,4 +106,4 @@ def _show(rows: list[Model]) -> None:
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command(epilog=EXAMPLES)(models)
+    add_command(app, models, EXAMPLES)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from cart_qdrant.records import Modality
 
@@ -143,7 +145,22 @@ def resolve(
 
 def examples(*lines: str) -> str:
     """The epilog of a command's help: examples, one a line."""
-    return "\n\n".join(["[bold]Examples[/bold]", *(f"  [cyan]{line}[/cyan]" for line in lines)])
+    return "\n".join(
+        ["[bold]Examples[/bold]", *(f"  [cyan]{escape(line)}[/cyan]" for line in lines)]
+    )
+
+
+def prose(text: str) -> str:
+    """A docstring for a terminal of any width: its paragraphs, each on one line."""
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+def add_command(
+    app: typer.Typer, command: Callable[..., None], epilog: str, *, name: str | None = None
+) -> None:
+    """Add a command, described by its docstring, to the program."""
+    app.command(name=name, help=prose(command.__doc__ or ""), epilog=epilog)(command)
 
 
 def distinct(values: Sequence[str]) -> list[str]:

@@ -120,6 +120,12 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 clash`, `2 clashes`."""
+    ending = "es" if noun.endswith("sh") else "s"
+    return f"{count} {noun}{'' if count == 1 else ending}"
+
+
 def verdict(passed: bool) -> Text:
     """PASS or FAIL."""
     return Text("PASS", style="bold green") if passed else Text("FAIL", style="bold red")

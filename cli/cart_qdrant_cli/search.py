@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -23,19 +23,19 @@ from cart_qdrant_cli.options import (
     Target,
     UrlOption,
     VerboseOption,
+    add_command,
     examples,
     resolve,
 )
 from cart_qdrant_cli.output import grid, plain, print_json, remark, stdout
 
 if TYPE_CHECKING:
-    from cart_qdrant.search import engine
     from cart_qdrant.search.engine import Retriever, SearchResult
 
 EXAMPLES = examples(
     'cartq search "a dog surfing"',
     'cartq search "waves at night" --modality video -k 5 --html hits.html',
-    'cartq search "rain" --filter year>=2020 --filter camera=gopro,dji --json',
+    "cartq search rain --filter 'year>=2020' --filter camera=gopro,dji --json",
 )
 
 
@@ -72,7 +72,7 @@ def search(
     wanted = parse_filter(filters or (), modality)
     with open_retriever(target) as retriever:
         result = retriever.search(
-            query, k=k, lane=cast("engine.Lane", lane.value), filter=wanted, group_by=group_by.value
+            query, k=k, lane=lane.value, filter=wanted, group_by=group_by.value
         )
     if json:
         print_json(result.to_json())
@@ -150,4 +150,4 @@ def _time(hit: Hit) -> str:
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command(epilog=EXAMPLES)(search)
+    add_command(app, search, EXAMPLES)

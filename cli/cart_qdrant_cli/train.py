@@ -16,6 +16,7 @@ from cart_qdrant_cli.options import (
     Target,
     UrlOption,
     VerboseOption,
+    add_command,
     examples,
     resolve,
 )
@@ -101,4 +102,4 @@ def show_train(console: Console, report: TrainReport, target: Target, *, hint: b
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command(epilog=EXAMPLES)(train)
+    add_command(app, train, EXAMPLES)

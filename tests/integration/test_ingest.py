@@ -525,7 +525,9 @@ def test_sidecars_and_subtitles_reach_the_payload(
     frames = media.moving(60, 40) + media.moving(61, 40)
     media.write_video(folder / "harbour_at_dawn.mp4", frames)
     (folder / "harbour_at_dawn.srt").write_text("1\n00:00:00,000 --> 00:00:02,000\nfirst words\n")
-    (tmp_path / "table.csv").write_text("file_name,caption\nm/harbour_at_dawn.mp4,an explicit text\n")
+    (tmp_path / "table.csv").write_text(
+        "file_name,caption\nm/harbour_at_dawn.mp4,an explicit text\n"
+    )
     library = open_library(tmp_path / ".cartq")
     ingest(library, folder, captions=tmp_path / "table.csv")
     found = sorted(points(library).values(), key=lambda p: p["start"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import ConfigDict
+
 from cart_qdrant.errors import MissingExtraError
 from cart_qdrant.records import Hit
 from cart_qdrant.search.engine import Lane, Retriever
@@ -50,7 +52,7 @@ class CartQdrantRetriever(BaseRetriever):
     lane: Lane = "auto"
     filter: Any = None
 
-    model_config = {"arbitrary_types_allowed": True, "extra": "forbid"}
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     def _get_relevant_documents(
         self,

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from qdrant_client import models
 
+from cart_qdrant.index import identify
 from cart_qdrant.index.identifiers import IdentifierConfig, fit_codec
 from cart_qdrant.index.identify import (
     adopt,
@@ -38,6 +39,15 @@ DIM = 48
 @pytest.fixture
 def library(tmp_path: Path, open_library: Open) -> Library:
     return open_library(tmp_path / ".cartq")
+
+
+@pytest.fixture(autouse=True)
+def cheap_books(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Residual k-means alone; the learned quantiser has tests of its own and takes seconds."""
+    plain = IdentifierConfig(method="rkmeans")
+    monkeypatch.setattr(
+        identify, "fit_codec", lambda vectors, config=None: fit_codec(vectors, config or plain)
+    )
 
 
 def unit(count: int, seed: int = 0) -> Any:

@@ -1,0 +1,323 @@
+"""The command line's contract: exit codes, JSON objects, and streams, on a small real index."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cart_qdrant.index.embedders import lite_available
+from cart_qdrant_cli import main as program
+from cart_qdrant_cli.output import clock, counted, plain, size
+from tests import media_factory as media
+from tests.conftest import tree_of
+
+HEAVY = ("torch", "av", "PIL", "qdrant_client", "qdrant_edge", "sklearn", "numpy")
+NAMES = [f"picture-{n}.png" for n in range(6)]
+needs_text_encoder = pytest.mark.skipif(
+    not lite_available(), reason='not installed: pip install "cart-qdrant[lite]"'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The one object that stdout must be."""
+        found = json.loads(self.out)
+        assert isinstance(found, dict)
+        return found
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def cartq(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs the program in this process, through `main`."""
+    monkeypatch.setenv("COLUMNS", "200")
+    for variable in ("CARTQ_INDEX", "CARTQ_API_KEY"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def run(*words: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["cartq", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            program.main()
+        found = capsys.readouterr()
+        code = stop.value.code
+        assert isinstance(code, int)
+        return Outcome(code, found.out, found.err)
+
+    return run
+
+
+def make_media(base: Path) -> Path:
+    """Six pictures, one with a caption, and a vector for each."""
+    folder = base / "media"
+    folder.mkdir()
+    for n, name in enumerate(NAMES):
+        media.write_image(folder / name, media.scene(n))
+    rows = [{"file_name": NAMES[0], "text": "a dog on a surfboard", "year": 2020}]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    np.savez(
+        base / "vectors.npz",
+        vectors=np.random.default_rng(0).normal(size=(len(NAMES), 16)),
+        paths=np.asarray(NAMES),
+    )
+    return folder
+
+
+def first_ingest(base: Path) -> list[object]:
+    """The words of a first ingest of `make_media`."""
+    given = ["--embedder", "precomputed", "--vectors", base / "vectors.npz"]
+    return ["ingest", base / "media", "--index", base / ".cartq", *given]
+
+
+@pytest.fixture
+def index(tmp_path: Path, cartq: Run) -> Path:
+    """The folder of a new index of six pictures."""
+    make_media(tmp_path)
+    done = cartq(*first_ingest(tmp_path), "--json")
+    assert done.code == 0, done.err
+    return tmp_path / ".cartq"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom cart_qdrant_cli import main\nsys.argv = ['cartq', '--help']\n"
+        "try:\n    main.main()\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "command", ["ingest", "train", "search", "eval", "doctor", "info", "models", "demo"]
+)
+def test_every_command_has_help_with_an_example_of_itself(cartq: Run, command: str) -> None:
+    found = cartq(command, "--help")
+    assert found.code == 0
+    assert f"cartq {command}" in found.out.partition("Examples")[2]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["search", "x", "--lane", "none-such"],
+        ["search", "x", "-k", "0"],
+        ["search", "  "],
+        ["search"],
+        ["no-such-command"],
+        ["ingest", "no-such-folder"],
+        ["ingest", ".", "--no-captions", "--captions", "captions.csv"],
+        ["ingest", ".", "--vectors", "vectors.npz"],
+        ["demo", "--index", "somewhere"],
+    ],
+)
+def test_wrong_usage_is_2_without_traceback_and_writes_nothing(
+    cartq: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = cartq(*words)
+    assert (found.code, found.out) == (2, "")
+    assert found.err.strip()
+    assert "Traceback" not in found.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["search", "x"], ["train"], ["info"], ["doctor"]])
+def test_no_index_is_3_in_one_line_and_makes_no_folder(
+    cartq: Run, tmp_path: Path, words: list[str]
+) -> None:
+    found = cartq(*words, "--index", tmp_path / "none")
+    assert (found.code, found.out) == (3, "")
+    assert len(found.err.splitlines()) == 1
+    assert str(tmp_path / "none") in found.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verbose_shows_the_traceback_before_and_after_the_command(
+    cartq: Run, tmp_path: Path
+) -> None:
+    missing = ["--index", tmp_path / "none"]
+    for found in (cartq("--verbose", "info", *missing), cartq("info", *missing, "--verbose")):
+        assert found.code == 3
+        assert "Traceback" in found.err
+
+
+def test_dry_run_without_an_index_lists_files_and_creates_nothing(
+    cartq: Run, tmp_path: Path
+) -> None:
+    make_media(tmp_path)
+    before = tree_of(tmp_path)
+    found = cartq(*first_ingest(tmp_path), "--dry-run", "--json")
+    assert found.code == 0
+    assert sorted(found.json["would_ingest"]) == [f"media/{name}" for name in NAMES]
+    assert tree_of(tmp_path) == before
+    assert not (tmp_path / ".cartq").exists()
+
+
+@needs_text_encoder
+def test_ingest_prints_one_object_and_progress_goes_to_stderr(cartq: Run, tmp_path: Path) -> None:
+    make_media(tmp_path)
+    words = first_ingest(tmp_path)
+    first, second = cartq(*words, "--json"), cartq(*words, "--json")
+    assert (first.code, second.code) == (0, 0)
+    found = first.json
+    assert (found["files"], found["segments"], found["unchanged"]) == (6, 6, 0)
+    assert (found["removed"], found["failed"]) == (0, [])
+    assert 0 < found["identifiers"]["U"] <= 1
+    assert found["seconds"] > 0
+    assert first.err.strip()
+    assert (second.json["unchanged"], second.json["segments"]) == (6, 0)
+
+
+@needs_text_encoder
+def test_a_bad_input_is_1_and_named_and_the_rest_is_stored(cartq: Run, tmp_path: Path) -> None:
+    folder = make_media(tmp_path)
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    done = cartq(*first_ingest(tmp_path), "--json")
+    assert done.code == 1
+    assert [row["path"] for row in done.json["failed"]] == ["media/broken.jpg"]
+    assert done.json["failed"][0]["reason"]
+    assert cartq("info", "--index", tmp_path / ".cartq", "--json").json["files"] == 6
+
+
+@needs_text_encoder
+def test_many_failures_are_cut_with_their_number(cartq: Run, tmp_path: Path) -> None:
+    folder = make_media(tmp_path)
+    for n in range(25):
+        (folder / f"broken-{n:02}.jpg").write_bytes(b"")
+    done = cartq(*first_ingest(tmp_path))
+    assert done.code == 1
+    assert done.out.count("media/broken-") == 20
+    assert "and 5 more" in done.out
+
+
+@needs_text_encoder
+def test_another_embedder_is_3_and_both_are_named(cartq: Run, index: Path) -> None:
+    found = cartq("ingest", index.parent / "media", "--index", index, "--embedder", "lite")
+    assert (found.code, found.out) == (3, "")
+    assert "precomputed" in found.err
+    assert "lite" in found.err
+
+
+@needs_text_encoder
+def test_search_prints_the_contracts_object(cartq: Run, index: Path) -> None:
+    found = cartq("search", "a dog surfing", "-k", 3, "--index", index, "--json")
+    assert found.code == 0, found.err
+    answer = found.json
+    assert set(answer) == {"query", "lane", "index_version", "took_ms", "hits"}
+    assert set(answer["took_ms"]) == {"encode", "decode", "resolve", "total"}
+    best = answer["hits"][0]
+    keys = "rank id path modality start end score lane identifier caption payload"
+    assert list(best) == keys.split()
+    assert (best["path"], best["caption"]) == ("media/picture-0.png", "a dog on a surfboard")
+    assert [hit["rank"] for hit in answer["hits"]] == list(range(1, len(answer["hits"]) + 1))
+    version = cartq("info", "--index", index, "--json").json["version"]
+    assert answer["index_version"] == version
+
+
+@needs_text_encoder
+def test_the_index_may_be_named_before_the_command_after_it_or_by_the_environment(
+    cartq: Run, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after = cartq("info", "--index", index, "--json").json
+    assert cartq("--index", index, "info", "--json").json == after
+    assert cartq("--index", tmp_path / "none", "info", "--index", index, "--json").json == after
+    monkeypatch.setenv("CARTQ_INDEX", str(index))
+    assert cartq("info", "--json").json == after
+
+
+@needs_text_encoder
+@pytest.mark.parametrize(("condition", "count"), [("year=2020", 1), ("year>2020", 0)])
+def test_a_filter_keeps_only_what_fits(cartq: Run, index: Path, condition: str, count: int) -> None:
+    found = cartq("search", "dog", "--filter", condition, "--index", index, "--json")
+    assert found.code == 0, found.err
+    assert len(found.json["hits"]) == count
+
+
+@needs_text_encoder
+def test_search_as_a_table_and_as_a_page(cartq: Run, index: Path, tmp_path: Path) -> None:
+    page = tmp_path / "hits.html"
+    found = cartq("search", "a dog surfing", "--index", index, "--html", page)
+    assert found.code == 0, found.err
+    row = next(line for line in found.out.splitlines() if "picture-0.png" in line)
+    assert row.split()[0] == "1"
+    assert "a dog on a surfboard" in row
+    assert str(page) in found.err
+    assert "picture-0.png" in page.read_text(encoding="utf-8")
+
+
+@needs_text_encoder
+def test_eval_gives_each_lane_its_row(cartq: Run, index: Path, tmp_path: Path) -> None:
+    queries = tmp_path / "queries.jsonl"
+    queries.write_text('{"query": "a dog surfing", "relevant": ["media/picture-0.png"]}\n')
+    words = ["--lane", "dense", "--lane", "auto", "-k", 1, "-k", 5]
+    found = cartq("eval", queries, *words, "--index", index, "--json")
+    assert found.code == 0, found.err
+    lanes = found.json["lanes"]
+    assert [row["lane"] for row in lanes] == ["dense", "auto"]
+    for row in lanes:
+        assert set(row) == {"lane", "queries", "recall", "mrr@10", "p50_ms", "p95_ms"}
+        assert row["recall"] == {"1": 1.0, "5": 1.0}
+
+
+@needs_text_encoder
+def test_doctor_passes_then_names_a_changed_file_then_mends_it(cartq: Run, index: Path) -> None:
+    sound = cartq("doctor", "--index", index, "--json")
+    assert sound.json["broken"] == {}
+    assert sound.code == (0 if sound.json["passed"] else 1)
+    next(index.glob("identifiers-*.safetensors")).write_bytes(b"changed")
+    hurt = cartq("doctor", "--index", index, "--json")
+    assert hurt.code == 1
+    assert hurt.json["passed"] is False
+    assert "books" in hurt.json["broken"]
+    mended = cartq("doctor", "--fix", "--index", index, "--json")
+    assert mended.json["broken"] == {}
+    assert mended.json["items"] == 6
+
+
+def test_models_lists_what_the_code_has(cartq: Run) -> None:
+    rows = cartq("models", "--json").json["models"]
+    assert [row["name"] for row in rows] == ["lite", "precomputed"]
+    assert all(row["licence"] and row["get"] for row in rows)
+
+
+def test_the_demo_leaves_a_foreign_folder_alone(cartq: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    found = cartq("demo", "--folder", tmp_path)
+    assert found.code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_plain_text_cannot_move_the_cursor() -> None:
+    shown = plain("a\x1b[2Jb\nc\udcff")
+    assert shown.isprintable()
+    assert shown.startswith("a")
+    assert "c" in shown
+
+
+def test_numbers_for_people() -> None:
+    assert [clock(t) for t in (0, 59.6, 3600)] == ["0:00", "1:00", "1:00:00"]
+    assert [size(n) for n in (999, 1_400_000)] == ["999 B", "1.4 MB"]
+    assert [counted(1, "clash"), counted(2, "clash"), counted(0, "item")] == [
+        "1 clash",
+        "2 clashes",
+        "0 items",
+    ]

@@ -1,0 +1,132 @@
+"""Ingest, train and search together on a small real index."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cart_qdrant.errors import IndexMissingError, MismatchError, UsageError
+from cart_qdrant.index.library import Library
+from cart_qdrant.learn.train import TrainOptions, train
+from cart_qdrant.search.engine import LANES, Retriever
+from cart_qdrant.search.evaluate import EvalQuery, evaluate, load_queries
+from cart_qdrant.search.filters import parse_filter
+
+
+@pytest.fixture(scope="module")
+def trained(small_index: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("trained") / ".cartq"
+    shutil.copytree(small_index, root)
+    with Library.open(root) as library, library.folder.lock():
+        report = train(library, TrainOptions(profile="quick"))
+    assert report.items == report.to_json()["items"] > 10
+    return root
+
+
+@pytest.mark.parametrize("lane", LANES)
+def test_every_lane_answers_before_training(small_index: Path, lane) -> None:
+    with Retriever.open(small_index) as retriever:
+        result = retriever.search("a dog on a surfboard", k=3, lane=lane)
+    assert 0 < len(result.hits) <= 3
+    assert [hit.rank for hit in result.hits] == list(range(1, len(result.hits) + 1))
+    assert any("not trained" in remark for remark in result.remarks)
+
+
+def test_a_caption_is_found_before_training(small_index: Path) -> None:
+    with Retriever.open(small_index) as retriever:
+        hit = retriever.search("a dog on a surfboard").hits[0]
+    assert hit.path.endswith("picture-0.png")
+    assert hit.caption == "a dog on a surfboard"
+
+
+@pytest.mark.parametrize("lane", LANES)
+def test_every_lane_answers_after_training(trained: Path, lane) -> None:
+    with Retriever.open(trained) as retriever:
+        result = retriever.search("a dog on a surfboard", k=5, lane=lane)
+        again = retriever.search_many(["something else", "a dog on a surfboard"], k=5, lane=lane)
+    assert result.hits
+    assert result.remarks == []
+    scores = [hit.score for hit in result.hits]
+    assert scores == sorted(scores, reverse=True)
+    assert [h.id for h in again[1].hits] == [h.id for h in result.hits]
+
+
+def test_training_flips_to_new_identifiers(small_index: Path, trained: Path) -> None:
+    with Library.open(trained) as library:
+        info, generator = library.manifest.identifiers, library.manifest.generator
+        assert info is not None and generator is not None
+        assert generator.identifiers == info.version
+        assert library.manifest.stale_fields == []
+        payloads = [record.payload for record in library.store.scroll()]
+    assert all(info.field in p and not ({"cart"} - {info.field}) & set(p) for p in payloads if p)
+
+
+def test_filters_mask_every_lane(trained: Path) -> None:
+    wanted = parse_filter([], "audio")  # type: ignore[arg-type]
+    with Retriever.open(trained) as retriever:
+        for lane in LANES:
+            hits = retriever.search("a bell", lane=lane, filter=wanted).hits
+            assert {str(hit.modality) for hit in hits} <= {"audio"}
+
+
+def test_grouping_gives_a_file_once(trained: Path) -> None:
+    with Retriever.open(trained) as retriever:
+        grouped = retriever.search("a beach", k=50, lane="fused").hits
+        single = retriever.search("a beach", k=50, lane="fused", group_by="none").hits
+    paths = [hit.path for hit in grouped]
+    assert len(paths) == len(set(paths))
+    assert len(single) > len(grouped)
+    assert any(hit.end > hit.start for hit in single)
+
+
+def test_json_contract(trained: Path) -> None:
+    with Retriever.open(trained) as retriever:
+        data = json.loads(json.dumps(retriever.search("a dog").to_json()))
+    assert set(data) == {"query", "lane", "index_version", "took_ms", "hits"}
+    assert set(data["took_ms"]) == {"encode", "decode", "resolve", "total"}
+    assert set(data["hits"][0]) == {
+        "rank", "id", "path", "modality", "start", "end", "score", "lane", "identifier",
+        "caption", "payload",
+    }  # fmt: skip
+
+
+def test_bad_arguments_are_named(small_index: Path) -> None:
+    with Retriever.open(small_index) as retriever:
+        with pytest.raises(UsageError, match="empty"):
+            retriever.search("  ")
+        with pytest.raises(UsageError, match="k is 0"):
+            retriever.search("a", k=0)
+        with pytest.raises(UsageError, match="sideways"):
+            retriever.search("a", lane="sideways")  # type: ignore[arg-type]
+
+
+def test_missing_and_damaged_indexes_are_named(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(IndexMissingError, match="cartq ingest"):
+        Retriever.open(tmp_path / "none")
+    broken = tmp_path / ".cartq"
+    shutil.copytree(trained, broken)
+    model = next(broken.glob("generator-*")) / "calibration.json"
+    model.write_text(model.read_text() + " ")
+    with pytest.raises(MismatchError, match="hash"):
+        Retriever.open(broken)
+
+
+def test_evaluate_counts_files(small_index: Path, tmp_path: Path) -> None:
+    path = tmp_path / "queries.jsonl"
+    path.write_text('{"query": "a dog on a surfboard", "relevant": ["picture-0.png"]}\n')
+    queries = load_queries(path)
+    queries.append(EvalQuery("a dog on a surfboard", ("nowhere.png",)))
+    with Retriever.open(small_index) as retriever:
+        (score,) = evaluate(retriever, queries, lanes=["fused"], ks=[1])
+    assert score.to_json()["recall"] == {"1": 0.5}
+    assert score.mrr_10 == 0.5
+
+
+def test_a_broken_query_file_names_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "queries.jsonl"
+    path.write_text('{"query": "a", "relevant": ["b"]}\n{"query": 1}\n')
+    with pytest.raises(UsageError, match="line 2"):
+        load_queries(path)

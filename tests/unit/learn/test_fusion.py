@@ -1,0 +1,101 @@
+"""Fusion weights, the router and their round trip."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cart_qdrant.learn.beam import Beams
+from cart_qdrant.learn.calibrate import HeldOut, calibrate
+from cart_qdrant.learn.fusion import FLOOR, Calibration, Evidence, fit_weights, untrained
+
+
+def evidence(media: list[float], caption: list[float]) -> Evidence:
+    n = len(media)
+    return Evidence(
+        np.asarray(media, np.float32),
+        np.asarray(caption, np.float32),
+        np.full(n, FLOOR, np.float32),
+        np.zeros(n, np.intp),
+    )
+
+
+def test_a_missing_caption_is_no_cosine_of_zero() -> None:
+    features = evidence([0.5, 0.5], [float("nan"), 0.0]).features(1)
+    assert features[0].tolist() == [0.5, 1, 0, 0, 0]
+    assert features[1].tolist() == [0.5, 1, 0, 1, 0]
+
+
+def test_weights_find_the_informative_feature() -> None:
+    rng = np.random.default_rng(0)
+    features, targets = [], []
+    for _ in range(200):
+        x = rng.normal(size=(20, 3)).astype(np.float32)
+        target = int(rng.integers(20))
+        x[target, 0] += 3
+        features.append(x)
+        targets.append(target)
+    w = fit_weights(features, targets, [1.0] * 200, np.asarray([True, True, False]))
+    assert w[0] > 1 > abs(w[1])
+    assert w[2] == 0
+
+
+def test_a_likeness_never_counts_against_an_item() -> None:
+    rng = np.random.default_rng(0)
+    features, targets = [], []
+    for _ in range(50):
+        x = rng.normal(size=(10, 2)).astype(np.float32)
+        target = int(rng.integers(10))
+        x[target] = [2, -2]
+        features.append(x)
+        targets.append(target)
+    every = np.ones(2, bool)
+    assert fit_weights(features, targets, [1.0] * 50, every)[1] < 0
+    assert fit_weights(features, targets, [1.0] * 50, every, every)[1] == 0
+
+
+@given(st.floats(-1, 1, width=32), st.floats(-1, 1, width=32))
+def test_route_follows_the_best_caption(threshold: float, best: float) -> None:
+    calibration = Calibration(
+        spaces=["s"], weights={}, strong="fused", weak="dense", threshold=threshold
+    )
+    found = calibration.route(evidence([0.0, 0.0], [best, -1.0]))
+    assert found == ("fused" if best >= threshold else "dense")
+
+
+def test_calibration_round_trip() -> None:
+    calibration = untrained(["visual", "audio"], 4, captions=True)
+    again = Calibration.from_json(json.loads(json.dumps(calibration.to_json())))
+    assert again == calibration
+
+
+def test_routed_is_never_worse_than_dense_on_held_out_queries() -> None:
+    """Captions that mislead: whatever the weights, the router must not lose to dense."""
+    rng = np.random.default_rng(1)
+    n, d, w = 60, 16, 8
+    x = rng.normal(size=(n, d)).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    rows = np.stack([np.arange(n), np.zeros(n)], axis=1).astype(np.int32)
+
+    def stratum(noise: float, known: bool) -> HeldOut:
+        items = rng.integers(0, n, 80)
+        q = x[items] + noise * rng.normal(size=(80, d)).astype(np.float32)
+        captions = rng.normal(size=(n, w)).astype(np.float32)
+        text = rng.normal(size=(80, w)).astype(np.float32)
+        if known:
+            text = captions[items] + 0.5 * rng.normal(size=(80, w)).astype(np.float32)
+        beams = [Beams(rows[:3], np.zeros(3, np.float32))] * 80
+        return HeldOut(items, {"s": q}, text, beams, captions, np.ones(n, bool))
+
+    strata = {"new": stratum(0.3, known=False), "known": stratum(0.3, known=True)}
+    base = untrained(["s"], 1, captions=True)
+    found = calibrate(
+        strata, {"new": 0.3, "known": 0.7}, x, np.zeros(n, np.intp), rows, np.arange(n), base
+    )
+    for lanes in found.held_out.values():
+        for measure in ("R@1", "R@10"):
+            assert lanes["auto"][measure] >= lanes["dense"][measure]
+    assert found.held_out["known"]["fused"]["R@1"] > found.held_out["known"]["dense"]["R@1"]
