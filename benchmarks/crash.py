@@ -20,10 +20,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -35,13 +35,26 @@ from cart_qdrant.records import Identifier
 ROOT = Path(__file__).resolve().parents[1]
 _WRITE = 8
 """Points written together here: few, so that a kill often falls between two writes."""
+LOG = "steps"
+"""File beside the index: one line a finished writing step, its name and the points it wrote."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One kill. `problems` is empty when all is well."""
+    """One kill.
 
-    seconds: float
+    Attributes:
+        steps: Writing steps before it.
+        last: The last of them.
+        killed: Whether the run was still going on.
+        points: Points in the index afterwards.
+        acknowledged: Points that the store had said are written.
+        identifiers: Version of the identifiers in force afterwards.
+        problems: Empty when all is well.
+    """
+
+    steps: int
+    last: str
     killed: bool
     points: int
     acknowledged: int
@@ -117,31 +130,39 @@ def compare(found: State | None, wanted: State | None, problems: list[str]) -> N
 
 
 def run_trial(
-    command: Sequence[str], start: Path | None, wanted: State, index: Path, seconds: float
+    command: Sequence[str],
+    start: Path | None,
+    wanted: State,
+    index: Path,
+    seconds: float,
+    steps: int = 0,
 ) -> Trial:
-    """Kill one run after some seconds, look, and run again.
+    """Kill one run, look, and run again.
 
     Args:
         command: What to run; it works on `index`.
         start: Index to begin with; None begins with none.
         wanted: State after an uninterrupted run.
+        seconds: When to kill it, counted from when it has logged `steps` steps.
+        steps: Lines of its log.
     """
     shutil.rmtree(index, ignore_errors=True)
     if start is not None:
         shutil.copytree(start, index)
-    log = index.parent / "acknowledged"
+    log = index.parent / LOG
     log.unlink(missing_ok=True)
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT, text=True
-    )
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
+    while process.poll() is None and len(_steps(log)) < steps:
+        time.sleep(0.005)
     try:
-        process.communicate(timeout=seconds)
+        process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.wait()
     killed = process.returncode == -signal.SIGKILL
     problems: list[str] = []
-    sure = set(log.read_text().split()) if log.exists() else set()
+    logged = _steps(log)
+    sure = {one for step in logged if step[0] == "upsert" for one in step[1:]}
     between = read_state(index, problems)
     there = set(between.payloads) if between is not None else set()
     if lost := sure - there:
@@ -153,7 +174,16 @@ def run_trial(
         problems.append(f"the rerun failed: {again.stderr.strip().splitlines()[-1:]}")
     compare(read_state(index, problems), wanted, problems)
     version = None if between is None else between.version
-    return Trial(round(seconds, 2), killed, len(there), len(sure), version, problems)
+    last = logged[-1][0] if logged else ""
+    return Trial(len(logged), last, killed, len(there), len(sure), version, problems)
+
+
+def _steps(log: Path) -> list[list[str]]:
+    """Whole lines of a log, in words."""
+    if not log.exists():
+        return []
+    text = log.read_text()
+    return [line.split() for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def run_trials(
@@ -180,16 +210,23 @@ def run_trials(
         subprocess.run(ingest, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
         start = scratch / "start"
         shutil.copytree(index, start)
+    (scratch / LOG).unlink(missing_ok=True)
     begin = time.perf_counter()
     subprocess.run(words, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-    whole = time.perf_counter() - begin
+    whole, steps = time.perf_counter() - begin, len(_steps(scratch / LOG))
     problems: list[str] = []
     wanted = read_state(index, problems)
     assert wanted is not None and not problems, problems
     rng = random.Random(seed)
-    # One moment in each of `times` equal parts, from when the imports are done.
-    moments = [whole * (0.25 + 0.75 * (n + rng.random()) / times) for n in range(times)]
-    return [run_trial(words, start, wanted, index, moment) for moment in moments]
+    trials = []
+    for n in range(times):
+        share = (n + rng.random()) / times  # one moment in each of `times` equal parts
+        if steps:
+            moment, after = rng.uniform(0, 0.05), int(share * steps)
+        else:
+            moment, after = share * whole, 0
+        trials.append(run_trial(words, start, wanted, index, moment, after))
+    return trials
 
 
 def make_media(folder: Path) -> None:
@@ -205,9 +242,22 @@ def make_media(folder: Path) -> None:
     make.write_audio(folder / "bell.wav", make.tone(3.0, hertz=880))
 
 
+def _logged(method: Callable[..., Any], name: str, log: TextIO) -> Callable[..., Any]:
+    """The method, followed by a line in the log."""
+
+    def call(*args: Any) -> Any:
+        out = method(*args)
+        ids = [point.id for point in args[0]] if name == "upsert" else []
+        log.write(" ".join((name, *ids)) + "\n")
+        log.flush()
+        return out
+
+    return call
+
+
 def work(what: str, index: Path, media: Path) -> None:
     """The process that is killed: one run, which logs what the store acknowledged."""
-    from cart_qdrant.index import pipeline, warmup, writer
+    from cart_qdrant.index import identify, pipeline, warmup, writer
     from cart_qdrant.index.embedders import open_embedder
     from cart_qdrant.index.ingest import Ingest, IngestOptions
 
@@ -217,15 +267,15 @@ def work(what: str, index: Path, media: Path) -> None:
         embedder = open_embedder("lite")
         library = Library.open(index) if folder.exists() else Library.create(index, embedder)
         library.set_embedder(embedder)
-        with library, (index.parent / "acknowledged").open("a") as log:
-            upsert = library.store.upsert
-
-            def logged(points: Sequence[Any]) -> None:
-                upsert(points)
-                log.write("".join(f"{point.id}\n" for point in points))
-                log.flush()
-
-            library.store.upsert = logged  # type: ignore[method-assign]
+        with library, (index.parent / LOG).open("a") as log:
+            for owner, name in (
+                *((library.store, n) for n in ("create_keyword_index", "delete", "flush")),
+                *((library.store, n) for n in ("upsert", "set_payload", "delete_payload_key")),
+                (library, "put"),
+                (warmup, "_write_part"),
+                (identify, "_save_trie"),
+            ):
+                setattr(owner, name, _logged(getattr(owner, name), name, log))
             if what == "renew":
                 renew(library)
             else:
@@ -253,10 +303,11 @@ def main() -> None:
         trials = run_trials(
             given.what, Path(scratch), given.times, command=given.command, seed=given.seed
         )
-    print(f"{'after s':>8} {'killed':>6} {'points':>6} {'sure':>6} {'version':>7}  problems")
+    heads = ("steps", "last step", "killed", "points", "sure", "version", "problems")
+    print("{:>5} {:22} {:6} {:>6} {:>6} {:>7}  {}".format(*heads))
     for one in trials:
         print(
-            f"{one.seconds:8.2f} {one.killed!s:>6} {one.points:6} {one.acknowledged:6} "
+            f"{one.steps:5} {one.last:22} {one.killed!s:6} {one.points:6} {one.acknowledged:6} "
             f"{one.identifiers!s:>7}  {'; '.join(one.problems) or 'none'}"
         )
     bad = sum(bool(one.problems) for one in trials)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from cart_qdrant.index.embedders import Clip, FloatArray, lite_available, text_encoder_folder
@@ -16,6 +17,10 @@ from cart_qdrant.index.ingest import Ingest, IngestOptions, IngestReport
 from cart_qdrant.index.library import Library
 from cart_qdrant.records import Modality
 from tests import media_factory as media
+
+# A busy machine is no failure.
+settings.register_profile("no-deadline", deadline=None)
+settings.load_profile("no-deadline")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

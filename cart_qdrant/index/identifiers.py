@@ -208,7 +208,8 @@ class Counters:
 
 
 def _kmeans(x_ND: FloatArray, k: int, seed: int) -> FloatArray:
-    k = min(k, len(x_ND))
+    # Copies share a cluster: no more clusters than distinct vectors.
+    k = min(k, len(x_ND), len(np.unique(x_ND, axis=0)) if len(x_ND) <= 20_000 else k)
     if len(x_ND) > 20_000:
         model = MiniBatchKMeans(k, batch_size=8192, n_init=1, random_state=seed, max_iter=50)
     else:

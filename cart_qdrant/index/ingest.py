@@ -194,7 +194,8 @@ class Ingest:
             for space in np.unique(spaces):
                 x_ND[spaces == space] = fitted.project(raw[spaces == space], str(space))
         rows = [Row(s, x, {}) for s, x in zip(result.segments, x_ND.tolist(), strict=True)]
-        self._writer.put(job, rows, result.hash, from_tags(result.tags))
+        whole = result.failure is None
+        self._writer.put(job, rows, result.hash, from_tags(result.tags), whole=whole)
         report.segments += len(rows)
 
     def _identify(self, *, has_points: bool) -> None:

@@ -87,13 +87,22 @@ class PointWriter:
                 self._library.store.delete(one["old"])
         self._note.unlink()
 
-    def put(self, job: Job, rows: Sequence[Row], digest: str, tags: Sequence[Caption]) -> None:
-        """Store a file whole, in place of `job.replaces`; written later, see `flush`.
+    def put(
+        self,
+        job: Job,
+        rows: Sequence[Row],
+        digest: str,
+        tags: Sequence[Caption],
+        *,
+        whole: bool = True,
+    ) -> None:
+        """Store a file, in place of `job.replaces`; written later, see `flush`.
 
         Args:
             rows: All its segments.
             digest: Its content hash.
             tags: Captions from inside the file.
+            whole: False where a part of it failed: the next run tries it again.
         """
         extra = tags if self._use_captions else ()
         merged = merge_captions((*job.captions.captions, *extra))
@@ -112,7 +121,7 @@ class PointWriter:
                 "hash": digest,
                 "size": job.entry.size,
                 "mtime": modified(job.entry),
-                "segments": len(rows),
+                "segments": len(rows) if whole else 0,
                 "caption_digest": job.captions.digest,
             }
             point = models.PointStruct(id=segment.id, vector={MEDIA: row.vector}, payload=payload)

@@ -217,9 +217,8 @@ def test_another_embedder_is_3_and_both_are_named(cartq: Run, index: Path) -> No
     assert "lite" in found.err
 
 
-@needs_text_encoder
-def test_search_prints_the_contracts_object(cartq: Run, index: Path) -> None:
-    found = cartq("search", "a dog surfing", "-k", 3, "--index", index, "--json")
+def test_search_prints_the_contracts_object(cartq: Run, small_index: Path) -> None:
+    found = cartq("search", "a dog surfing", "-k", 3, "--index", small_index, "--json")
     assert found.code == 0, found.err
     answer = found.json
     assert set(answer) == {"query", "lane", "index_version", "took_ms", "hits"}
@@ -229,33 +228,34 @@ def test_search_prints_the_contracts_object(cartq: Run, index: Path) -> None:
     assert list(best) == keys.split()
     assert (best["path"], best["caption"]) == ("media/picture-0.png", "a dog on a surfboard")
     assert [hit["rank"] for hit in answer["hits"]] == list(range(1, len(answer["hits"]) + 1))
-    version = cartq("info", "--index", index, "--json").json["version"]
+    version = cartq("info", "--index", small_index, "--json").json["version"]
     assert answer["index_version"] == version
 
 
-@needs_text_encoder
 def test_the_index_may_be_named_before_the_command_after_it_or_by_the_environment(
-    cartq: Run, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cartq: Run, small_index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    after = cartq("info", "--index", index, "--json").json
-    assert cartq("--index", index, "info", "--json").json == after
-    assert cartq("--index", tmp_path / "none", "info", "--index", index, "--json").json == after
-    monkeypatch.setenv("CARTQ_INDEX", str(index))
+    after = cartq("info", "--index", small_index, "--json").json
+    assert cartq("--index", small_index, "info", "--json").json == after
+    assert (
+        cartq("--index", tmp_path / "none", "info", "--index", small_index, "--json").json == after
+    )
+    monkeypatch.setenv("CARTQ_INDEX", str(small_index))
     assert cartq("info", "--json").json == after
 
 
-@needs_text_encoder
-@pytest.mark.parametrize(("condition", "count"), [("year=2020", 1), ("year>2020", 0)])
-def test_a_filter_keeps_only_what_fits(cartq: Run, index: Path, condition: str, count: int) -> None:
-    found = cartq("search", "dog", "--filter", condition, "--index", index, "--json")
+@pytest.mark.parametrize(("condition", "count"), [("path=media/bell.wav", 1), ("path=none", 0)])
+def test_a_filter_keeps_only_what_fits(
+    cartq: Run, small_index: Path, condition: str, count: int
+) -> None:
+    found = cartq("search", "dog", "--filter", condition, "--index", small_index, "--json")
     assert found.code == 0, found.err
     assert len(found.json["hits"]) == count
 
 
-@needs_text_encoder
-def test_search_as_a_table_and_as_a_page(cartq: Run, index: Path, tmp_path: Path) -> None:
+def test_search_as_a_table_and_as_a_page(cartq: Run, small_index: Path, tmp_path: Path) -> None:
     page = tmp_path / "hits.html"
-    found = cartq("search", "a dog surfing", "--index", index, "--html", page)
+    found = cartq("search", "a dog surfing", "--index", small_index, "--html", page)
     assert found.code == 0, found.err
     row = next(line for line in found.out.splitlines() if "picture-0.png" in line)
     assert row.split()[0] == "1"
@@ -264,18 +264,38 @@ def test_search_as_a_table_and_as_a_page(cartq: Run, index: Path, tmp_path: Path
     assert "picture-0.png" in page.read_text(encoding="utf-8")
 
 
-@needs_text_encoder
-def test_eval_gives_each_lane_its_row(cartq: Run, index: Path, tmp_path: Path) -> None:
+def test_eval_gives_each_lane_the_recall_that_its_searches_have(
+    cartq: Run, small_index: Path, tmp_path: Path
+) -> None:
+    query, wanted = "a dog surfing", "media/picture-0.png"
     queries = tmp_path / "queries.jsonl"
-    queries.write_text('{"query": "a dog surfing", "relevant": ["media/picture-0.png"]}\n')
+    queries.write_text(json.dumps({"query": query, "relevant": [wanted]}) + "\n")
     words = ["--lane", "dense", "--lane", "auto", "-k", 1, "-k", 5]
-    found = cartq("eval", queries, *words, "--index", index, "--json")
+    found = cartq("eval", queries, *words, "--index", small_index, "--json")
     assert found.code == 0, found.err
     lanes = found.json["lanes"]
     assert [row["lane"] for row in lanes] == ["dense", "auto"]
     for row in lanes:
         assert set(row) == {"lane", "queries", "recall", "mrr@10", "p50_ms", "p95_ms"}
-        assert row["recall"] == {"1": 1.0, "5": 1.0}
+        where = ["--lane", row["lane"], "--index", small_index, "--json"]
+        ranks = [
+            h["rank"] for h in cartq("search", query, *where).json["hits"] if h["path"] == wanted
+        ]
+        assert row["recall"] == {str(k): float(any(r <= k for r in ranks)) for k in (1, 5)}
+        assert row["mrr@10"] == pytest.approx(sum(1 / r for r in ranks), abs=1e-4)
+
+
+UNSEARCHABLE = "Library.embedder() asks for the vectors' file again, which no option can name"
+
+
+@needs_text_encoder
+@pytest.mark.xfail(strict=True, reason=UNSEARCHABLE)
+@pytest.mark.parametrize("words", [["search", "a dog"], ["train", "--profile", "quick"]])
+def test_a_precomputed_index_needs_its_vectors_only_to_ingest(
+    cartq: Run, index: Path, words: list[str]
+) -> None:
+    found = cartq(*words, "--index", index, "--json")
+    assert found.code == 0, found.err
 
 
 @needs_text_encoder

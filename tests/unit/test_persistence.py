@@ -1,10 +1,12 @@
-"""The index folder is never half changed, and refuses what does not fit together."""
+"""The index folder: manifests round trip, flips are whole, mismatches are named."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,172 +29,150 @@ from cart_qdrant.persistence import (
     write_atomic,
 )
 
-texts = st.text(max_size=12)
-artifacts = st.builds(Artifact, texts, texts)
-identifier_infos = st.builds(
-    IdentifierInfo,
-    version=st.integers(1, 99),
-    field=texts,
-    books=artifacts,
-    trie=artifacts,
-    meta=st.dictionaries(texts, st.fixed_dictionaries({"offset": st.integers(), "method": texts})),
-    levels=st.integers(1, 9),
-    count=st.integers(0),
-    U=st.floats(0, 1),
-)
+names = st.text(min_size=1, max_size=8)
+artifacts = st.builds(Artifact, names, names)
+numbers = st.integers(0, 10**9)
 manifests = st.builds(
     Manifest,
-    id=texts,
+    id=names,
     embedder=st.builds(
         EmbedderInfo,
-        name=texts,
-        version=texts,
-        dim=st.integers(1, 4096),
-        spaces=st.dictionaries(texts, texts),
+        name=names,
+        version=names,
+        dim=numbers,
+        spaces=st.dictionaries(names, names, max_size=3),
         statistics=st.none() | artifacts,
     ),
-    store=st.builds(StoreInfo, kind=texts, url=st.none() | texts, collection=st.none() | texts),
-    identifiers=st.none() | identifier_infos,
+    store=st.builds(StoreInfo, kind=names, url=st.none() | names, collection=st.none() | names),
+    identifiers=st.none()
+    | st.builds(
+        IdentifierInfo,
+        version=numbers,
+        field=names,
+        books=artifacts,
+        trie=artifacts,
+        meta=st.dictionaries(names, st.dictionaries(names, numbers, max_size=2), max_size=2),
+        levels=numbers,
+        count=numbers,
+        U=st.floats(0, 1),
+    ),
     generator=st.none()
     | st.builds(
         GeneratorInfo,
-        version=st.integers(1),
+        version=numbers,
         folder=artifacts,
-        identifiers=st.integers(1),
-        summary=st.dictionaries(texts, st.floats(0, 1)),
+        identifiers=numbers,
+        summary=st.dictionaries(names, numbers, max_size=2),
     ),
-    stale_fields=st.lists(texts),
+    stale_fields=st.lists(names, max_size=3),
 )
 
 
-def manifest(**changes: object) -> Manifest:
-    embedder = EmbedderInfo(name="lite", version="1", dim=8, spaces={"image": "visual"})
-    base = Manifest(id="one", embedder=embedder, store=StoreInfo())
-    return replace(base, **changes)  # type: ignore[arg-type]
+def manifest(**changes: Any) -> Manifest:
+    embedder = EmbedderInfo(name="lite", version="1", dim=4, spaces={"image": "visual"})
+    return Manifest(**{"id": "x", "embedder": embedder, "store": StoreInfo(), **changes})
 
 
-@given(manifests)
-def test_manifest_round_trip(one: Manifest) -> None:
-    again = Manifest.from_json(json.loads(one.to_bytes()))
-    assert again == one
-    assert again.version == one.version
+@given(manifests, manifests)
+def test_manifest_round_trips_and_versions_tell_them_apart(a: Manifest, b: Manifest) -> None:
+    again = Manifest.from_json(json.loads(a.to_bytes()))
+    assert again == a and again.version == a.version
+    assert (a.version == b.version) == (a == b)
 
 
-def test_version_changes_with_every_part() -> None:
-    infos = [
-        manifest(),
-        manifest(id="two"),
-        manifest(stale_fields=["cart"]),
-        manifest(store=StoreInfo(kind="server", url="http://x")),
-    ]
-    assert len({info.version for info in infos}) == len(infos)
-
-
-def test_write_and_read(tmp_path: Path) -> None:
-    folder = IndexFolder(tmp_path / ".cartq")
-    assert not folder.exists()
-    with pytest.raises(IndexMissingError, match="cartq ingest"):
-        folder.read()
-    folder.root.mkdir()
-    folder.write(manifest())
-    assert folder.exists() and folder.read() == manifest()
-    assert folder.base == tmp_path
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        ("{", "not readable as JSON"),
-        ("[]", "index format None"),
-        ('{"format": 99}', "99.*reads 1"),
-        ('{"format": 1}', "lacks or misnames"),
-    ],
-)
-def test_a_manifest_that_is_none(tmp_path: Path, content: str, says: str) -> None:
-    (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(MismatchError, match=says):
-        IndexFolder(tmp_path).read()
-
-
-def test_a_flip_removes_what_is_no_longer_named(tmp_path: Path) -> None:
-    folder = IndexFolder(tmp_path)
-    for name in ("trie-old.npz", "identifiers-1.safetensors", ".manifest.json.123", "notes.txt"):
-        (tmp_path / name).write_text("x")
-    (tmp_path / "generator-1").mkdir()
-    (tmp_path / "generator-1" / "weights").write_text("x")
-    (tmp_path / "store").mkdir()
-    kept = tmp_path / "trie-new.npz"
-    kept.write_text("y")
-    books = tmp_path / "identifiers-2.safetensors"
-    books.write_text("z")
-    info = IdentifierInfo(
-        version=2,
-        field="cart_2",
-        books=Artifact(books.name, file_hash(books)),
-        trie=Artifact(kept.name, file_hash(kept)),
-        meta={},
-        levels=4,
-        count=0,
-        U=1.0,
-    )
-    folder.write(manifest(identifiers=info))
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"manifest.json", "store", "notes.txt", kept.name, books.name}
-
-
-def test_an_artefact_is_checked(tmp_path: Path) -> None:
-    folder = IndexFolder(tmp_path)
-    file = tmp_path / "a.bin"
-    file.write_text("content")
-    artifact = Artifact("a.bin", file_hash(file))
-    assert folder.path(artifact) == file
-    file.write_text("other")
-    with pytest.raises(MismatchError, match=artifact.hash):
-        folder.path(artifact)
-    file.unlink()
-    with pytest.raises(MismatchError, match="missing"):
-        folder.path(artifact)
-
-
-def test_the_hash_of_a_folder_sees_names_and_contents(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("1")
-    first = folder_hash(tmp_path)
-    assert IndexFolder(tmp_path.parent).path(Artifact(tmp_path.name, first)) == tmp_path
-    (tmp_path / "a").rename(tmp_path / "b")
-    second = folder_hash(tmp_path)
-    (tmp_path / "b").write_text("2")
-    assert len({first, second, folder_hash(tmp_path)}) == 3
+def test_writing_is_atomic_and_leaves_nothing_else(tmp_path: Path, monkeypatch: Any) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    write_atomic(path, b"new")
+    assert path.read_bytes() == b"new"
 
 
 def test_arrays_round_trip(tmp_path: Path) -> None:
-    arrays = {"x": np.arange(6, dtype=np.float32).reshape(2, 3).T, "n": np.array([1], np.int32)}
-    digest = save_arrays(tmp_path / "a.safetensors", arrays)
-    assert digest == file_hash(tmp_path / "a.safetensors")
-    again = load_arrays(tmp_path / "a.safetensors")
-    assert set(again) == set(arrays)
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(again[name], array)
+    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3).T, "b": np.zeros((0, 4), np.int32)}
+    path = tmp_path / "a.safetensors"
+    assert save_arrays(path, arrays) == file_hash(path)
+    loaded = load_arrays(path)
+    assert loaded.keys() == arrays.keys()
+    for key, value in arrays.items():
+        np.testing.assert_array_equal(loaded[key], value)
+        assert loaded[key].dtype == value.dtype
 
 
-def test_a_failed_write_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "file"
-    write_atomic(path, b"old")
+def test_read_says_what_is_wrong(tmp_path: Path) -> None:
+    folder = IndexFolder(tmp_path / ".cartq")
+    assert not folder.exists() and folder.base == tmp_path
+    with pytest.raises(IndexMissingError, match="cartq ingest"):
+        folder.read()
+    folder.root.mkdir()
+    for content, match in (
+        (b"{", "not readable"),
+        (b"[]", "None, but this version reads 1"),
+        (b'{"format": 9}', "9, but this version reads 1"),
+        (b'{"format": 1}', "embedder"),
+    ):
+        folder.manifest.write_bytes(content)
+        with pytest.raises(MismatchError, match=match):
+            folder.read()
+    folder.write(manifest())
+    assert folder.read() == manifest()
 
-    def fail(*_: object) -> None:
-        raise OSError("disk full")
 
-    monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomic(path, b"new")
-    assert path.read_bytes() == b"old"
-
-
-def test_only_one_process_writes(tmp_path: Path) -> None:
+def test_artifact_is_checked_by_its_content(tmp_path: Path) -> None:
     folder = IndexFolder(tmp_path)
-    # Another descriptor of the same file is to the system as another process.
-    with folder.lock(), pytest.raises(StoreError, match="Another process"), folder.lock():
-        pytest.fail("two writers")
+    (tmp_path / "one").write_bytes(b"1")
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "x").write_bytes(b"2")
+    good = [
+        Artifact("one", file_hash(tmp_path / "one")),
+        Artifact("two", folder_hash(tmp_path / "two")),
+    ]
+    assert [folder.path(one) for one in good] == [tmp_path / "one", tmp_path / "two"]
+    (tmp_path / "one").write_bytes(b"changed")
+    (tmp_path / "two" / "y").touch()
+    for one in good:
+        with pytest.raises(MismatchError, match=one.hash):
+            folder.path(one)
+    with pytest.raises(MismatchError, match="missing"):
+        folder.path(Artifact("three", ""))
+
+
+def test_flip_removes_what_is_no_longer_named_and_nothing_else(tmp_path: Path) -> None:
+    kept = ("trie-b.npz", "identifiers-2.safetensors", "notes.txt", "lock", "store", "work")
+    gone = ("trie-a.npz", "identifiers-1.safetensors", ".manifest.json.1234", "generator-1")
+    for name in (*kept, *gone):
+        (tmp_path / name).mkdir() if "." not in name else (tmp_path / name).touch()
+    info = IdentifierInfo(
+        version=2,
+        field="cart_2",
+        books=Artifact("identifiers-2.safetensors", ""),
+        trie=Artifact("trie-b.npz", ""),
+        meta={},
+        levels=1,
+        count=0,
+        U=1.0,
+    )
+    IndexFolder(tmp_path).write(manifest(identifiers=info))
+    assert {p.name for p in tmp_path.iterdir()} == {*kept, "manifest.json"}
+
+
+def test_one_writer_at_a_time_and_a_dead_one_does_not_count(tmp_path: Path) -> None:
+    folder = IndexFolder(tmp_path / ".cartq")
+    code = (
+        "import sys, time\nfrom pathlib import Path\n"
+        "from cart_qdrant.persistence import IndexFolder\n"
+        f"with IndexFolder(Path({str(folder.root)!r})).lock():\n"
+        "    print('locked', flush=True)\n    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "locked\n"
+        with pytest.raises(StoreError, match="Another process"), folder.lock():
+            pass
+        other.kill()
+        other.wait()
     with folder.lock():
-        assert (tmp_path / "lock").exists()
+        pass

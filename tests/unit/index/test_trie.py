@@ -1,7 +1,8 @@
-"""Laws of the prefix tree: it is a set of rows, whatever was done to it."""
+"""Laws of the prefix tree: it is the sorted set of its identifiers."""
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,104 +13,101 @@ from hypothesis import strategies as st
 from cart_qdrant.errors import MismatchError
 from cart_qdrant.index.trie import Trie
 
-DEPTH = 4
-Row = tuple[int, ...]
-# Few codes, so that rows share prefixes and repeat; a few large ones for the order of keys.
-codes = st.one_of(st.integers(0, 3), st.sampled_from([255, 256, 65_536, 2**31 - 1]))
-rows = st.lists(st.tuples(*[codes] * DEPTH), max_size=40)
+DEPTHS = st.integers(1, 5)
 
 
-def as_set(trie: Trie) -> set[Row]:
-    return {tuple(row) for row in trie.rows().tolist()}
+@st.composite
+def sets(draw: st.DrawFn, count: int = 1) -> tuple[int, list[list[tuple[int, ...]]]]:
+    """A depth, and that many lists of identifiers with duplicates, from few and large codes."""
+    depth = draw(DEPTHS)
+    code = st.sampled_from([0, 1, 2, 255, 256, 70_000, 2**31 - 1])
+    rows = st.lists(st.tuples(*[code] * depth), max_size=30)
+    return depth, [draw(rows) for _ in range(count)]
 
 
-@given(rows)
-def test_rows_are_the_sorted_unique_input(given_rows: list[Row]) -> None:
-    trie = Trie.build(given_rows, DEPTH)
-    assert [tuple(row) for row in trie.rows().tolist()] == sorted(set(given_rows))
-    assert len(trie) == len(set(given_rows))
-    assert trie.depth == DEPTH
+def as_set(trie: Trie) -> set[tuple[int, ...]]:
+    return set(map(tuple, trie.rows().tolist()))
 
 
-@given(rows, rows)
-def test_insert_is_union(old: list[Row], new: list[Row]) -> None:
-    trie = Trie.build(old, DEPTH)
-    assert as_set(trie.insert(new)) == set(old) | set(new)
-    assert as_set(trie) == set(old)
+@given(sets())
+def test_rows_are_the_sorted_distinct_identifiers(
+    case: tuple[int, list[list[tuple[int, ...]]]],
+) -> None:
+    depth, (rows,) = case
+    trie = Trie.build(rows, depth)
+    assert [tuple(row) for row in trie.rows().tolist()] == sorted(set(rows))
+    assert len(trie) == len(set(rows)) and trie.depth == depth
 
 
-@given(rows, rows)
-def test_delete_is_difference(old: list[Row], gone: list[Row]) -> None:
-    assert as_set(Trie.build(old, DEPTH).delete(gone)) == set(old) - set(gone)
+@given(sets(2))
+def test_insertion_and_deletion_are_set_operations(
+    case: tuple[int, list[list[tuple[int, ...]]]],
+) -> None:
+    depth, (a, b) = case
+    trie = Trie.build(a, depth)
+    assert as_set(trie.insert(b)) == set(a) | set(b)
+    assert as_set(trie.delete(b)) == set(a) - set(b)
+    assert as_set(trie) == set(a), "the tree itself is frozen"
+    assert trie.contains(b).tolist() == [row in set(a) for row in b]
 
 
-@given(rows, rows)
-def test_insert_and_build_make_the_same_arrays(old: list[Row], new: list[Row]) -> None:
-    merged, built = Trie.build(old, DEPTH).insert(new), Trie.build(old + new, DEPTH)
-    for one, other in zip(merged.levels, built.levels, strict=True):
+@given(sets(2))
+def test_a_tree_does_not_depend_on_how_it_was_made(
+    case: tuple[int, list[list[tuple[int, ...]]]],
+) -> None:
+    depth, (a, b) = case
+    grown, whole = Trie.build(a, depth).insert(b), Trie.build([*b, *a], depth)
+    for one, other in zip(grown.levels, whole.levels, strict=True):
         np.testing.assert_array_equal(one.tokens, other.tokens)
         np.testing.assert_array_equal(one.first, other.first)
 
 
-@given(rows, rows)
-def test_contains(stored: list[Row], asked: list[Row]) -> None:
-    found = Trie.build(stored, DEPTH).contains(asked).tolist()
-    assert found == [row in set(stored) for row in asked]
+@given(sets())
+def test_children_are_those_that_continue_a_prefix(
+    case: tuple[int, list[list[tuple[int, ...]]]],
+) -> None:
+    depth, (rows,) = case
+    trie = Trie.build(rows, depth)
+    prefixes: list[tuple[int, ...]] = [(int(t),) for t in trie.levels[0].tokens]
+    for level in range(1, depth):
+        first = trie.levels[level - 1].first
+        assert len(first) == len(prefixes) + 1
+        prefixes = [
+            (*prefix, int(token))
+            for n, prefix in enumerate(prefixes)
+            for token in trie.levels[level].tokens[first[n] : first[n + 1]]
+        ]
+        assert prefixes == sorted({row[: level + 1] for row in rows})
 
 
-@given(rows)
-def test_children_of_a_node_are_those_of_its_prefix(stored: list[Row]) -> None:
-    trie = Trie.build(stored, DEPTH)
-    prefixes: list[Row] = [()]
-    spans = [(0, len(trie.levels[0].tokens))]
-    for level in range(DEPTH):
-        tokens, first = trie.levels[level].tokens, trie.levels[level].first
-        next_prefixes: list[Row] = []
-        next_spans: list[tuple[int, int]] = []
-        for prefix, (begin, end) in zip(prefixes, spans, strict=True):
-            children = tokens[begin:end].tolist()
-            wanted = {row[level] for row in stored if row[:level] == prefix}
-            assert children == sorted(wanted)
-            for node in range(begin, end):
-                next_prefixes.append((*prefix, int(tokens[node])))
-                if level + 1 < DEPTH:
-                    next_spans.append((int(first[node]), int(first[node + 1])))
-        prefixes, spans = next_prefixes, next_spans
-    assert set(prefixes) == set(stored)
-
-
-@given(rows)
-def test_counters_are_one_past_the_last(stored: list[Row]) -> None:
-    wanted: dict[Row, int] = {}
-    for row in stored:
-        wanted[row[:-1]] = max(wanted.get(row[:-1], 0), row[-1] + 1)
-    assert Trie.build(stored, DEPTH).counters() == wanted
-
-
-@given(stored=rows)
-def test_save_and_load(tmp_path_factory: pytest.TempPathFactory, stored: list[Row]) -> None:
-    path: Path = tmp_path_factory.getbasetemp() / "trie.npz"
-    trie = Trie.build(stored, DEPTH)
-    trie.save(path)
-    first = path.read_bytes()
-    loaded = Trie.load(path)
-    assert loaded.depth == DEPTH
+@given(sets())
+def test_saving_and_loading_changes_nothing(
+    case: tuple[int, list[list[tuple[int, ...]]]],
+) -> None:
+    depth, (rows,) = case
+    trie = Trie.build(rows, depth)
+    with tempfile.TemporaryDirectory() as folder:
+        trie.save(Path(folder) / "trie.npz")
+        loaded = Trie.load(Path(folder) / "trie.npz")
+    assert loaded.depth == depth
     np.testing.assert_array_equal(loaded.rows(), trie.rows())
-    # The hash of the file tells whether the tree changed.
-    loaded.save(path)
-    assert path.read_bytes() == first
 
 
-def test_another_depth_is_refused() -> None:
+@given(sets())
+def test_counters_are_free(case: tuple[int, list[list[tuple[int, ...]]]]) -> None:
+    depth, (rows,) = case
+    rows = [row for row in rows if row[-1] < 2**31 - 1]
+    for prefix, u in Trie.build(rows, depth).counters().items():
+        assert all(row[-1] < u for row in rows if row[:-1] == prefix)
+
+
+def test_wrong_depth_is_refused() -> None:
     with pytest.raises(MismatchError, match="4 levels"):
-        Trie.build([(1, 2, 3)], DEPTH)
+        Trie.build([[1, 2, 3]], 4)
 
 
-def test_size_of_a_large_tree() -> None:
+def test_size_stays_under_the_target() -> None:
     rng = np.random.default_rng(0)
-    stored = np.stack(
-        [*(rng.integers(0, 256, 100_000) for _ in range(4)), np.zeros(100_000, int)], axis=1
-    )
-    trie = Trie.build(stored)
-    assert trie.nbytes <= 40 * len(trie)
-    np.testing.assert_array_equal(trie.rows(), np.unique(stored, axis=0))
+    rows = np.concatenate([rng.integers(0, 256, (50_000, 4)), np.zeros((50_000, 1), int)], axis=1)
+    trie = Trie.build(rows)
+    assert trie.nbytes / len(trie) <= 40  # at a million, shared prefixes bring it under 24

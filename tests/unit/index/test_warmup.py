@@ -1,8 +1,8 @@
-"""Statistics are fitted once, on what is there, and work that was done is not done twice."""
+"""The first ingest of an embedder with statistics: fitted once, on a sample that a kill keeps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +13,17 @@ from cart_qdrant.config import SegmentConfig
 from cart_qdrant.index import warmup
 from cart_qdrant.index.embedders import Clip
 from cart_qdrant.index.library import Library
-from cart_qdrant.index.pipeline import Pipeline
-from cart_qdrant.index.scan import scan
-from cart_qdrant.index.warmup import WORK, fitted_features
+from cart_qdrant.index.pipeline import FileResult, Pipeline
+from cart_qdrant.index.scan import FileEntry, scan
+from cart_qdrant.index.warmup import fitted_features
 from cart_qdrant.records import Modality
 from tests import media_factory as media
-from tests.conftest import PatchEmbedder
+from tests.unit.index.test_library import _Fitted
 
 Open = Callable[..., Library]
 
 
-class Fitted(PatchEmbedder):
-    """`PatchEmbedder` that takes the mean of the corpus off."""
-
-    raw_dim = PatchEmbedder.dim
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fits: list[dict[str, Any]] = []
-        self.mean = np.zeros(self.dim, np.float32)
-
-    def features(self, clips: Sequence[Clip]) -> Any:
-        return self.embed_media(clips)
-
-    def fit(self, features: Mapping[str, Any]) -> None:
-        self.fits.append(dict(features))
-        self.mean = features["visual"].mean(axis=0)
-
-    def project(self, x_BR: Any, space: str) -> Any:
-        z = x_BR - self.mean
-        return z / np.linalg.norm(z, axis=1, keepdims=True)
-
-    def to_arrays(self) -> dict[str, Any]:
-        return {"mean": self.mean}
-
-    def load_arrays(self, arrays: Mapping[str, Any]) -> None:
-        self.mean = arrays["mean"]
-
-
-class Count:
+class _Counter:
     def __init__(self) -> None:
         self.units = 0
 
@@ -59,114 +31,90 @@ class Count:
         self.units += units
 
 
-@pytest.fixture(autouse=True)
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def entries(tmp_path_factory: pytest.TempPathFactory) -> list[FileEntry]:
+    folder = tmp_path_factory.mktemp("media")
+    for n in range(11):
+        media.write_image(folder / f"p{n:02}.png", media.scene(n, width=32, height=24))
+    (folder / "bad.png").write_bytes(b"no picture")
+    return list(scan([folder], base=folder).entries)
+
+
+def run(library: Library, embedder: Any, entries: Sequence[FileEntry]) -> Any:
+    counter = _Counter()
+    pipeline = Pipeline(embedder.features, modalities=list(Modality), config=SegmentConfig())
+    found = list(fitted_features(library, embedder, pipeline, entries, counter))
+    assert counter.units == len(found)
+    return {result.entry.rel: result for result in found}
+
+
+def rows(found: dict[str, FileResult]) -> dict[str, list[float]]:
+    return {rel: one.features[0].tolist() for rel, one in found.items() if one.features}
+
+
+@pytest.mark.parametrize("sample", [1, 5, 100])
+def test_every_file_once_and_statistics_frozen(
+    tmp_path: Path, open_library: Open, entries: list[FileEntry], monkeypatch: Any, sample: int
+) -> None:
+    monkeypatch.setattr(warmup, "SAMPLE", sample)
     monkeypatch.setattr(warmup, "PART", 4)
-
-
-def folder_of(path: Path, count: int) -> Path:
-    path.mkdir()
-    for n in range(count):
-        media.write_image(path / f"{n:02}.png", media.scene(n))
-    return path
-
-
-def start(library: Library, embedder: Fitted, folder: Path, count: Count | None = None) -> Any:
-    entries = scan([folder], base=folder.parent).entries
-    pipeline = Pipeline(embedder.features, modalities=list(embedder.spaces), config=SegmentConfig())
-    return fitted_features(library, embedder, pipeline, entries, count or Count())
-
-
-def test_statistics_come_before_the_first_result(tmp_path: Path, open_library: Open) -> None:
-    embedder, count = Fitted(), Count()
+    embedder = _Fitted()
     library = open_library(tmp_path / ".cartq", embedder)
-    folder = folder_of(tmp_path / "m", 10)
-    results = []
-    for result in start(library, embedder, folder, count):
-        assert library.manifest.embedder.statistics is not None
-        results.append(result)
-    assert sorted(r.entry.rel for r in results) == [f"m/{n:02}.png" for n in range(10)]
-    assert [len(f["visual"]) for f in embedder.fits] == [10]
-    assert count.units == 10
+    found = run(library, embedder, entries)
+    assert found.keys() == {entry.rel for entry in entries}
+    assert found["bad.png"].failure and len(rows(found)) == 11
+    assert sorted(set(embedder.calls)) == sorted(embedder.calls), "nothing is embedded twice"
+    statistics = library.manifest.embedder.statistics
+    assert statistics is not None and embedder.mean is not None
+    # Frozen: a later run keeps them.
+    run(library, embedder, entries)
+    assert library.manifest.embedder.statistics == statistics
 
 
-def test_a_full_sample_leaves_the_rest_to_the_stream(
-    tmp_path: Path, open_library: Open, monkeypatch: pytest.MonkeyPatch
+def test_killed_sample_is_not_embedded_again(
+    tmp_path: Path, open_library: Open, entries: list[FileEntry], monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(warmup, "SAMPLE", 6)
-    embedder, count = Fitted(), Count()
-    library = open_library(tmp_path / ".cartq", embedder)
-    results = list(start(library, embedder, folder_of(tmp_path / "m", 15), count))
-    assert len({r.entry.rel for r in results}) == len(results) == 15
-    (fitted,) = embedder.fits
-    assert 6 <= len(fitted["visual"]) < 15
-    assert count.units == 15 and len(embedder.calls) == 15
+    monkeypatch.setattr(warmup, "PART", 3)
+    whole = _Fitted()
+    wanted = rows(run(open_library(tmp_path / "a" / ".cartq", whole), whole, entries))
 
+    class Killed(_Fitted):
+        def features(self, clips: Sequence[Clip]) -> Any:  # type: ignore[override]
+            if len(self.calls) >= 6:
+                raise KeyboardInterrupt
+            return super().embed_media(clips)
 
-def test_a_killed_run_does_not_embed_twice(tmp_path: Path, open_library: Open) -> None:
-    folder = folder_of(tmp_path / "m", 12)
-    first = Fitted()
-    library = open_library(tmp_path / ".cartq", first)
-    stop_after = 8
-
-    class Killed(BaseException):
-        pass
-
-    real = first.features
-
-    def dying(clips: Sequence[Clip]) -> Any:
-        if len(first.calls) + len(clips) > stop_after:
-            raise Killed
-        return real(clips)
-
-    first.features = dying  # type: ignore[method-assign]
-    with pytest.raises(Killed):
-        list(start(library, first, folder))
+    killed, rest = Killed(), _Fitted()
+    library = open_library(tmp_path / "b" / ".cartq", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(library, killed, entries)
     assert library.manifest.embedder.statistics is None
-
-    second = Fitted()
-    library.set_embedder(second)
-    results = list(start(library, second, folder))
-    assert len(results) == 12
-    assert not set(second.calls) & set(first.calls)
-    whole = Fitted()
-    other = open_library(tmp_path / "other" / ".cartq", whole)
-    list(start(other, whole, folder))
-    # The same statistics as without the interruption, to the last bit.
-    np.testing.assert_array_equal(second.mean, whole.mean)
+    assert rows(run(library, rest, entries)) == wanted
+    assert len(rest.calls) < 11 and not set(rest.calls) >= set(killed.calls)
+    np.testing.assert_allclose(rest.mean, whole.mean, atol=1e-6)
+    # Killed again, after the freeze and before all was stored: the sample still serves.
+    last = _Fitted()
+    assert rows(run(library, last, entries)) == wanted and last.calls == []
 
 
-def test_a_file_that_changed_meanwhile_is_embedded_again(
-    tmp_path: Path, open_library: Open
+def test_changed_file_of_the_sample_is_embedded_again(
+    tmp_path: Path, open_library: Open, entries: list[FileEntry]
 ) -> None:
-    folder = folder_of(tmp_path / "m", 4)
-    first = Fitted()
-    library = open_library(tmp_path / ".cartq", first)
-    next(start(library, first, folder))  # all four are kept on disk, then left
-    assert list((library.folder.work / WORK).iterdir())
-    media.write_image(folder / "01.png", media.scene(99, width=170))
-    second = Fitted()
-    results = {r.entry.rel: r for r in start(library, second, folder)}
-    assert second.calls == ["m/01.png"]
-    wanted = second.embed_media([Clip(Modality.IMAGE, frames=(media.scene(99, width=170),))])
-    np.testing.assert_allclose(results["m/01.png"].features[0], wanted[0], atol=1e-5)
-    assert len(results) == 4
-
-
-def test_nothing_is_frozen_when_all_files_fail(tmp_path: Path, open_library: Open) -> None:
-    (tmp_path / "m").mkdir()
-    (tmp_path / "m" / "bad.jpg").write_text("no picture")
-    embedder = Fitted()
+    embedder = _Fitted()
     library = open_library(tmp_path / ".cartq", embedder)
-    (result,) = start(library, embedder, tmp_path / "m")
-    assert result.failure and embedder.fits == []
+    run(library, embedder, entries)
+    embedder.calls = []
+    first = next(e for e in entries if e.rel == "p00.png")
+    changed = FileEntry(first.path, first.rel, first.size, first.mtime_ns + 1)
+    run(library, embedder, [changed, *[e for e in entries if e is not first]])
+    assert embedder.calls == ["p00.png"]
+
+
+def test_nothing_is_frozen_without_a_segment(
+    tmp_path: Path, open_library: Open, entries: list[FileEntry]
+) -> None:
+    embedder = _Fitted()
+    library = open_library(tmp_path / ".cartq", embedder)
+    (bad,) = [entry for entry in entries if entry.rel == "bad.png"]
+    assert run(library, embedder, [bad])["bad.png"].failure
     assert library.manifest.embedder.statistics is None
-
-
-def test_a_second_ingestion_keeps_the_statistics(tmp_path: Path, open_library: Open) -> None:
-    embedder = Fitted()
-    library = open_library(tmp_path / ".cartq", embedder)
-    list(start(library, embedder, folder_of(tmp_path / "a", 3)))
-    version = library.manifest.version
-    list(start(library, embedder, folder_of(tmp_path / "b", 3)))
-    assert len(embedder.fits) == 1 and library.manifest.version == version
