@@ -184,8 +184,8 @@ class Pipeline:
                     return
                 if segment.modality in self._modalities:
                     ready.put(_Decoded(result, segment, clip))
-                else:
-                    result.notes.append(f"{segment.modality} is not known to the embedder")
+                elif (note := f"{segment.modality} is not known to the embedder") not in result.notes:
+                    result.notes.append(note)
         result.tags = probe(entry.path, self._config).tags
 
 

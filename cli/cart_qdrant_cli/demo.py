@@ -107,7 +107,7 @@ def _prepare(folder: Path, *, keep: bool) -> None:
 def _show_command(console: Console, *words: str, target: Target) -> None:
     line = shlex.join(["cartq", *words, "--index", str(target.index)])
     console.print()
-    console.print(Text("$ ", style="dim") + Text(plain(line), style="bold cyan"), soft_wrap=True)
+    console.print(Text.assemble(("$ ", "dim"), (plain(line), "bold cyan")), soft_wrap=True)
 
 
 def _ingest(console: Console, target: Target, media: Path) -> None:
@@ -142,7 +142,7 @@ def _search(console: Console, target: Target, question: Question, page: Path) ->
     console.print(Text(describe(result), style="dim"))
     sheet = write_sheet(result, target, page).absolute()
     link = Text(plain(str(sheet)), style=f"link {sheet.as_uri()}")
-    console.print(Text("contact sheet  ", style="dim") + link, soft_wrap=True)
+    console.print(Text.assemble(("contact sheet  ", "dim"), link), soft_wrap=True)
 
 
 def register(app: typer.Typer) -> None:

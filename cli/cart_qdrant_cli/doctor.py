@@ -142,13 +142,13 @@ def mend(library: Library, found: Diagnosis, reporter: Reporter) -> None:
 def _show(found: Diagnosis) -> None:
     console = stdout()
     for what in found.broken.values():
-        console.print(Text("✗ ", style="bold red") + Text(plain(what)))
+        console.print(Text.assemble(("✗ ", "bold red"), plain(what)))
     if found.health is not None:
         show_health(console, found.health)
     elif not found.broken:
         console.print("The index is empty.")
     if found.broken:
-        console.print(verdict(False) + Text("  Mend: cartq doctor --fix"))
+        console.print(Text.assemble(verdict(False), "  Mend: cartq doctor --fix"))
 
 
 def register(app: typer.Typer) -> None:

@@ -58,7 +58,7 @@ def health_line(health: Health) -> Text:
 def show_notes(console: Console, health: Health) -> None:
     """The problems with their remedies, then the remarks."""
     for problem in health.problems:
-        console.print(Text("✗ ", style="bold red") + Text(plain(problem)))
+        console.print(Text.assemble(("✗ ", "bold red"), plain(problem)))
     for line in health.remarks:
         console.print(Text("· " + plain(line), style="dim"))
 

@@ -230,11 +230,13 @@ def show_ingest(console: Console, done: Ingested, target: Target, *, hint: bool 
     if not hint:
         return
     console.print(
-        Text("next  ", style="bold")
-        + Text(f'cartq search "..."{target.hint}', style="cyan")
-        + Text("  or first  ")
-        + Text(f"cartq train{target.hint}", style="cyan")
-        + Text("  to search better")
+        Text.assemble(
+            ("next  ", "bold"),
+            (f'cartq search "..."{target.hint}', "cyan"),
+            "  or first  ",
+            (f"cartq train{target.hint}", "cyan"),
+            "  to search better",
+        )
     )
 
 

@@ -78,9 +78,9 @@ app.callback(help=prose(cartq.__doc__ or ""))(cartq)
 def _show(error: Exception, what: str, remedy: str, *, verbose: bool) -> None:
     if verbose:
         traceback.print_exception(error)
-    line = Text("cartq: ", style="bold red") + Text(plain(what))
+    line = Text.assemble(("cartq: ", "bold red"), plain(what))
     if remedy:
-        line += Text(" " + plain(remedy), style="bold")
+        line.append(" " + plain(remedy), style="bold")
     stderr().print(line, soft_wrap=True)
 
 

@@ -96,7 +96,7 @@ def show_train(console: Console, report: TrainReport, target: Target, *, hint: b
     if not hint:
         return
     console.print(
-        Text("next  ", style="bold") + Text(f'cartq search "..."{target.hint}', style="cyan")
+        Text.assemble(("next  ", "bold"), (f'cartq search "..."{target.hint}', "cyan"))
     )
 
 

@@ -44,14 +44,14 @@ def test_features_are_those_of_the_reference_network(lite: LiteEmbedder) -> None
     """Numbers of `efficientnet_lite_pytorch` 0.1.0 on `gradient`, in float32."""
     x_BCHW = torch.from_numpy(gradient())[None].permute(0, 3, 1, 2).float().sub(127).div(128)
     with torch.inference_mode():
-        found = lite._network()(x_BCHW)[0].numpy()
+        found = lite._network()(x_BCHW)[0][0].numpy()
     assert found.shape == (1280,)
     largest = [1006, 897, 113, 689]
     assert np.argsort(-found)[:4].tolist() == largest
     np.testing.assert_allclose(found[largest], [3.88787, 3.79756, 3.66829, 3.24888], atol=1e-3)
     assert np.linalg.norm(found) == pytest.approx(12.92502, rel=1e-4)
     assert found.sum() == pytest.approx(101.03584, rel=1e-4)
-    (rounded,) = lite.features([image(gradient())])  # in bfloat16
+    rounded = lite.features([image(gradient())])[0, :1280]  # in bfloat16
     cosine = found @ rounded / np.linalg.norm(found) / np.linalg.norm(rounded)
     assert cosine > 0.995
 
