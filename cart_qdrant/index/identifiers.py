@@ -304,12 +304,14 @@ def _sizes(n: int, config: IdentifierConfig) -> Iterator[tuple[int, int, int]]:
         yield config.coarse, config.codes, config.levels
         return
     ladder = _LADDER + (_LADDER_BIG if n > 100_000 else ())
-    for size, m in ladder:
-        # Smaller than an eighth of the needed cells is a fit that cannot reach U: skip it.
-        if size > 1 and (size ** (m + 1)) < n:
+    for wanted, m in ladder:
+        size = min(wanted, max(n, 1))
+        # Fewer cells than items cannot reach U: skip the fit.
+        if size > 1 and size ** (m + 1) < n:
             continue
-        if size <= max(n, 1):
-            yield size, size, m
+        yield size, size, m
+        if wanted >= n:
+            return
 
 
 def fit_codec(
