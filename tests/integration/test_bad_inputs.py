@@ -28,7 +28,7 @@ folder = Path(sys.argv[1])
 with Library.create(folder / ".cartq", open_embedder("lite")) as library, library.folder.lock():
     report = Ingest(library, IngestOptions(paths=[folder / "media"])).run()
     stored = sorted({r.payload["path"] for r in library.store.scroll(with_payload=["path"])})
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+peak = int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) // 1024
 print(json.dumps({"report": report.to_json(), "stored": stored, "peak_mb": peak}))
 """
 

@@ -307,10 +307,11 @@ def test_damaged_content_yields_sound_clips_or_a_media_error(
             assert np.isfinite(clip.samples).all() and np.abs(clip.samples).max() <= 1
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_memory_is_bounded_whatever_the_input(bad: dict[str, Path]) -> None:
     """The worst inputs, decoded in a process of their own whose memory is measured."""
     code = (
-        "import resource, sys; from pathlib import Path\n"
+        "import sys; from pathlib import Path\n"
         "from cart_qdrant.config import SegmentConfig\n"
         "from cart_qdrant.errors import MediaError\n"
         "from cart_qdrant.index.media import decode\n"
@@ -318,10 +319,10 @@ def test_memory_is_bounded_whatever_the_input(bad: dict[str, Path]) -> None:
         "    try:\n"
         "        for pair in decode(Path(name), name, SegmentConfig(), lambda reason: None): pass\n"
         "    except MediaError: pass\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+        "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])\n"
     )
     worst = [str(bad[name]) for name in ("decompression bomb", "silent audio", "truncated mp4")]
     done = subprocess.run([sys.executable, "-c", code, *worst], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-    assert int(done.stdout) * unit < MEMORY
+    # Not ru_maxrss: a child inherits that from the test process across fork and exec.
+    assert int(done.stdout) * 1024 < MEMORY
