@@ -391,9 +391,11 @@ def test_stopped_run_goes_on(
     tmp_path: Path, small_media: Path, open_library: Run, ingest: Run, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(writer, "WRITE", 2)
-    monkeypatch.setattr("cart_qdrant.index.pipeline.BATCH", 2)
+    monkeypatch.setattr("cart_qdrant.index.pipeline.BATCH", 1)
     shutil.copytree(small_media, tmp_path / "m")
-    library = open_library(tmp_path / ".cartq", _Flaky(4))
+    library = open_library(
+        tmp_path / ".cartq", _Flaky(8)
+    )  # one segment a call: files are whole by then
     with pytest.raises(KeyboardInterrupt):
         ingest(library, tmp_path / "m")
     assert len(points(library)) > 0
