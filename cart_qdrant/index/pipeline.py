@@ -184,7 +184,9 @@ class Pipeline:
                     return
                 if segment.modality in self._modalities:
                     ready.put(_Decoded(result, segment, clip))
-                elif (note := f"{segment.modality} is not known to the embedder") not in result.notes:
+                    continue
+                note = f"{segment.modality} is not known to the embedder"
+                if note not in result.notes:
                     result.notes.append(note)
         result.tags = probe(entry.path, self._config).tags
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from cart_qdrant.learn.beam import Beams
-from cart_qdrant.learn.fusion import FLOOR, LANES, Calibration, Evidence, fit_weights
+from cart_qdrant.learn.fusion import LANES, Calibration, Evidence, fit_weights
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.intp]
@@ -91,7 +91,7 @@ def evidence_of(
     caption = np.full(n, np.nan, dtype=np.float32)
     known = held.known_N
     caption[known] = held.caption_NW[known] @ held.text_BW[query]
-    beam = np.full(n, FLOOR, dtype=np.float32)
+    beam = np.full(n, np.nan, dtype=np.float32)
     beams = held.beams[query]
     named = [row_of[row.tobytes()] for row in np.ascontiguousarray(beams.rows_KL)]
     beam[named] = beams.log_probs()
@@ -192,7 +192,7 @@ def _best_caption(evidence: Evidence) -> float:
 def _rank(calibration: Calibration, lane: str, evidence: Evidence, right: int) -> int:
     scores = calibration.score(lane, evidence)
     if lane == "generative":
-        scores = np.where(evidence.beam_C > FLOOR, scores, -np.inf)
+        scores = np.where(evidence.named, scores, -np.inf)
         if not np.isfinite(scores[right]):
             return len(scores)
     return int((scores > scores[right]).sum())

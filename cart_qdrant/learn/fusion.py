@@ -18,7 +18,7 @@ FloatArray = npt.NDArray[np.float32]
 
 LANES = ("generative", "dense", "fused")
 FLOOR = -12.0
-"""Log-probability of an item that no beam names."""
+"""Log-probability under which beams are told apart no more, and of an item that none names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Evidence:
     Attributes:
         media_C: Cosine of query and media vector; NaN where the tower does not reach the space.
         caption_C: Cosine of query and caption vector; NaN where there is no caption.
-        beam_C: Log-probability of the identifier; `FLOOR` where no beam names it.
+        beam_C: Log-probability of the identifier; NaN where no beam names it.
         space_C: Number of the item's space.
     """
 
@@ -36,6 +36,11 @@ class Evidence:
     caption_C: FloatArray
     beam_C: FloatArray
     space_C: npt.NDArray[np.intp]
+
+    @property
+    def named(self) -> npt.NDArray[np.bool_]:
+        """Items that some beam names (C,), however unlikely it is."""
+        return ~np.isnan(self.beam_C)
 
     def features(self, spaces: int) -> FloatArray:
         """(C, F): per space cosine and presence, caption cosine and presence, beam."""
@@ -45,7 +50,7 @@ class Evidence:
             columns += [np.where(here, self.media_C, 0), (self.space_C == n).astype(np.float32)]
         known = ~np.isnan(self.caption_C)
         columns += [np.where(known, self.caption_C, 0), known.astype(np.float32)]
-        columns.append(np.maximum(self.beam_C, FLOOR) - FLOOR)
+        columns.append(np.maximum(np.nan_to_num(self.beam_C, nan=FLOOR), FLOOR) - FLOOR)
         return np.stack(columns, axis=1).astype(np.float32)
 
 

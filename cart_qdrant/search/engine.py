@@ -24,7 +24,7 @@ from cart_qdrant.index.library import Library
 from cart_qdrant.index.store import CAPTION, MEDIA
 from cart_qdrant.learn.beam import Beams
 from cart_qdrant.learn.decode import decode
-from cart_qdrant.learn.fusion import FLOOR, Calibration, Evidence, untrained
+from cart_qdrant.learn.fusion import Calibration, Evidence, untrained
 from cart_qdrant.learn.model import Model
 from cart_qdrant.records import Hit, Modality
 from cart_qdrant.search.filters import merge_filters
@@ -351,7 +351,7 @@ class Retriever:
                 elif kind == CAPTION:
                     pool.caption[one] = point.score
                 else:
-                    pool.beam[one] = log_probs[b].get(payload[field]["id"], FLOOR)
+                    pool.beam[one] = log_probs[b][payload[field]["id"]]
         return pools
 
     def _complete(self, pools: list[_Pool], encoded: _Encoded) -> None:
@@ -401,7 +401,7 @@ class Retriever:
         evidence = Evidence(
             np.asarray([pool.media.get(i, nan) for i in ids], np.float32),
             np.asarray([pool.caption.get(i, nan) for i in ids], np.float32),
-            np.asarray([pool.beam.get(i, FLOOR) for i in ids], np.float32),
+            np.asarray([pool.beam.get(i, nan) for i in ids], np.float32),
             np.asarray([pool.space[i] for i in ids], np.intp),
         )
         chosen = self._calibration.route(evidence) if lane == "auto" else lane
@@ -409,7 +409,7 @@ class Retriever:
             return chosen, []
         scores = self._calibration.score(chosen, evidence)
         if chosen == "generative":
-            scores = np.where(evidence.beam_C > FLOOR, scores, -np.inf)
+            scores = np.where(evidence.named, scores, -np.inf)
         order = np.argsort(-scores, kind="stable")
         return chosen, [(ids[n], float(scores[n])) for n in order if np.isfinite(scores[n])]
 

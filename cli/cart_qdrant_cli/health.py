@@ -44,14 +44,12 @@ def health_line(health: Health) -> Text:
     dead = sum(level.dead for level in health.levels)
     used = sum(level.used for level in health.levels)
     entropy = ", ".join(f"{level.entropy:.2f}" for level in health.levels)
-    return (
-        Text("identifiers ")
-        + verdict(health.passed)
-        + Text(
-            f"  U {health.U:.3f} · {len(health.levels)} levels · entropy {entropy} · "
-            f"{used} codes used, {dead} dead · {counted(health.clashes, 'clash')} · error "
-            + (", ".join(f"{space} {e:.3f}" for space, e in health.error.items()) or "none")
-        )
+    error = ", ".join(f"{space} {e:.3f}" for space, e in health.error.items()) or "none"
+    return Text.assemble(
+        "identifiers ",
+        verdict(health.passed),
+        f"  U {health.U:.3f} · {len(health.levels)} levels · entropy {entropy} · "
+        f"{used} codes used, {dead} dead · {counted(health.clashes, 'clash')} · error {error}",
     )
 
 
@@ -90,10 +88,10 @@ def show_health(console: Console, health: Health) -> None:
     console.print(spaces)
     console.print()
     console.print(
-        verdict(health.passed)
-        + Text(
+        Text.assemble(
+            verdict(health.passed),
             f"  U {health.U:.3f}: {counted(health.items, 'item')}, "
-            f"{counted(health.clashes, 'clash')}, {counted(health.duplicates, 'duplicate')}"
+            f"{counted(health.clashes, 'clash')}, {counted(health.duplicates, 'duplicate')}",
         )
     )
     show_notes(console, health)

@@ -29,7 +29,7 @@ from cart_qdrant_cli.options import (
 )
 from cart_qdrant_cli.output import (
     Reporter,
-    clock,
+    duration,
     grid,
     plain,
     print_json,
@@ -252,7 +252,7 @@ def _sums(report: IngestReport) -> str:
         (len(report.failed), "failed"),
     ):
         parts += [f"{count} {name}"] if count else []
-    return " · ".join([*parts, f"{clock(report.seconds)} min{rate}"])
+    return " · ".join([*parts, f"{duration(report.seconds)}{rate}"])
 
 
 def _show_files(console: Console, title: str, rows: Sequence[Failure], shown: int) -> None:

@@ -126,6 +126,11 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else ending}"
 
 
+def duration(seconds: float) -> str:
+    """`4.1 s`, or as `clock` in minutes from one minute on."""
+    return f"{seconds:.1f} s" if seconds < 60 else f"{clock(seconds)} min"
+
+
 def verdict(passed: bool) -> Text:
     """PASS or FAIL."""
     return Text("PASS", style="bold green") if passed else Text("FAIL", style="bold red")

@@ -95,9 +95,7 @@ def show_train(console: Console, report: TrainReport, target: Target, *, hint: b
         console.print(Text(plain(line)))
     if not hint:
         return
-    console.print(
-        Text.assemble(("next  ", "bold"), (f'cartq search "..."{target.hint}', "cyan"))
-    )
+    console.print(Text.assemble(("next  ", "bold"), (f'cartq search "..."{target.hint}', "cyan")))
 
 
 def register(app: typer.Typer) -> None:

@@ -72,6 +72,14 @@ def test_filters_mask_every_lane(trained: Path) -> None:
             assert {str(hit.modality) for hit in hits} <= {"audio"}
 
 
+def test_the_generative_lane_keeps_every_item_that_a_beam_names(trained: Path) -> None:
+    """The beams are wider than this index, so all items that text reaches are named."""
+    with Retriever.open(trained) as retriever:
+        found = retriever.search("a bell", k=100, lane="generative", group_by="none").hits
+        dense = retriever.search("a bell", k=100, lane="dense", group_by="none").hits
+    assert {hit.id for hit in found} == {hit.id for hit in dense}
+
+
 def test_grouping_gives_a_file_once(trained: Path) -> None:
     with Retriever.open(trained) as retriever:
         grouped = retriever.search("a beach", k=50, lane="fused").hits

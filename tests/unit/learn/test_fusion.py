@@ -18,7 +18,7 @@ def evidence(media: list[float], caption: list[float]) -> Evidence:
     return Evidence(
         np.asarray(media, np.float32),
         np.asarray(caption, np.float32),
-        np.full(n, FLOOR, np.float32),
+        np.full(n, np.nan, np.float32),
         np.zeros(n, np.intp),
     )
 
@@ -27,6 +27,16 @@ def test_a_missing_caption_is_no_cosine_of_zero() -> None:
     features = evidence([0.5, 0.5], [float("nan"), 0.0]).features(1)
     assert features[0].tolist() == [0.5, 1, 0, 0, 0]
     assert features[1].tolist() == [0.5, 1, 0, 1, 0]
+
+
+def test_an_unlikely_beam_still_names_its_item() -> None:
+    """Under the floor it counts as little as no beam, but the item stays a candidate."""
+    found = Evidence(
+        np.zeros(3, np.float32), np.zeros(3, np.float32),
+        np.asarray([-1, FLOOR - 8, np.nan], np.float32), np.zeros(3, np.intp),
+    )  # fmt: skip
+    assert found.named.tolist() == [True, True, False]
+    assert found.features(1)[:, -1].tolist() == [11, 0, 0]
 
 
 def test_weights_find_the_informative_feature() -> None:
