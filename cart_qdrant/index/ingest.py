@@ -34,6 +34,9 @@ __all__ = ["Ingest", "IngestOptions", "IngestReport", "Reporter", "Silent"]
 OUTGROWN = 2
 """Growth since fitting from which identifiers are made anew, while nothing was trained on them."""
 
+TOGETHER = 64
+"""Segments whose features are projected together, about; fewer than are written together."""
+
 
 class Ingest:
     """One run over some folders into an open index. The caller holds `library.folder.lock()`,
@@ -170,13 +173,17 @@ class Ingest:
             results = fitted_features(self._library, fitted, pipeline, entries, reporter)
         else:
             results = _advancing(pipeline.run(entries), reporter)
-        for result in results:
-            self._take(result, by_rel[result.entry.rel], fitted)
+        # Without a projection there is nothing to gain, and a kill would lose what waits.
+        for block in _blocks(results, TOGETHER if fitted else 1):
+            vectors = iter(_vectors(block, fitted))
+            for result in block:
+                rows = [Row(segment, next(vectors), {}) for segment in result.segments]
+                self._take(result, by_rel[result.entry.rel], rows)
         self._writer.flush()
         self._library.clear_work([WORK])
         self._report.embed_seconds += pipeline.embed_seconds
 
-    def _take(self, result: FileResult, job: Job, fitted: FittedEmbedder | None) -> None:
+    def _take(self, result: FileResult, job: Job, rows: Sequence[Row]) -> None:
         rel, report = result.entry.rel, self._report
         if not result.segments:
             # What was stored of it before stays: a file may be damaged for a while.
@@ -186,14 +193,6 @@ class Ingest:
         report.warnings += [Failure(rel, note) for note in result.notes]
         if result.failure:
             report.failed.append(Failure(rel, f"partly stored: {result.failure}"))
-        x_ND = np.stack(result.features)
-        if fitted is not None:
-            raw = x_ND
-            x_ND = np.empty((len(raw), self._embedder.dim), dtype=np.float32)
-            spaces = np.asarray([fitted.spaces[s.modality] for s in result.segments])
-            for space in np.unique(spaces):
-                x_ND[spaces == space] = fitted.project(raw[spaces == space], str(space))
-        rows = [Row(s, x, {}) for s, x in zip(result.segments, x_ND.tolist(), strict=True)]
         whole = result.failure is None
         self._writer.put(job, rows, result.hash, from_tags(result.tags), whole=whole)
         report.segments += len(rows)
@@ -238,6 +237,37 @@ class Ingest:
                 f"identifiers were fitted on {_fitted_on(info.meta)} items, now there are {total}: "
                 "renew them with `cartq train`"
             )
+
+
+def _blocks(results: Iterable[FileResult], segments: int) -> Iterator[list[FileResult]]:
+    """Consecutive files with at least that many segments together."""
+    block: list[FileResult] = []
+    for result in results:
+        block.append(result)
+        if sum(len(one.segments) for one in block) >= segments:
+            yield block
+            block = []
+    if block:
+        yield block
+
+
+def _vectors(results: Sequence[FileResult], fitted: FittedEmbedder | None) -> list[list[float]]:
+    """Unit vectors of all segments in order: one product a space, not one a file."""
+    features = [row for result in results for row in result.features]
+    if not features:
+        return []
+    x_NR = np.stack(features)
+    if fitted is None:
+        rows: list[list[float]] = x_NR.tolist()
+        return rows
+    spaces = np.asarray([fitted.spaces[s.modality] for r in results for s in r.segments])
+    out: list[list[float]] = [[]] * len(x_NR)
+    for space in np.unique(spaces):
+        members = np.flatnonzero(spaces == space)
+        x_ND = fitted.project(x_NR[members], str(space))
+        for n, row in zip(members.tolist(), x_ND.tolist(), strict=True):
+            out[n] = row
+    return out
 
 
 def _fitted_on(meta: dict[str, Any]) -> int:

