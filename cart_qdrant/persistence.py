@@ -4,6 +4,7 @@
 .cartq/
   manifest.json          names and hashes of everything below; replacing it is the flip
   embedder.safetensors   statistics of the embedder, where it has some
+  embedder-lexicon-HASH.safetensors   texts whose vectors it knows
   identifiers-N.safetensors, trie-HASH.npz
   generator-N/           safetensors and JSON of the trained generator
   store/                 the embedded engine
@@ -100,6 +101,7 @@ class EmbedderInfo:
     spaces: dict[str, str]
     """Space of each modality."""
     statistics: Artifact | None = None
+    lexicon: Artifact | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +169,8 @@ class Manifest:
             return None if value is None else Artifact(**value)
 
         embedder = dict(data["embedder"])
-        embedder["statistics"] = artifact(embedder.get("statistics"))
+        for name in ("statistics", "lexicon"):
+            embedder[name] = artifact(embedder.get(name))
         identifiers, generator = data.get("identifiers"), data.get("generator")
         if identifiers is not None:
             books, trie = artifact(identifiers["books"]), artifact(identifiers["trie"])
@@ -266,7 +269,10 @@ class IndexFolder:
 
     def _sweep(self, manifest: Manifest) -> None:
         named = {self.manifest.name, "store", "work", "lock"}
-        parts = (manifest.embedder.statistics, manifest.identifiers, manifest.generator)
+        embedder = manifest.embedder
+        parts = (
+            embedder.statistics, embedder.lexicon, manifest.identifiers, manifest.generator,
+        )  # fmt: skip
         for part in parts:
             if isinstance(part, Artifact):
                 named.add(part.name)

@@ -10,13 +10,16 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from cart_qdrant.errors import MissingExtraError, UsageError
 from cart_qdrant.records import Modality
+
+if TYPE_CHECKING:
+    from cart_qdrant.index.lexicon import Lexicon
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -107,6 +110,14 @@ class FittedEmbedder(Protocol):
 
     def load_arrays(self, arrays: Mapping[str, FloatArray]) -> None:
         """Inverse of `to_arrays`."""
+
+
+@runtime_checkable
+class LexicalEmbedder(Protocol):
+    """An embedder that knows vectors of some texts, and reaches others through them."""
+
+    def lexicon(self) -> Lexicon:
+        """The texts and their vectors; kept in the index, so that a search loads no embedder."""
 
 
 NAMES = ("auto", "lite", "precomputed")

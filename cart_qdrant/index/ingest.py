@@ -16,7 +16,7 @@ import numpy as np
 
 from cart_qdrant.errors import CartError, UsageError
 from cart_qdrant.index.captions import CaptionReader, from_tags
-from cart_qdrant.index.embedders import Embedder, FittedEmbedder
+from cart_qdrant.index.embedders import Embedder, FittedEmbedder, LexicalEmbedder
 from cart_qdrant.index.identify import assign_new, is_ours, remove_stale, renew, vector_of
 from cart_qdrant.index.ingest_report import IngestOptions, IngestReport, Reporter, Silent
 from cart_qdrant.index.library import Library
@@ -115,6 +115,7 @@ class Ingest:
         if self._options.prune:
             self._writer.remove([one for rel in plan.gone for one in stored[rel].ids])
         self._report.embed_seconds += self._writer.embed_seconds
+        self._keep_lexicon(plan.fresh)
         self._identify(has_points=bool(stored) or self._report.segments > 0)
 
     def _rewrite(self, job: Job, stored: dict[str, StoredFile]) -> list[Job]:
@@ -196,6 +197,16 @@ class Ingest:
         whole = result.failure is None
         self._writer.put(job, rows, result.hash, from_tags(result.tags), whole=whole)
         report.segments += len(rows)
+
+    def _keep_lexicon(self, fresh: Sequence[Job]) -> None:
+        """Before training, queries reach media vectors through the embedder's texts."""
+        library, embedder = self._library, self._embedder
+        if not isinstance(embedder, LexicalEmbedder):
+            return
+        # A fitted embedder's texts are frozen with its statistics.
+        frozen = library.manifest.embedder.statistics is not None
+        if library.manifest.embedder.lexicon is None or (fresh and not frozen):
+            library.keep_lexicon(embedder.lexicon())
 
     def _identify(self, *, has_points: bool) -> None:
         """Identifiers for new points, the tree, then a durable store; nothing if all is as it was.

@@ -29,6 +29,7 @@ from cart_qdrant.persistence import (
 )
 
 if TYPE_CHECKING:
+    from cart_qdrant.index.lexicon import Lexicon
     from cart_qdrant.index.text_encoder import TextEncoder
 
 TEXT_DIM = 384
@@ -59,6 +60,7 @@ class Library:
         self.vectors_file: Path | None = None
         self._embedder: Embedder | None = None
         self._text: TextEncoder | None = None
+        self._lexicon: Lexicon | None = None
 
     @classmethod
     def open(
@@ -204,6 +206,26 @@ class Library:
         digest = save_arrays(self.folder.root / name, embedder.to_arrays())
         info = replace(self.manifest.embedder, statistics=Artifact(name, digest))
         self.put(replace(self.manifest, embedder=info))
+
+    def keep_lexicon(self, lexicon: Lexicon) -> None:
+        """Store the texts whose vectors the embedder knows."""
+        name = f"embedder-lexicon-{lexicon.digest()}.safetensors"
+        kept = self.manifest.embedder.lexicon
+        if kept is not None and kept.name == name:
+            return
+        digest = lexicon.save(self.folder.root / name)
+        info = replace(self.manifest.embedder, lexicon=Artifact(name, digest))
+        self.put(replace(self.manifest, embedder=info))
+        self._lexicon = lexicon
+
+    def lexicon(self) -> Lexicon | None:
+        """The texts whose vectors the embedder knows; None where it embeds any text itself."""
+        kept = self.manifest.embedder.lexicon
+        if self._lexicon is None and kept is not None:
+            from cart_qdrant.index.lexicon import Lexicon
+
+            self._lexicon = Lexicon.load(self.folder.path(kept))
+        return self._lexicon
 
     def text_encoder(self) -> TextEncoder:
         """The text encoder, loaded once."""

@@ -26,6 +26,7 @@ from PIL import Image
 from cart_qdrant.errors import MediaError
 from cart_qdrant.index import efficientnet
 from cart_qdrant.index.embedders import Clip, text_encoder_folder
+from cart_qdrant.index.lexicon import Lexicon
 from cart_qdrant.index.text_encoder import TextEncoder
 from cart_qdrant.records import Modality
 
@@ -40,8 +41,6 @@ _MIDDLE_SCALE = 0.11
 """Brings the middle features to the spread of the top ones."""
 _SHRINK = 10
 """Items' worth of weight that draws the centre of a small collection to zero."""
-TAU = 0.05
-"""Temperature of the label softmax (docs/experiments.md)."""
 VISUAL, AUDIO = "visual", "audio"
 
 _FFT, _HOP, _MELS = 1024, 320, 128
@@ -114,7 +113,7 @@ class LiteEmbedder:
     def __init__(self) -> None:
         self._net: efficientnet.EfficientNetLite0 | None = None
         self._text: TextEncoder | None = None
-        self._labels_BD: FloatArray | None = None
+        self._lexicon: Lexicon | None = None
         self._stats: dict[str, FloatArray] = {}
 
     def _network(self) -> efficientnet.EfficientNetLite0:
@@ -185,6 +184,7 @@ class LiteEmbedder:
             self._stats[f"{space}.mean"] = mean.astype(np.float32)
             self._stats[f"{space}.axes"] = (axes_RD * std_D**-WHITENING).astype(np.float32)
             self._stats[f"{space}.back"] = (axes_RD * std_D**WHITENING).astype(np.float32)
+        self._lexicon = None
 
     def to_arrays(self) -> dict[str, FloatArray]:
         """The statistics of `fit`."""
@@ -193,6 +193,7 @@ class LiteEmbedder:
     def load_arrays(self, arrays: Mapping[str, FloatArray]) -> None:
         """Take over statistics fitted before."""
         self._stats = dict(arrays)
+        self._lexicon = None
 
     def project(self, x_BR: FloatArray, space: str) -> FloatArray:
         """Whitened unit vectors x_BD of raw features."""
@@ -217,35 +218,22 @@ class LiteEmbedder:
         labels: list[str] = json.loads(data.read_text())
         return labels
 
-    def vocabulary(self) -> list[str]:
-        """Texts whose vectors it knows best: class names. They keep a tower trained on few
-        captions from forgetting the rest."""
-        names = [label.split(",")[0] for label in self._label_texts()]
-        return [*names, *(f"a photo of a {name}" for name in names)]
+    def lexicon(self) -> Lexicon:
+        """Class names and their weights in the whitened space: `w . (x - mean) = (w B) . z`.
 
-    def labels(self, x_ND: FloatArray, space: str) -> list[str] | None:
-        """Most likely class name of each vector; None for sound."""
-        if space != VISUAL:
-            return None
+        Keys are vectors of the full labels ("tench, Tinca tinca"), texts their first names.
+        Sound is not reached: classes name pictures.
+        """
+        if not self._stats:
+            self.fit({})
+        labels = self._label_texts()
         weights = self._class_weights()
-        rows = (weights - weights.mean(axis=0)) @ self._stats[f"{space}.back"]
-        best = np.argmax(x_ND @ rows.T, axis=1)
-        names = self._label_texts()
-        return [names[n].split(",")[0] for n in best]
+        values = (weights - weights.mean(axis=0)) @ self._stats[f"{VISUAL}.back"]
+        keys = self.text_encoder().embed(labels)
+        return Lexicon([label.split(",")[0] for label in labels], keys, {VISUAL: values})
 
     def embed_text(self, texts: Sequence[str], space: str) -> FloatArray | None:
         """Query vectors x_BD through the class names; None for sound, which they do not name."""
-        if space != VISUAL:
-            return None
-        if not self._stats:
-            self.fit({})
-        encoder = self.text_encoder()
-        if self._labels_BD is None:
-            self._labels_BD = encoder.embed(self._label_texts())
-        logits = encoder.embed(texts) @ self._labels_BD.T / TAU
-        share = np.exp(logits - logits.max(axis=1, keepdims=True))
-        share /= share.sum(axis=1, keepdims=True)
-        weights = self._class_weights()
-        # w . (x - mean) = (w @ back) . z, with z the whitened item.
-        q = (share @ (weights - weights.mean(axis=0))) @ self._stats[f"{space}.back"]
-        return np.asarray(q / np.linalg.norm(q, axis=1, keepdims=True), dtype=np.float32)
+        if self._lexicon is None:
+            self._lexicon = self.lexicon()
+        return self._lexicon.embed(self.text_encoder().embed(texts), space)

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from cart_qdrant.errors import MediaError, UsageError
 from cart_qdrant.index.captions_text import text_key
-from cart_qdrant.index.embedders import Clip, FloatArray
+from cart_qdrant.index.embedders import Clip, FloatArray, text_encoder_folder
+from cart_qdrant.index.lexicon import Lexicon
 from cart_qdrant.index.precomputed_file import VectorFile, read_vectors
 from cart_qdrant.index.suffixes import SuffixIndex, path_key
 from cart_qdrant.records import Modality
@@ -89,6 +90,17 @@ class PrecomputedEmbedder:
                     "Train first (cartq train), or add it to texts and text_vectors of the file.",
                 )
         return _normalised(vectors[[self._texts[text_key(text)] for text in texts]])
+
+    def lexicon(self) -> Lexicon:
+        """The file's texts, through which other texts are reached; none where it has none."""
+        vectors = self._file.text_vectors
+        if vectors is None or not self.has_text:
+            return Lexicon([], np.empty((0, 0), dtype=np.float32), {})
+        from cart_qdrant.index.text_encoder import TextEncoder
+
+        texts = list(self._file.texts)
+        keys = TextEncoder(text_encoder_folder()).embed(texts)
+        return Lexicon(texts, keys, {SPACE: _normalised(vectors)})
 
     def embed_media(self, clips: Sequence[Clip]) -> FloatArray:
         """Vectors (B, D) of the clips, L2-normalised.

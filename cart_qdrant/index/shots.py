@@ -189,8 +189,9 @@ class _Stretch:
             wanted = (
                 start + (k + 0.5) * (end - start) / config.frames for k in range(config.frames)
             )
-            chosen = {min(inside, key=lambda item: abs(item[1] - time))[0] for time in wanted}
-            frames = tuple(item[2] for item in inside if item[0] in chosen)
+            # By time: joined stretches count their pictures anew.
+            chosen = {min(inside, key=lambda item: abs(item[1] - time))[1] for time in wanted}
+            frames = tuple(item[2] for item in inside if item[1] in chosen)
             yield Shot(round(start, 3), round(end, 3), frames)
 
 

@@ -29,7 +29,7 @@ MAX_CAPTIONS = 10
 """Captions of one item that are learned from."""
 HOLD_OUT = 0.1
 """Share of captioned items held out, and of further items that hold out one caption."""
-MAX_HELD = 600
+MAX_HELD = 300
 """Items held out of each kind at most."""
 
 

@@ -123,9 +123,12 @@ class TowerTrainer:
         spaces = corpus.vectors.spaces
         self._x: dict[str, Tensor] = {}
         self._row = np.full(len(corpus), -1, dtype=np.intp)
+        # An item without a training text is no negative either: being wrong for every text, it
+        # would be pushed away from all of them, also from those that ask for it.
+        meant = np.zeros(len(corpus), dtype=bool)
+        meant[corpus.item_P[split.train_P]] = True
         for space in encoder.heads:
-            # Held-out items are no negatives either: training must not know that they exist.
-            items = np.flatnonzero((spaces == space) & ~split.held_items)
+            items = np.flatnonzero((spaces == space) & meant)
             self._row[items] = np.arange(len(items))
             self._x[space] = torch.from_numpy(corpus.vectors.x_ND[items])
         self._optimizer = torch.optim.AdamW(

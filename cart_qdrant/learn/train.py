@@ -48,7 +48,7 @@ IntArray = npt.NDArray[np.intp]
 
 PROFILES: Mapping[str, tuple[TowerConfig, FitConfig]] = {
     "quick": (TowerConfig(epochs=1, min_steps=60), FitConfig(epochs=1, min_steps=30)),
-    "default": (TowerConfig(epochs=3), FitConfig(epochs=2)),
+    "default": (TowerConfig(epochs=4), FitConfig(epochs=2)),
     "thorough": (TowerConfig(epochs=8, patience=3), FitConfig(epochs=20)),
 }
 BEAMS = 200
@@ -153,8 +153,8 @@ class _Training:
         begin = time.perf_counter()
         library, options = self.library, self.options
         remove_stale(library)
-        embedder = library.embedder()
-        corpus = read_corpus(library, getattr(embedder, "labels", None))
+        lexicon = library.lexicon()
+        corpus = read_corpus(library, None if lexicon is None else lexicon.name)
         if not len(corpus):
             raise IndexMissingError("The index is empty.", "Fill it: `cartq ingest FOLDER`.")
         split = split_pairs(corpus, options.seed)
@@ -237,18 +237,15 @@ class _Training:
         return digest.hexdigest()
 
     def _distillation(self, encoder: QueryEncoder, spaces: list[str]) -> Distillation | None:
-        """Texts that the embedder knows vectors of, where it can embed text at all."""
-        embedder = self.library.embedder()
-        vocabulary = getattr(embedder, "vocabulary", None)
-        if vocabulary is None:
+        """Texts that the embedder knows vectors of, where there are some."""
+        lexicon = self.library.lexicon()
+        if lexicon is None or not len(lexicon.texts):
             return None
-        texts: list[str] = vocabulary()
-        targets: dict[str, FloatArray] = {}
-        for space in spaces:
-            vectors = embedder.embed_text(texts, space)
-            if vectors is not None:
-                targets[space] = vectors
-        return Distillation(TextStates(encoder, texts), targets) if targets else None
+        short = [f"a photo of a {text}" for text in lexicon.texts if len(text.split()) <= 3]
+        states = TextStates(encoder, [*lexicon.texts, *short])
+        vectors = {space: lexicon.embed(states.text_PW, space) for space in spaces}
+        targets = {space: x for space, x in vectors.items() if x is not None}
+        return Distillation(states, targets) if targets else None
 
     def _query_vectors(
         self, encoder: QueryEncoder, corpus: Corpus, states: TextStates

@@ -224,7 +224,7 @@ class Retriever:
             "resolve": (end - resolve) * 1e3 / len(queries),
             "total": (end - begin) * 1e3 / len(queries),
         }
-        remarks = self._remarks(lane)
+        remarks = self._remarks(lane, reached=bool(encoded.media))
         return [
             SearchResult(
                 query, chosen, self._version, dict(took),
@@ -237,28 +237,22 @@ class Retriever:
         c = self._calibration
         return self._model is not None and {c.strong, c.weak} != {"dense"}
 
-    def _remarks(self, lane: Lane) -> list[str]:
+    def _remarks(self, lane: Lane, *, reached: bool) -> list[str]:
         remarks = []
         if self._model is None:
             remarks.append("not trained: `cartq train` makes answers better and quicker")
-        if lane == "generative" and not self._media_reached():
-            remarks.append("no media space is reached by text; captions alone answer")
+        if not reached and lane == "dense":
+            remarks.append("no text reaches the media vectors before training: nothing is found")
+        elif not reached:
+            remarks.append("no text reaches the media vectors: captions alone answer")
         return remarks
-
-    def _media_reached(self) -> bool:
-        return self._model is None or len(self._model.encoder.heads) > 0
 
     def _encode(self, queries: list[str], beams: bool) -> tuple[_Encoded, float, float]:
         begin = time.perf_counter()
         calibration = self._calibration
         if self._model is None:
             text_BW = self._library.text_encoder().embed(queries)
-            embedder = self._library.embedder()
-            media = {
-                space: vectors
-                for space in self._modalities
-                if (vectors := embedder.embed_text(queries, space)) is not None
-            }
+            media = self._untrained(queries, text_BW)
             taps, mask = None, None
         else:
             ids = self._model.encoder.tokenize(queries)
@@ -278,6 +272,17 @@ class Retriever:
         end = time.perf_counter()
         encoded = _Encoded(media, text_BW, decoded)
         return encoded, (middle - begin) * 1e3, (end - middle) * 1e3
+
+    def _untrained(self, queries: list[str], text_BW: FloatArray) -> dict[str, FloatArray]:
+        """Query vectors in the spaces that text reaches without training."""
+        lexicon = self._library.lexicon()
+        found: dict[str, FloatArray | None]
+        if lexicon is not None:
+            found = {space: lexicon.embed(text_BW, space) for space in self._modalities}
+        else:
+            embedder = self._library.embedder()
+            found = {space: embedder.embed_text(queries, space) for space in self._modalities}
+        return {space: x for space, x in found.items() if x is not None}
 
     def _in_space(self, space: str, filter: models.Filter | None) -> models.Filter | None:
         if len(self._modalities) == 1:
@@ -408,10 +413,13 @@ class Retriever:
         if not ids:
             return chosen, []
         scores = self._calibration.score(chosen, evidence)
-        if chosen == "generative":
-            scores = np.where(evidence.named, scores, -np.inf)
         order = np.argsort(-scores, kind="stable")
-        return chosen, [(ids[n], float(scores[n])) for n in order if np.isfinite(scores[n])]
+        if chosen == "generative":
+            # What no beam names is no answer of this lane; `auto` fills up with it.
+            named = order[evidence.named[order]]
+            rest = order[~evidence.named[order]]
+            order = np.concatenate([named, rest]) if lane == "auto" else named
+        return chosen, [(ids[n], float(scores[n])) for n in order]
 
     def _hits(
         self, ranked: list[list[tuple[str, float]]], k: int, group_by: str

@@ -103,7 +103,10 @@ def diagnose(library: Library) -> Diagnosis:
     from cart_qdrant.index.identify import check
 
     manifest = library.manifest
-    parts: dict[str, Artifact | None] = {"statistics": manifest.embedder.statistics}
+    parts: dict[str, Artifact | None] = {
+        "statistics": manifest.embedder.statistics,
+        "lexicon": manifest.embedder.lexicon,
+    }
     if manifest.identifiers is not None:
         parts["books"] = manifest.identifiers.books
         parts["trie"] = manifest.identifiers.trie

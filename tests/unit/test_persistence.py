@@ -42,6 +42,7 @@ manifests = st.builds(
         dim=numbers,
         spaces=st.dictionaries(names, names, max_size=3),
         statistics=st.none() | artifacts,
+        lexicon=st.none() | artifacts,
     ),
     store=st.builds(StoreInfo, kind=names, url=st.none() | names, collection=st.none() | names),
     identifiers=st.none()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cart_qdrant.config import SegmentConfig
@@ -60,6 +60,7 @@ def _stretches(parts: list[tuple[str, int]]) -> list[make.ByteArray]:
 
 
 @settings(max_examples=60, deadline=None)
+@example(parts=[("moving", 1), ("moving", 1), ("moving", 2), ("moving", 2)], kept=2)
 @given(parts=st.lists(_STRETCH, min_size=1, max_size=5), kept=st.integers(1, 6))
 def test_shots_are_ordered_disjoint_bounded_and_hold_their_own_frames(
     parts: list[tuple[str, int]], kept: int
