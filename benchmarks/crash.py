@@ -2,7 +2,7 @@
 
     python -m benchmarks.crash ingest --times 10
     python -m benchmarks.crash renew --times 10
-    python -m benchmarks.crash train --times 10 --command "cartq train --index {index}"
+    python -m benchmarks.crash train --times 10
 
 Each trial starts from the same state, is killed once, is checked, and runs again to its end; the
 result is compared with that of a run that was not killed. Prints a table, then one JSON row.
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import shlex
 import shutil
 import signal
 import subprocess
@@ -31,6 +30,7 @@ from cart_qdrant.index.identify import load_codec, load_trie, renew
 from cart_qdrant.index.library import Library
 from cart_qdrant.persistence import IndexFolder
 from cart_qdrant.records import Identifier
+from cart_qdrant.search.engine import Retriever
 
 ROOT = Path(__file__).resolve().parents[1]
 _WRITE = 8
@@ -169,6 +169,8 @@ def run_trial(
         problems.append(f"{len(lost)} acknowledged points are gone")
     if start is not None and between is not None and between.names.keys() != there:
         problems.append("points lost their identifiers")
+    if start is not None and not answers(index):
+        problems.append("a search finds nothing")
     again = subprocess.run(command, capture_output=True, cwd=ROOT, text=True, check=False)
     if again.returncode:
         problems.append(f"the rerun failed: {again.stderr.strip().splitlines()[-1:]}")
@@ -176,6 +178,13 @@ def run_trial(
     version = None if between is None else between.version
     last = logged[-1][0] if logged else ""
     return Trial(len(logged), last, killed, len(there), len(sure), version, problems)
+
+
+def answers(index: Path) -> bool:
+    """Whether a search finds the one picture that has a caption, with whatever is in force."""
+    with Retriever.open(index) as retriever:
+        found = retriever.search("a dog on a surfboard", k=3)
+    return any(hit.caption == "a dog on a surfboard" for hit in found.hits)
 
 
 def _steps(log: Path) -> list[list[str]]:
@@ -186,15 +195,12 @@ def _steps(log: Path) -> list[list[str]]:
     return [line.split() for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
-def run_trials(
-    what: str, scratch: Path, times: int, *, command: str | None = None, seed: int = 0
-) -> list[Trial]:
+def run_trials(what: str, scratch: Path, times: int, *, seed: int = 0) -> list[Trial]:
     """Kill a run that many times, each time at another moment.
 
     Args:
-        what: `ingest`, `renew`, or a name for `command`.
+        what: `ingest`, `renew` or `train`.
         scratch: Empty folder to work in.
-        command: Shell words of what to run, with `{index}` for the index folder.
         seed: Of the moments.
     """
     media, index = scratch / "media", scratch / ".cartq"
@@ -204,9 +210,7 @@ def run_trials(
     if what == "ingest":
         words, start = ingest, None
     else:
-        words = [w.format(index=index) for w in shlex.split(command or "")] or [
-            *[*own, "--work", "renew", str(index), str(media)]
-        ]
+        words = [*own, "--work", what, str(index), str(media)]
         subprocess.run(ingest, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
         start = scratch / "start"
         shutil.copytree(index, start)
@@ -221,7 +225,7 @@ def run_trials(
     trials = []
     for n in range(times):
         share = (n + rng.random()) / times  # one moment in each of `times` equal parts
-        if steps:
+        if steps and n % 2 == 0:  # just after a step is written; else anywhere
             moment, after = rng.uniform(0, 0.05), int(share * steps)
         else:
             moment, after = share * whole, 0
@@ -260,6 +264,7 @@ def work(what: str, index: Path, media: Path) -> None:
     from cart_qdrant.index import identify, pipeline, warmup, writer
     from cart_qdrant.index.embedders import open_embedder
     from cart_qdrant.index.ingest import Ingest, IngestOptions
+    from cart_qdrant.learn import fit_generator, model, tower, train
 
     writer.WRITE = pipeline.BATCH = warmup.PART = _WRITE
     folder = IndexFolder(index)
@@ -274,10 +279,15 @@ def work(what: str, index: Path, media: Path) -> None:
                 (library, "put"),
                 (warmup, "_write_part"),
                 (identify, "_save_trie"),
+                (tower, "save_checkpoint"),
+                (fit_generator, "save_checkpoint"),
+                (model.Model, "save"),
             ):
                 setattr(owner, name, _logged(getattr(owner, name), name, log))
             if what == "renew":
                 renew(library)
+            elif what == "train":
+                train.train(library, train.TrainOptions(profile="quick"))
             else:
                 Ingest(library, IngestOptions(paths=[media])).run()
 
@@ -287,22 +297,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", help="ingest, renew, or a name for --command")
+    parser.add_argument("what", choices=["ingest", "renew", "train"])
     parser.add_argument("rest", nargs="*", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--times", type=int, default=10)
-    parser.add_argument("--command", help="what to run, with {index} for the index folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.work:
         work(given.what, *given.rest)
         return
-    if given.what not in ("ingest", "renew") and given.command is None:
-        parser.error("give --command for anything but ingest and renew")
     with tempfile.TemporaryDirectory() as scratch:
-        trials = run_trials(
-            given.what, Path(scratch), given.times, command=given.command, seed=given.seed
-        )
+        trials = run_trials(given.what, Path(scratch), given.times, seed=given.seed)
     heads = ("steps", "last step", "killed", "points", "sure", "version", "problems")
     print("{:>5} {:22} {:6} {:>6} {:>6} {:>7}  {}".format(*heads))
     for one in trials:

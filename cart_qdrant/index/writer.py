@@ -27,6 +27,11 @@ from cart_qdrant.records import Caption, Segment
 
 WRITE = 512
 """Points written together, at least: a file is not divided."""
+COLUMNS = 16
+"""Columns of caption tables that are indexed at most."""
+CATEGORY = 64
+"""Characters of a value up to which its column is taken for a category."""
+_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _IDENTIFIER_FIELD = re.compile(r"cart(_\d+)?")
 
 
@@ -65,6 +70,8 @@ class PointWriter:
         self._replacements: list[_Replacement] = []
         self._note = library.folder.work / "replaced.json"
         self._mark = library.folder.work / "changed"
+        self._columns: set[str] = set()
+        self._indexed: set[str] = set()
         self.embed_seconds = 0.0
 
     @property
@@ -126,6 +133,11 @@ class PointWriter:
             }
             point = models.PointStruct(id=segment.id, vector={MEDIA: row.vector}, payload=payload)
             self._points.append((point, captions))
+        self._columns.update(
+            key
+            for key, value in job.captions.meta.items()
+            if isinstance(value, str) and len(value) <= CATEGORY and _PLAIN.fullmatch(key)
+        )
         new = [row.segment.id for row in rows]
         old = sorted(set(job.replaces).difference(new))
         if old:
@@ -156,6 +168,7 @@ class PointWriter:
         if not self._points:
             return
         self._mark_changed()
+        self._index_columns()
         self._embed_captions()
         written = {str(point.id) for point, _ in self._points}
         old = sorted({one for r in self._replacements for one in r.old} - written)
@@ -167,6 +180,12 @@ class PointWriter:
         if old:
             self._library.store.delete(old)
             self._note.unlink()
+
+    def _index_columns(self) -> None:
+        """Index the columns that users filter on: unindexed, one costs a look at every point."""
+        for key in sorted(self._columns - self._indexed)[: COLUMNS - len(self._indexed)]:
+            self._library.store.create_keyword_index(key)
+            self._indexed.add(key)
 
     def _mark_changed(self) -> None:
         if not self.changed:

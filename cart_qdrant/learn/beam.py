@@ -30,13 +30,16 @@ class Scorer(Protocol):
     def per_prefix(self) -> bool:
         """Whether there is a row for each prefix; else one for each query."""
 
-    def __call__(self, level: int, query_R: IndexArray, prefix_RL: IntArray) -> FloatArray:
+    def __call__(
+        self, level: int, query_R: IndexArray, prefix_RL: IntArray, parent_R: IndexArray
+    ) -> FloatArray:
         """Scores of every code after each prefix.
 
         Args:
-            level: Level to score, from 0.
+            level: Level to score, from 0; asked in order.
             query_R: Which query each prefix belongs to.
             prefix_RL: Codes chosen so far (R, level).
+            parent_R: Which prefix of the call before each one continues; a query at level 0.
 
         Returns:
             (R, V) if `per_prefix`, else (B, V).
@@ -60,6 +63,7 @@ class PriorScorer:
         level: int,
         query_R: IndexArray,  # noqa: ARG002 - of the protocol
         prefix_RL: IntArray,  # noqa: ARG002
+        parent_R: IndexArray,  # noqa: ARG002
     ) -> FloatArray:
         """(B, V): a residual code's score does not depend on the prefix."""
         return self.levels_BV[level]
@@ -113,7 +117,8 @@ def beam_search(trie: Trie, scorer: Scorer, queries: int, width: int) -> list[Be
     score_R = np.zeros(len(query_R), dtype=np.float32)
     prefix_RL = np.empty((len(query_R), 0), dtype=np.int32)
     parent_R: IndexArray = query_R
-    table = scorer(0, np.arange(queries), np.empty((queries, 0), np.int32))
+    every = np.arange(queries)
+    table = scorer(0, every, np.empty((queries, 0), np.int32), every)
     for level in range(depth):
         token_R = trie.levels[level].tokens[node_R]
         if level < depth - 1:
@@ -126,7 +131,7 @@ def beam_search(trie: Trie, scorer: Scorer, queries: int, width: int) -> list[Be
         if level == depth - 1:
             break
         if level + 1 < depth - 1:
-            table = scorer(level + 1, query_R, prefix_RL)
+            table = scorer(level + 1, query_R, prefix_RL, parent_R[keep])
         first = trie.levels[level].first
         begin, count = first[node_R], first[node_R + 1] - first[node_R]
         parent_R = np.repeat(np.arange(len(node_R)), count)

@@ -1,4 +1,4 @@
-"""Calibration on held-out pairs: gates, fusion weights, router, temperature.
+"""Calibration on held-out pairs: gates, fusion weights, router.
 
 The guarantee: on the held-out queries of each stratum (new items, known items) the routed result
 is never worse in R@1 and R@10 than the dense lane; where it would be, the router says dense.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +17,29 @@ import torch
 import torch.nn.functional as F
 
 from cart_qdrant.learn.beam import Beams
-from cart_qdrant.learn.fusion import LANES, Calibration, Evidence, fit_weights
+from cart_qdrant.learn.fusion import (
+    CAPTIONED,
+    LANES,
+    Calibration,
+    Evidence,
+    belief_features,
+    default_weights,
+    fit_belief,
+    fit_weights,
+    log_sum,
+)
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.intp]
 
 POOL = 100
 """Candidates taken from each lane."""
+SHIFTS = (0.0, *(sign * step / 2 for step in range(1, 11) for sign in (-1, 1)))
+"""Tried on the belief's log-odds: the one of highest gain that is safe for either expert."""
+CLEAR = 0.005
+"""Gain (recall at 1 and 10, summed) from which a costlier routing is taken."""
+FEW = 20
+"""Held-out queries under which nothing is fitted to them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +137,7 @@ def calibrate(
     file_N: IntArray,
     base: Calibration,
 ) -> Calibration:
-    """Fit weights, router and temperature on the strata that have queries.
+    """Fit weights and router on the strata that have queries.
 
     Args:
         strata: Held-out queries by name.
@@ -132,7 +149,6 @@ def calibrate(
     row_of = {row.tobytes(): n for n, row in enumerate(np.ascontiguousarray(rows_NL))}
     features: list[FloatArray] = []
     targets: list[int] = []
-    weights: list[float] = []
     names: list[str] = []
     evidences: list[Evidence] = []
     for name, held in strata.items():
@@ -142,36 +158,34 @@ def calibrate(
             )
             features.append(evidence.features(len(base.spaces)))
             targets.append(right)
-            weights.append(shares[name] / len(held.item_B))
             names.append(name)
             evidences.append(evidence)
     if not features:
         return base
-    width = features[0].shape[1]
-    media = np.zeros(width, dtype=bool)
-    media[: 2 * len(base.spaces)] = True
-    every = np.ones(width, dtype=bool)
-    rising = np.ones(width, dtype=bool)
-    rising[1 : 2 * len(base.spaces) : 2] = False  # presence of a space, of a caption
-    rising[-2] = False
-    fitted = {
-        "dense": fit_weights(features, targets, weights, media, rising),
-        "fused": fit_weights(features, targets, weights, every, rising),
-    }
-    if len(base.spaces) == 1:
-        fitted["dense"] = np.zeros(width, dtype=np.float32)
-        fitted["dense"][0] = base.scale  # one cosine ranks the same under every weight
-    fitted["generative"] = fitted["fused"]
-    calibration = replace(base, weights={k: [float(v) for v in w] for k, w in fitted.items()})
-    ranks = {
-        lane: np.asarray(
-            [_rank(calibration, lane, e, t) for e, t in zip(evidences, targets, strict=True)]
-        )
-        for lane in LANES
-    }
-    best_caption = np.asarray([_best_caption(e) for e in evidences])
-    strong, weak, threshold = _router(ranks, best_caption, np.asarray(names), dict(shares))
-    routed = np.where(best_caption >= threshold, ranks[strong], ranks[weak])
+    # Between their shares and equality: new items are asked for more often than they are many.
+    odd = {name: shares[name] ** 0.5 for name in strata}
+    wanted = np.asarray([odd[n] / len(strata[n].item_B) for n in names])
+    fitted = _fit(base, features, targets, wanted, evidences)
+    best_caption = np.asarray([e.best_caption for e in evidences])
+    mixed = any(e.captioned.any() and not e.captioned.all() for e in evidences)
+    best: tuple[float, Calibration, dict[str, IntArray]] | None = None
+    for shift in SHIFTS if mixed else SHIFTS[:1]:
+        one = replace(fitted, belief=[fitted.belief[0] + shift, *fitted.belief[1:]])
+        ranks = {
+            lane: np.asarray(
+                [_rank(one, lane, e, t) for e, t in zip(evidences, targets, strict=True)]
+            )
+            for lane in LANES
+        }
+        gain, strong, weak, threshold = _router(ranks, best_caption, np.asarray(names), odd)
+        if best is None or gain > best[0] + 1e-9:
+            one = replace(one, strong=strong, weak=weak, threshold=threshold)
+            best = (gain, one, ranks)
+    assert best is not None
+    _, calibration, ranks = best
+    routed = np.where(
+        best_caption >= calibration.threshold, ranks[calibration.strong], ranks[calibration.weak]
+    )
     report = {
         name: {
             lane: {"R@1": _recall(r, np.asarray(names) == name, 1),
@@ -181,12 +195,63 @@ def calibrate(
         for name in strata
         if len(strata[name].item_B)
     }  # fmt: skip
-    return replace(calibration, strong=strong, weak=weak, threshold=threshold, held_out=report)
+    return replace(calibration, held_out=report)
 
 
-def _best_caption(evidence: Evidence) -> float:
-    known = evidence.caption_C[~np.isnan(evidence.caption_C)]
-    return float(known.max()) if len(known) else -1.0
+def _fit(
+    base: Calibration,
+    features: list[FloatArray],
+    targets: list[int],
+    weights: FloatArray,
+    evidences: list[Evidence],
+) -> Calibration:
+    """Weights of the dense lane, of the two experts, and of the belief between them."""
+    spaces = len(base.spaces)
+    width = features[0].shape[1]
+    media = np.zeros(width, dtype=bool)
+    media[: 2 * spaces] = True
+    rising = np.ones(width, dtype=bool)
+    rising[1 : 2 * spaces : 2] = False  # presence of a space
+    rising[-2] = False  # presence of a caption
+    dense = default_weights(1, base.scale)  # one cosine ranks the same under every weight
+    if spaces > 1:
+        dense = fit_weights(features, targets, weights, media, rising).tolist()
+    has = [e.captioned for e in evidences]
+    meant = np.asarray([h[t] for h, t in zip(has, targets, strict=True)])
+
+    def expert(captioned: bool, allowed: npt.NDArray[np.bool_]) -> list[float] | None:
+        """Fitted to the queries that mean such items, among such candidates alone."""
+        rows = np.flatnonzero(meant == captioned)
+        if len(rows) < FEW:
+            return None
+        own = [has[n] == captioned for n in rows]
+        right = [int(keep[: targets[n]].sum()) for n, keep in zip(rows.tolist(), own, strict=True)]
+        mine = [features[n][keep] for n, keep in zip(rows.tolist(), own, strict=True)]
+        found: list[float] = fit_weights(mine, right, weights[rows], allowed, rising).tolist()
+        return found
+
+    allowed = np.ones(width, dtype=bool)
+    allowed[-2] = False  # the same for all items of an expert
+    captioned = expert(True, allowed)
+    allowed[-3] = False
+    bare = expert(False, allowed)
+    calibration = replace(
+        base,
+        dense=dense,
+        captioned=captioned or default_weights(spaces, *CAPTIONED),
+        bare=bare or dense,
+    )
+    if min(meant.sum(), (~meant).sum()) < FEW:
+        return calibration
+    belief, used = [], []
+    for n, (f, h, e) in enumerate(zip(features, has, evidences, strict=True)):
+        if h.any() and not h.all():
+            scores = calibration.expert_scores(f, h)
+            belief.append(belief_features(e.best_caption, log_sum(scores[h]), log_sum(scores[~h])))
+            used.append(n)
+    if len(np.unique(meant[used])) < 2:
+        return calibration
+    return replace(calibration, belief=fit_belief(np.stack(belief), meant[used], weights[used]))
 
 
 def _rank(calibration: Calibration, lane: str, evidence: Evidence, right: int) -> int:
@@ -207,9 +272,9 @@ def _router(
     best_caption: FloatArray,
     names: npt.NDArray[np.str_],
     shares: Mapping[str, float],
-) -> tuple[str, str, float]:
-    """The lane pair and threshold of highest gain that lose nowhere against dense."""
-    choice, best = ("dense", "dense", 2.0), 0.0
+) -> tuple[float, str, str, float]:
+    """The highest gain without a loss against dense anywhere: lane pair and threshold."""
+    choice, best = (0.0, "dense", "dense", 2.0), 0.0
     edges = [-2.0, *np.quantile(best_caption, np.linspace(0.05, 0.95, 19)), 2.0]
     measure: Callable[[IntArray, npt.NDArray[np.bool_]], tuple[float, float]] = lambda r, m: (  # noqa: E731
         float((r[m] < 1).mean()),
@@ -217,15 +282,17 @@ def _router(
     )
     groups = {name: names == name for name in np.unique(names)}
     dense = {name: measure(ranks["dense"], rows) for name, rows in groups.items()}
-    for strong in LANES:
-        for weak in LANES:
-            for edge in edges:
-                routed = np.where(best_caption >= edge, ranks[strong], ranks[weak])
-                gain, safe = 0.0, True
-                for name, rows in groups.items():
-                    got = measure(routed, rows)
-                    safe &= got[0] >= dense[name][0] and got[1] >= dense[name][1]
-                    gain += shares[name] * (got[0] - dense[name][0] + got[1] - dense[name][1])
-                if safe and gain > best + 1e-9:
-                    choice, best = (strong, weak, float(edge)), gain
+    pairs = sorted(product(LANES, LANES), key=lambda pair: pair[0] != pair[1])
+    for strong, weak in pairs:
+        for edge in edges[:1] if strong == weak else edges:
+            routed = np.where(best_caption >= edge, ranks[strong], ranks[weak])
+            gain, safe = 0.0, True
+            for name, rows in groups.items():
+                got = measure(routed, rows)
+                safe &= got[0] >= dense[name][0] and got[1] >= dense[name][1]
+                gain += shares[name] * (got[0] - dense[name][0] + got[1] - dense[name][1])
+            # Two lanes, or beams, must earn their cost; a small gain is noise.
+            plain = strong == weak and strong != "generative"
+            if safe and gain > best + (1e-9 if plain else CLEAR):
+                choice, best = (gain, strong, weak, float(edge)), gain
     return choice

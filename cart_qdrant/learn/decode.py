@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cart_qdrant.index.identifiers import Codec
 from cart_qdrant.index.trie import Trie
-from cart_qdrant.learn.beam import Beams, PriorScorer, Scorer, beam_search
+from cart_qdrant.learn.beam import Beams, PriorScorer, beam_search
 from cart_qdrant.learn.generator import Generator, GeneratorScorer
 from cart_qdrant.learn.prior import prior_logits
 
@@ -38,7 +38,7 @@ def decode(
     Args:
         media: Query vectors (B, D) in each space that is reached.
         scale: Multiplies inner products.
-        width: Beams of a query in each space.
+        width: Beams of a query in each space, by the prior and again by the correction.
         gates: Weight of the generator's correction per level; all zero never runs it.
         taps: Text states of the queries, needed with a generator.
     """
@@ -47,15 +47,30 @@ def decode(
         if space not in codec.quantizers:
             continue
         levels = prior_logits(codec, media, space, scale)
-        scorer: Scorer = PriorScorer(levels)
+        found = beam_search(trie, PriorScorer(levels), len(q_BD), width)
         if generator is not None and any(gates) and taps is not None:
             with torch.inference_mode():
                 memory = generator.memory(taps, mask_BS, torch.from_numpy(q_BD))
             scorer = GeneratorScorer(generator, memory, levels, gates)
-        per_space.append(beam_search(trie, scorer, len(q_BD), width))
+            corrected = beam_search(trie, scorer, len(q_BD), width)
+            found = [_union(a, b) for a, b in zip(corrected, found, strict=True)]
+        per_space.append(found)
     if not per_space:
         return []
     return [_merge(found) for found in zip(*per_space, strict=True)]
+
+
+def _union(corrected: Beams, prior: Beams) -> Beams:
+    """Beams of both, each with the greater of its shares.
+
+    Items whose captions were learned would otherwise push new ones off the beams.
+    """
+    rows = np.concatenate([corrected.rows_KL, prior.rows_KL])
+    scores = np.concatenate([corrected.log_probs(), prior.log_probs()])
+    order = np.argsort(-scores, kind="stable")
+    _, first = np.unique(rows[order], axis=0, return_index=True)
+    order = order[np.sort(first)]
+    return Beams(rows[order], scores[order])
 
 
 def _merge(found: Sequence[Beams]) -> Beams:

@@ -1,8 +1,11 @@
 """Fusion of the lanes into one score, and the router that picks a lane per query.
 
-The score of an item is a linear model over what the lanes say about it, fitted as a conditional
-logit (McFadden 1974) on held-out pairs: the probability that an item is the one meant is
-`softmax_items(w . f)`. Shape legend: C candidates of a query, F features.
+Two experts share the candidates: one ranks items that have a caption, one those that have none,
+each a conditional logit (McFadden 1974), `p(item | q) = softmax_items(w . f)`. Which of them a
+query is for is a belief `pi(q)`, a logistic model; the fused score is the mixture's
+log-probability, `log pi + log p` or `log(1 - pi) + log p`. One linear model for both fails: a
+weight that lets captions decide for items that have one buries those that have none.
+Shape legend: C candidates of a query, F features.
 """
 
 from __future__ import annotations
@@ -38,6 +41,16 @@ class Evidence:
     space_C: npt.NDArray[np.intp]
 
     @property
+    def captioned(self) -> npt.NDArray[np.bool_]:
+        """Items that have a caption (C,)."""
+        return ~np.isnan(self.caption_C)
+
+    @property
+    def best_caption(self) -> float:
+        """Cosine of the best caption; -1 where there is none."""
+        return float(np.nanmax(self.caption_C)) if self.captioned.any() else -1.0
+
+    @property
     def named(self) -> npt.NDArray[np.bool_]:
         """Items that some beam names (C,), however unlikely it is."""
         return ~np.isnan(self.beam_C)
@@ -56,15 +69,17 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Fitted weights, temperature and router.
+    """Fitted weights and router.
 
     Attributes:
         spaces: Names of the media spaces, in the order of the features.
-        weights: Per lane, weights of `Evidence.features`.
+        dense: Weights of `Evidence.features` in the dense lane.
+        captioned: Those of the expert for items with a caption.
+        bare: Those of the expert for items without.
+        belief: Weights of `belief_features`, for the log-odds that an item with a caption is meant.
         strong: Lane for queries that some caption answers well.
         weak: Lane for the others.
         threshold: Caption cosine from which a query counts as well answered.
-        temperature: Divides scores before they become probabilities.
         scale: Multiplies the prior's inner products.
         gates: Weight of the generator's correction at each level.
         beams: Beam width.
@@ -72,26 +87,47 @@ class Calibration:
     """
 
     spaces: list[str]
-    weights: dict[str, list[float]]
+    dense: list[float]
+    captioned: list[float]
+    bare: list[float]
+    belief: list[float]
     strong: str = "dense"
     weak: str = "dense"
     threshold: float = 2.0
-    temperature: float = 1.0
     scale: float = 20.0
     gates: list[float] = field(default_factory=list)
     beams: int = 200
     held_out: dict[str, Any] = field(default_factory=dict)
 
     def score(self, lane: str, evidence: Evidence) -> FloatArray:
-        """Scores (C,) of a lane: log-probability up to a constant of the query."""
-        w = np.asarray(self.weights[lane], dtype=np.float32)
-        return np.asarray(evidence.features(len(self.spaces)) @ w, dtype=np.float32)
+        """Scores (C,) of a lane: weighted cosine if dense, else log-probability."""
+        features_CF = evidence.features(len(self.spaces))
+        if lane == "dense":
+            return np.asarray(features_CF @ np.asarray(self.dense, np.float32), np.float32)
+        has = evidence.captioned
+        scores = self.expert_scores(features_CF, has)
+        if has.all() or not has.any():
+            return np.asarray(scores - log_sum(scores), np.float32)
+        there, bare = log_sum(scores[has]), log_sum(scores[~has])
+        odds = float(belief_features(evidence.best_caption, there, bare) @ np.asarray(self.belief))
+        share = np.where(has, -np.logaddexp(0, -odds), -np.logaddexp(0, odds))
+        return np.asarray(scores - np.where(has, there, bare) + share, np.float32)
+
+    def expert_scores(
+        self, features_CF: FloatArray, captioned_C: npt.NDArray[np.bool_]
+    ) -> FloatArray:
+        """Scores (C,) by the expert that each candidate falls to."""
+        w_2F = np.asarray([self.bare, self.captioned], dtype=np.float32)
+        both_C2 = features_CF @ w_2F.T
+        return np.where(captioned_C, both_C2[:, 1], both_C2[:, 0])
+
+    def reads_beams(self) -> bool:
+        """Whether what `auto` and `fused` answer depends on the beams."""
+        return "generative" in (self.strong, self.weak) or bool(self.captioned[-1] or self.bare[-1])
 
     def route(self, evidence: Evidence) -> str:
         """The lane for a query, by its best caption."""
-        known = evidence.caption_C[~np.isnan(evidence.caption_C)]
-        best = float(known.max()) if len(known) else -1.0
-        return self.strong if best >= self.threshold else self.weak
+        return self.strong if evidence.best_caption >= self.threshold else self.weak
 
     def to_json(self) -> dict[str, Any]:
         """JSON form."""
@@ -103,31 +139,49 @@ class Calibration:
         return cls(**data)
 
 
-def untrained(spaces: Sequence[str], levels: int, captions: bool) -> Calibration:
-    """Weights before any training: captions first where there are some, media vectors else.
+def belief_features(best_caption: float, captioned: float, bare: float) -> FloatArray:
+    """(4,): one, the best caption's cosine, and each expert's log-sum of scores over ten."""
+    return np.asarray([1.0, best_caption, captioned / 10, bare / 10], dtype=np.float32)
 
-    The untrained text vectors of a media space are far weaker than caption vectors, hence 1 to 3.
-    """
-    width = 2 * len(spaces) + 3
-    dense = [0.0] * width
-    for n in range(len(spaces)):
-        dense[2 * n] = 1.0
-    fused = list(dense)
-    fused[-3] = 3.0
+
+BELIEF = [-8.0, 16.0, 0.0, 0.0]
+"""Where nothing could be held out: even odds at a cosine of one half."""
+CAPTIONED = (10.0, 17.0)
+"""Weights of media and caption cosine where no caption could be held out; as fitted on photos."""
+UNTRAINED = (6.0, 17.0)
+"""The same before training: text reaches media vectors less well then."""
+
+
+def default_weights(spaces: int, media: float, caption: float = 0.0) -> list[float]:
+    """Weights of `Evidence.features` that are the same for each space."""
+    return [media, 0.0] * spaces + [caption, 0.0, 0.0]
+
+
+def untrained(spaces: Sequence[str], levels: int, captions: bool) -> Calibration:
+    """Weights before any training: captions first where there are some, media vectors else."""
     lane = "fused" if captions else "dense"
     return Calibration(
         spaces=list(spaces),
-        weights={"dense": dense, "fused": fused, "generative": fused},
+        dense=default_weights(len(spaces), 1.0),
+        captioned=default_weights(len(spaces), *UNTRAINED),
+        bare=default_weights(len(spaces), UNTRAINED[0]),
+        belief=list(BELIEF),
         strong=lane,
         weak=lane,
         gates=[0.0] * levels,
     )
 
 
+def log_sum(scores_C: FloatArray) -> float:
+    """Log of the summed exponentials."""
+    top = float(scores_C.max())
+    return top + float(np.log(np.exp(scores_C - top).sum()))
+
+
 def fit_weights(
     features: Sequence[FloatArray],
     targets: Sequence[int],
-    weights: Sequence[float],
+    weights: Sequence[float] | FloatArray,
     allowed: npt.NDArray[np.bool_],
     rising: npt.NDArray[np.bool_] | None = None,
 ) -> FloatArray:
@@ -150,7 +204,7 @@ def fit_weights(
 def _fit(
     features: Sequence[FloatArray],
     targets: Sequence[int],
-    weights: Sequence[float],
+    weights: Sequence[float] | FloatArray,
     allowed: npt.NDArray[np.bool_],
 ) -> FloatArray:
     import torch
@@ -178,3 +232,15 @@ def _fit(
     out = np.zeros(len(allowed), dtype=np.float32)
     out[allowed] = w.detach().numpy()
     return out
+
+
+def fit_belief(
+    features_B4: FloatArray, captioned_B: npt.NDArray[np.bool_], weight_B: FloatArray
+) -> list[float]:
+    """Logistic regression of whether an item with a caption is meant, on `belief_features`."""
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=100.0, max_iter=1000)
+    scaled = weight_B * (len(weight_B) / weight_B.sum())
+    model.fit(features_B4[:, 1:], captioned_B, sample_weight=scaled)
+    return [float(model.intercept_[0]), *(float(w) for w in model.coef_[0])]

@@ -73,6 +73,10 @@ class Memory:
     mask: Tensor
 
 
+KeyValues = tuple[Tensor, Tensor]
+"""Keys and values, (B, heads, S, W / heads) each."""
+
+
 class _Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -81,14 +85,27 @@ class _Attention(nn.Module):
         self.kv = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x_BTW: Tensor, memory_BSW: Tensor, mask: Tensor | None) -> Tensor:
+    def keys(self, x_BSW: Tensor) -> KeyValues:
+        """What can be read of a sequence."""
+        b, s, _ = x_BSW.shape
+        k, v = self.kv(x_BSW).view(b, s, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return k, v
+
+    def forward(self, x_BTW: Tensor, keys: KeyValues, mask: Tensor | None) -> Tensor:
         b, t, w = x_BTW.shape
         q = self.q(x_BTW).view(b, t, self.heads, -1).transpose(1, 2)
-        kv = self.kv(memory_BSW).view(b, memory_BSW.shape[1], 2, self.heads, -1)
-        k, v = kv.permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        y = F.scaled_dot_product_attention(q, *keys, attn_mask=mask)
         out: Tensor = self.out(y.transpose(1, 2).reshape(b, t, w))
         return out
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A memory as one layer reads it."""
+
+    coarse: KeyValues | None
+    fine: tuple[KeyValues, ...]
+    mask: Tensor
 
 
 class _Layer(nn.Module):
@@ -109,27 +126,48 @@ class _Layer(nn.Module):
         self.up, self.down = nn.Linear(w, 4 * w), nn.Linear(4 * w, w)
         self.dropout = nn.Dropout(config.dropout)
 
+    def read(self, memory: Memory, fused_BSW: Tensor | None) -> _Read:
+        """Keys and values of a memory."""
+        coarse = None
+        if self.coarse is not None:
+            assert fused_BSW is not None
+            coarse = self.coarse.keys(fused_BSW)
+        fine = [
+            attention.keys(tap)
+            for attention, tap in zip(self.fine, memory.taps, strict=False)  # none when it is off
+            if isinstance(attention, _Attention)
+        ]
+        return _Read(coarse, tuple(fine), memory.mask)
+
     def forward(
-        self, x_RTW: Tensor, memory: Memory, fused_BSW: Tensor | None, queries: int
-    ) -> Tensor:
+        self, x_RTW: Tensor, read: _Read, queries: int, past: KeyValues | None = None
+    ) -> tuple[Tensor, KeyValues]:
+        """New states, and the keys and values of all codes so far.
+
+        Args:
+            past: Those of earlier codes; T is then 1.
+        """
         r, t, w = x_RTW.shape
         y = self.norms[0](x_RTW)
-        causal = torch.ones(t, t, dtype=torch.bool).tril()
-        x = x_RTW + self.dropout(self.own(y, y, causal))
+        own = self.own.keys(y)
+        if past is not None:
+            own = (torch.cat([past[0], own[0]], dim=2), torch.cat([past[1], own[1]], dim=2))
+        causal = torch.ones(t, t, dtype=torch.bool).tril() if t > 1 else None
+        x = x_RTW + self.dropout(self.own(y, own, causal))
         # All beams of a query read one memory: they stand side by side in the time axis.
         y = self.norms[1](x).reshape(queries, (r // queries) * t, w)
-        read = torch.zeros_like(y)
+        found = torch.zeros_like(y)
         if self.coarse is not None and self.coarse_gate is not None:
-            assert fused_BSW is not None
-            c = self.coarse(y, fused_BSW, memory.mask)
-            read = read + torch.sigmoid(self.coarse_gate(c)) * c
-        for attention, gate, tap in zip(self.fine, self.fine_gates, memory.taps, strict=False):
-            c = attention(y, tap, memory.mask)
+            assert read.coarse is not None
+            c = self.coarse(y, read.coarse, read.mask)
+            found = found + torch.sigmoid(self.coarse_gate(c)) * c
+        for attention, gate, keys in zip(self.fine, self.fine_gates, read.fine, strict=True):
+            c = attention(y, keys, read.mask)
             alpha = torch.sigmoid(gate(torch.cat([y, c], dim=-1)))
-            read = read + alpha * c
-        x = x + self.dropout(read.reshape(r, t, w))
+            found = found + alpha * c
+        x = x + self.dropout(found.reshape(r, t, w))
         out: Tensor = x + self.dropout(self.down(F.gelu(self.up(self.norms[2](x)))))
-        return out
+        return out, own
 
 
 class Generator(nn.Module):
@@ -195,12 +233,41 @@ class Generator(nn.Module):
         x = [self.start.expand(r, 1, -1)]
         x += [self.codes[n](prefix_RT[:, n : n + 1]) for n in range(t)]
         x_RTW = torch.cat(x, dim=1) + self.places[: t + 1]
-        fused = self.fuse(torch.cat(memory.taps, dim=-1)) if self.fuse is not None else None
-        queries = len(memory.mask)
-        for layer in self.layers:
-            x_RTW = layer(x_RTW, memory, fused, queries)
+        for layer, read in zip(self.layers, self.read(memory), strict=True):
+            x_RTW, _ = layer(x_RTW, read, len(memory.mask))
         out: Tensor = self.norm(x_RTW)
         return out
+
+    def read(self, memory: Memory) -> list[_Read]:
+        """A memory as each layer reads it; the same for every step of a decoding."""
+        fused = self.fuse(torch.cat(memory.taps, dim=-1)) if self.fuse is not None else None
+        layers = (layer for layer in self.layers if isinstance(layer, _Layer))
+        return [layer.read(memory, fused) for layer in layers]
+
+    def step(
+        self, reads: Sequence[_Read], code_R: Tensor | None, level: int, past: Sequence[KeyValues]
+    ) -> tuple[Tensor, list[KeyValues]]:
+        """One step of `forward`: the state (R, W) that scores `level`, after one more code.
+
+        Args:
+            reads: See `read`; of B queries, R a multiple of B.
+            code_R: Codes of the level before; None at level 0, where R is B.
+            past: Keys and values that each layer returned for these prefixes; none at level 0.
+
+        Returns:
+            The state, and the keys and values of each layer, prefixes of length `level` included.
+        """
+        queries = len(reads[0].mask)
+        if code_R is None:
+            x_R1W = self.start.expand(queries, 1, -1)
+        else:
+            x_R1W = self.codes[level - 1](code_R)[:, None]
+        x_R1W = x_R1W + self.places[level]
+        kept: list[KeyValues] = []
+        for n, (layer, read) in enumerate(zip(self.layers, reads, strict=True)):
+            x_R1W, own = layer(x_R1W, read, queries, past[n] if past else None)
+            kept.append(own)
+        return self.norm(x_R1W[:, 0]), kept
 
     def logits(self, state_RW: Tensor, level: int) -> Tensor:
         """Scores (R, V) of one level's codes."""
@@ -228,25 +295,37 @@ class GeneratorScorer:
         levels_BV: Sequence[FloatArray],
         gates: Sequence[float],
     ) -> None:
-        self._generator, self._memory = generator, memory
+        self._generator = generator
         self._levels, self._gates = levels_BV, gates
+        self._queries = len(memory.mask)
+        self._past: list[KeyValues] = []
+        self._place: IndexArray = np.arange(self._queries)
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+            self._reads = generator.read(memory)
 
     @torch.inference_mode()
-    def __call__(self, level: int, query_R: IndexArray, prefix_RL: IntArray) -> FloatArray:
-        """Log-probabilities (R, V)."""
+    def __call__(
+        self, level: int, query_R: IndexArray, prefix_RL: IntArray, parent_R: IndexArray
+    ) -> FloatArray:
+        """Log-probabilities (R, V). Levels are asked in their order, beginning with 0."""
         prior = torch.from_numpy(self._levels[level])[query_R]
-        if self._gates[level] == 0:
+        if not any(self._gates[level:]):
             return np.asarray(F.log_softmax(prior, dim=-1).numpy())
-        queries = len(self._memory.mask)
-        counts = np.bincount(query_R, minlength=queries)
+        counts = np.bincount(query_R, minlength=self._queries)
         slot = np.arange(len(query_R)) - np.repeat(np.cumsum(counts) - counts, counts)
-        widest = max(int(counts.max()), 1)
         # Queries with fewer beams are padded with prefix 0, whose scores are dropped.
-        padded = np.zeros((queries, widest, level), dtype=np.int64)
-        padded[query_R, slot] = prefix_RL
-        flat = torch.from_numpy(padded.reshape(queries * widest, level))
+        widest = max(int(counts.max()), 1)
+        place = query_R * widest + slot
+        code, past = None, self._past
+        if level:
+            codes = np.zeros(self._queries * widest, dtype=np.int64)
+            codes[place] = prefix_RL[:, -1]
+            before = np.zeros(self._queries * widest, dtype=np.int64)
+            before[place] = self._place[parent_R]
+            code, rows = torch.from_numpy(codes), torch.from_numpy(before)
+            past = [(k[rows], v[rows]) for k, v in past]
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            state = self._generator(self._memory, flat)[:, -1].float()
-        rows = torch.from_numpy(query_R * widest + slot)
-        correction = self._generator.logits(state[rows], level)
+            state, self._past = self._generator.step(self._reads, code, level, past)
+        self._place = place
+        correction = self._generator.logits(state.float()[torch.from_numpy(place)], level)
         return np.asarray(F.log_softmax(prior + self._gates[level] * correction, dim=-1).numpy())

@@ -234,8 +234,7 @@ class Retriever:
         ]  # fmt: skip
 
     def _uses_beams(self) -> bool:
-        c = self._calibration
-        return self._model is not None and {c.strong, c.weak} != {"dense"}
+        return self._model is not None and self._calibration.reads_beams()
 
     def _remarks(self, lane: Lane, *, reached: bool) -> list[str]:
         remarks = []

@@ -561,3 +561,17 @@ def test_lite_index_of_real_media(small_index: Path, small_media: Path) -> None:
         health = check(library)
         assert health is not None and health.items == library.manifest.identifiers.count  # type: ignore[union-attr]
         assert not (small_index / "work" / "features").exists()
+
+
+def test_columns_of_a_caption_table_are_indexed(
+    tmp_path: Path, open_library: Run, ingest: Run, monkeypatch: Any
+) -> None:
+    pictures(tmp_path / "m", 3)
+    row = {"place": "sea", "note": "x" * 500, "year": 2020, "odd key": "a"}
+    rows = [{"file_name": f"p{n:03}.png", **row} for n in range(3)]
+    (tmp_path / "m" / "metadata.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    library = open_library(tmp_path / ".cartq")
+    made: list[str] = []
+    monkeypatch.setattr(type(library.store), "create_keyword_index", lambda _, f: made.append(f))
+    ingest(library, tmp_path / "m")
+    assert [name for name in made if not name.startswith("cart")] == ["place"]

@@ -37,11 +37,21 @@ class PrefixScorer:
             .astype(np.float32)
             for level in range(SEMANTIC)
         ]
+        self.before: list[tuple[npt.NDArray[np.intp], IntArray]] = []
 
     def __call__(
-        self, level: int, query_R: npt.NDArray[np.intp], prefix_RL: IntArray
+        self,
+        level: int,
+        query_R: npt.NDArray[np.intp],
+        prefix_RL: IntArray,
+        parent_R: npt.NDArray[np.intp],
     ) -> FloatArray:
         assert prefix_RL.shape == (len(query_R), level)
+        if level:  # a parent is the row that this prefix continues
+            queries, prefixes = self.before[level - 1]
+            assert np.array_equal(queries[parent_R], query_R)
+            assert np.array_equal(prefixes[parent_R], prefix_RL[:, :-1])
+        self.before[level:] = [(query_R, prefix_RL)]
         return np.asarray(self.tables[level][(query_R, *prefix_RL.T)])
 
     def score(self, query: int, codes: Row) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,10 +71,35 @@ def test_a_likeness_never_counts_against_an_item() -> None:
 @given(st.floats(-1, 1, width=32), st.floats(-1, 1, width=32))
 def test_route_follows_the_best_caption(threshold: float, best: float) -> None:
     calibration = Calibration(
-        spaces=["s"], weights={}, strong="fused", weak="dense", threshold=threshold
+        spaces=["s"],
+        dense=[],
+        captioned=[],
+        bare=[],
+        belief=[],
+        strong="fused",
+        weak="dense",
+        threshold=threshold,
     )
     found = calibration.route(evidence([0.0, 0.0], [best, -1.0]))
     assert found == ("fused" if best >= threshold else "dense")
+
+
+@given(st.lists(st.tuples(st.floats(-1, 1), st.none() | st.floats(-1, 1)), min_size=1, max_size=9))
+def test_fused_scores_are_log_probabilities(items: list[tuple[float, float | None]]) -> None:
+    found = evidence(
+        [media for media, _ in items],
+        [float("nan") if caption is None else caption for _, caption in items],
+    )
+    scores = untrained(["s"], 2, captions=True).score("fused", found)
+    assert np.exp(scores).sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_a_good_caption_wins_and_a_poor_one_does_not_hide_items_without() -> None:
+    calibration = untrained(["s"], 2, captions=True)
+    good = calibration.score("fused", evidence([0.1, 0.3], [0.8, float("nan")]))
+    poor = calibration.score("fused", evidence([0.1, 0.3], [0.2, float("nan")]))
+    assert good[0] > good[1]
+    assert poor[0] < poor[1]
 
 
 def test_calibration_round_trip() -> None:
@@ -91,14 +117,19 @@ def test_routed_is_never_worse_than_dense_on_held_out_queries() -> None:
     rows = np.stack([np.arange(n), np.zeros(n)], axis=1).astype(np.int32)
 
     def stratum(noise: float, known: bool) -> HeldOut:
-        items = rng.integers(0, n, 80)
+        items = rng.integers(0, n, 80) if known else rng.integers(0, 20, 80)
         q = x[items] + noise * rng.normal(size=(80, d)).astype(np.float32)
         captions = rng.normal(size=(n, w)).astype(np.float32)
         text = rng.normal(size=(80, w)).astype(np.float32)
         if known:
             text = captions[items] + 0.5 * rng.normal(size=(80, w)).astype(np.float32)
         beams = [Beams(rows[:3], np.zeros(3, np.float32))] * 80
-        return HeldOut(items, {"s": q}, text, beams, captions, np.ones(n, bool))
+        # Held-out items have no caption that is known; some others have none either.
+        has = np.ones(n, bool)
+        if not known:
+            has[items] = False
+            captions[~has] = 0
+        return HeldOut(items, {"s": q}, text, beams, captions, has)
 
     strata = {"new": stratum(0.3, known=False), "known": stratum(0.3, known=True)}
     base = untrained(["s"], 1, captions=True)
