@@ -21,6 +21,7 @@ import qdrant_edge as edge
 from qdrant_client import models
 
 from cart_qdrant.errors import CartError, ConfigError, StoreError
+from cart_qdrant.index import edge_requests
 from cart_qdrant.index import store_common as common
 from cart_qdrant.index.store import CollectionSpec
 
@@ -183,7 +184,7 @@ class EdgeStore:
         """See `Store.scroll`."""
         names = common.check_names(with_vectors, self._open_spec().vectors)
         payload = with_payload if isinstance(with_payload, bool) else list(with_payload)
-        native, offset = common.edge_filter(filter), None
+        native, offset = edge_requests.edge_filter(filter), None
         while True:
             request = edge.ScrollRequest(offset, batch, native, payload, names or False)
             with self._engine() as shard:
@@ -202,14 +203,14 @@ class EdgeStore:
         """
         for request in requests:
             common.check_query(request, self._open_spec().vectors)
-        native = [common.edge_query(request, self._params) for request in requests]
+        native = [edge_requests.edge_query(request, self._params) for request in requests]
         with self._engine() as shard:
             answers = shard.query_batch(edge.QueryBatchRequest(native)) if native else []
         return [[_scored(hit) for hit in hits] for hits in answers]
 
     def count(self, filter: models.Filter | None = None) -> int:
         """See `Store.count`."""
-        request = edge.CountRequest(True, common.edge_filter(filter))
+        request = edge.CountRequest(True, edge_requests.edge_filter(filter))
         with self._engine() as shard:
             return shard.count(request)
 
@@ -386,7 +387,7 @@ class EdgeStore:
 
     def _params(self, using: str, filter: models.Filter | None, limit: int) -> models.SearchParams:
         """How to run a nearest-vector search that leaves it open."""
-        request = edge.CountRequest(False, common.edge_filter(filter))
+        request = edge.CountRequest(False, edge_requests.edge_filter(filter))
         with self._engine() as shard:
             matches = shard.count(request)  # an estimate, in microseconds
         if matches * self._open_spec().vectors[using] <= self._settings.exact_multiplications:

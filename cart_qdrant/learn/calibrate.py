@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -163,8 +164,8 @@ def calibrate(
     if not features:
         return base
     # Between their shares and equality: new items are asked for more often than they are many.
-    odd = {name: shares[name] ** 0.5 for name in strata}
-    wanted = np.asarray([odd[n] / len(strata[n].item_B) for n in names])
+    worth = {name: shares[name] ** 0.5 for name in strata}
+    wanted = np.asarray([worth[n] / len(strata[n].item_B) for n in names])
     fitted = _fit(base, features, targets, wanted, evidences)
     best_caption = np.asarray([e.best_caption for e in evidences])
     mixed = any(e.captioned.any() and not e.captioned.all() for e in evidences)
@@ -177,7 +178,7 @@ def calibrate(
             )
             for lane in LANES
         }
-        gain, strong, weak, threshold = _router(ranks, best_caption, np.asarray(names), odd)
+        gain, strong, weak, threshold = _router(ranks, best_caption, np.asarray(names), worth)
         if best is None or gain > best[0] + 1e-9:
             one = replace(one, strong=strong, weak=weak, threshold=threshold)
             best = (gain, one, ranks)
@@ -186,15 +187,12 @@ def calibrate(
     routed = np.where(
         best_caption >= calibration.threshold, ranks[calibration.strong], ranks[calibration.weak]
     )
-    report = {
-        name: {
-            lane: {"R@1": _recall(r, np.asarray(names) == name, 1),
-                   "R@10": _recall(r, np.asarray(names) == name, 10)}
-            for lane, r in (*ranks.items(), ("auto", routed))
-        }
-        for name in strata
-        if len(strata[name].item_B)
-    }  # fmt: skip
+    report: dict[str, dict[str, Any]] = {}
+    for name, held in strata.items():
+        rows = np.asarray(names) == name
+        report[name] = {"queries": len(held.item_B)}
+        for lane, r in (*ranks.items(), ("auto", routed)):
+            report[name][lane] = {"R@1": _recall(r, rows, 1), "R@10": _recall(r, rows, 10)}
     return replace(calibration, held_out=report)
 
 

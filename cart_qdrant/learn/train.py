@@ -11,14 +11,13 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from cart_qdrant.errors import IndexMissingError, UsageError
+from cart_qdrant.errors import IndexMissingError
 from cart_qdrant.index.identifiers import Codec, IdentifierConfig, fit_codec
 from cart_qdrant.index.identify import prepare, remove_stale
 from cart_qdrant.index.ingest import Reporter, Silent
@@ -26,7 +25,7 @@ from cart_qdrant.index.library import Library
 from cart_qdrant.index.trie import Trie
 from cart_qdrant.learn.calibrate import HeldOut, calibrate, fit_gates
 from cart_qdrant.learn.decode import decode
-from cart_qdrant.learn.fit_generator import FitConfig, GeneratorData, corrections, fit_generator
+from cart_qdrant.learn.fit_generator import GeneratorData, corrections, fit_generator
 from cart_qdrant.learn.fusion import Calibration, untrained
 from cart_qdrant.learn.generator import Generator, GeneratorConfig
 from cart_qdrant.learn.model import Model, parameters
@@ -40,86 +39,17 @@ from cart_qdrant.learn.pairs import (
 from cart_qdrant.learn.prior import level_sizes
 from cart_qdrant.learn.query_encoder import QueryEncoder
 from cart_qdrant.learn.states import TextStates
-from cart_qdrant.learn.tower import Distillation, TowerConfig, TowerTrainer, tower_vectors
+from cart_qdrant.learn.tower import Distillation, TowerTrainer, tower_vectors
+from cart_qdrant.learn.train_report import PROFILES, TrainOptions, TrainReport
 from cart_qdrant.persistence import Artifact, GeneratorInfo, IdentifierInfo, folder_hash
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.intp]
 
-PROFILES: Mapping[str, tuple[TowerConfig, FitConfig]] = {
-    "quick": (TowerConfig(epochs=1, min_steps=60), FitConfig(epochs=1, min_steps=30)),
-    "default": (TowerConfig(epochs=4), FitConfig(epochs=2)),
-    "thorough": (TowerConfig(epochs=8, patience=3), FitConfig(epochs=20)),
-}
 BEAMS = 200
 """Beam width in each space (docs/experiments.md)."""
 JUDGED = 1_000
 """Held-out queries of each stratum that calibration looks at."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainOptions:
-    """How to train."""
-
-    profile: str = "default"
-    seed: int = 0
-    resume: bool = True
-
-    def __post_init__(self) -> None:
-        if self.profile not in PROFILES:
-            raise UsageError(
-                f"--profile is {self.profile!r}, but must be one of {', '.join(PROFILES)}."
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class TrainReport:
-    """What training did; `history` has a row an epoch."""
-
-    profile: str
-    items: int
-    pairs: int
-    val_r10: float
-    U: float
-    seconds: float
-    calibration: Calibration
-    history: list[dict[str, float | str]] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """One object."""
-        return {
-            "profile": self.profile,
-            "items": self.items,
-            "pairs": self.pairs,
-            "val_r10": self.val_r10,
-            "identifiers": {"U": round(self.U, 4)},
-            "seconds": round(self.seconds, 1),
-            "router": {
-                "strong": self.calibration.strong,
-                "weak": self.calibration.weak,
-                "threshold": self.calibration.threshold,
-            },
-            "gates": self.calibration.gates,
-            "held_out": self.calibration.held_out,
-            "history": self.history,
-            "remarks": self.remarks,
-        }
-
-    def summary_lines(self) -> list[str]:
-        """A few lines for a person."""
-        c = self.calibration
-        lines = [
-            f"trained on {self.pairs} captions of {self.items} items in {self.seconds:.0f} s "
-            f"({self.profile})",
-            f"identifiers: U {self.U:.3f}; generator gates {c.gates}",
-        ]
-        for stratum, lanes in c.held_out.items():
-            found = ", ".join(
-                f"{lane} {100 * r['R@1']:.1f}/{100 * r['R@10']:.1f}" for lane, r in lanes.items()
-            )
-            lines.append(f"held-out {stratum}, R@1/R@10: {found}")
-        return lines + self.remarks
 
 
 def train(
@@ -400,4 +330,4 @@ def states_text(data: GeneratorData) -> FloatArray:
     return data.states.text_PW
 
 
-__all__ = ["PROFILES", "TrainOptions", "TrainReport", "train"]
+__all__ = ["TrainOptions", "TrainReport", "train"]

@@ -1,7 +1,7 @@
 """`Retriever`: text to hits. Query -> vectors and beams -> payload filter and dense lanes -> hits.
 
-Two rounds to the store: the lanes' candidates, then the scores that each candidate lacks. The
-embedder is loaded only before training; afterwards the query encoder stands in for it.
+The embedder is loaded only before training, and only where it embeds texts itself; afterwards the
+query encoder stands in for it.
 Shape legend: B queries, C candidates, D vector width.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -21,72 +21,21 @@ from qdrant_client import models
 from cart_qdrant.errors import MismatchError, UsageError
 from cart_qdrant.index.identify import load_codec, load_trie
 from cart_qdrant.index.library import Library
-from cart_qdrant.index.store import CAPTION, MEDIA
+from cart_qdrant.index.store import CAPTION
 from cart_qdrant.learn.beam import Beams
 from cart_qdrant.learn.decode import decode
-from cart_qdrant.learn.fusion import Calibration, Evidence, untrained
+from cart_qdrant.learn.fusion import Calibration, untrained
 from cart_qdrant.learn.model import Model
 from cart_qdrant.records import Hit, Modality
-from cart_qdrant.search.filters import merge_filters
+from cart_qdrant.search.candidates import POOL, Collector, Encoded, Pool
+from cart_qdrant.search.result import SearchResult
 
 FloatArray = npt.NDArray[np.float32]
 Lane = Literal["auto", "generative", "dense", "fused"]
 
 LANES: tuple[Lane, ...] = ("auto", "generative", "dense", "fused")
-POOL = 100
-"""Candidates of each lane at least; more when more hits are asked for."""
 BLOCK = 64
 """Queries answered together."""
-
-
-@dataclass(frozen=True, slots=True)
-class SearchResult:
-    """Answers to one query.
-
-    Attributes:
-        lane: The lane that answered; with `auto`, the one the router chose.
-        took_ms: Milliseconds for `encode`, `decode`, `resolve` and `total`; of a batch, its share.
-        remarks: What the user should know, such as a lane that could not be used.
-    """
-
-    query: str
-    lane: str
-    index_version: str
-    took_ms: dict[str, float]
-    hits: list[Hit]
-    remarks: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """The `--json` contract."""
-        return {
-            "query": self.query,
-            "lane": self.lane,
-            "index_version": self.index_version,
-            "took_ms": {k: round(v, 3) for k, v in self.took_ms.items()},
-            "hits": [hit.to_json() for hit in self.hits],
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class _Encoded:
-    """A block of queries, encoded: media vectors per space, caption-space vectors, beams."""
-
-    media: Mapping[str, FloatArray]
-    text_BW: FloatArray
-    beams: list[Beams]
-
-
-@dataclass(slots=True)
-class _Pool:
-    """Candidates of one query and their evidence so far."""
-
-    media: dict[str, float] = field(default_factory=dict)
-    caption: dict[str, float] = field(default_factory=dict)
-    beam: dict[str, float] = field(default_factory=dict)
-    space: dict[str, int] = field(default_factory=dict)
-
-    def ids(self) -> list[str]:
-        return list(self.space)
 
 
 class Retriever:
@@ -125,6 +74,7 @@ class Retriever:
                 > 0
             )
             self._calibration = untrained(sorted(modalities), levels, captions)
+        self._collector = Collector(library, modalities, self._calibration.spaces)
 
     @classmethod
     def open(
@@ -213,8 +163,11 @@ class Retriever:
         wants_beams = lane == "generative" or (lane in ("auto", "fused") and self._uses_beams())
         encoded, encode_ms, decode_ms = self._encode(queries, wants_beams)
         resolve = time.perf_counter()
-        pools = self._candidates(encoded, k, lane, filter)
-        self._complete(pools, encoded)
+        calibration = self._calibration
+        lanes = {calibration.strong, calibration.weak} if lane == "auto" else {lane}
+        pools = self._collector.collect(
+            encoded, limit=max(POOL, 5 * k), lanes=sorted(lanes), filter=filter
+        )
         answers = [self._rank(pool, lane) for pool in pools]
         hits = self._hits([a[1] for a in answers], k, group_by)
         end = time.perf_counter()
@@ -246,7 +199,7 @@ class Retriever:
             remarks.append("no text reaches the media vectors: captions alone answer")
         return remarks
 
-    def _encode(self, queries: list[str], beams: bool) -> tuple[_Encoded, float, float]:
+    def _encode(self, queries: list[str], beams: bool) -> tuple[Encoded, float, float]:
         begin = time.perf_counter()
         calibration = self._calibration
         if self._model is None:
@@ -269,7 +222,7 @@ class Retriever:
                 taps=taps, mask_BS=mask,
             ) or decoded  # fmt: skip
         end = time.perf_counter()
-        encoded = _Encoded(media, text_BW, decoded)
+        encoded = Encoded(media, text_BW, decoded)
         return encoded, (middle - begin) * 1e3, (end - middle) * 1e3
 
     def _untrained(self, queries: list[str], text_BW: FloatArray) -> dict[str, FloatArray]:
@@ -283,131 +236,9 @@ class Retriever:
             found = {space: embedder.embed_text(queries, space) for space in self._modalities}
         return {space: x for space, x in found.items() if x is not None}
 
-    def _in_space(self, space: str, filter: models.Filter | None) -> models.Filter | None:
-        if len(self._modalities) == 1:
-            return filter
-        match = models.MatchAny(any=self._modalities[space])
-        mine = models.Filter(must=[models.FieldCondition(key="modality", match=match)])
-        return merge_filters(mine, filter)
-
-    def _candidates(
-        self, encoded: _Encoded, k: int, lane: Lane, filter: models.Filter | None
-    ) -> list[_Pool]:
-        """One batch to the store: beams resolved by a payload filter, dense lanes beside them."""
-        limit = max(POOL, 5 * k)
-        info = self._library.manifest.identifiers
-        requests: list[models.QueryRequest] = []
-        owners: list[tuple[int, str]] = []
-        needed = [MEDIA] if lane == "dense" else [MEDIA, CAPTION]
-        for b in range(len(encoded.text_BW)):
-            beams = encoded.beams[b]
-            if info is not None and len(beams.scores_K):
-                match = models.MatchAny(any=beams.ids())
-                named = models.Filter(
-                    must=[models.FieldCondition(key=f"{info.field}.id", match=match)]
-                )
-                requests.append(
-                    models.QueryRequest(
-                        filter=merge_filters(named, filter), limit=len(beams.scores_K),
-                        with_payload=["modality", f"{info.field}.id"],
-                    )
-                )  # fmt: skip
-                owners.append((b, "beam"))
-            if lane == "generative":
-                continue
-            for space, q_BD in encoded.media.items():
-                requests.append(
-                    models.QueryRequest(
-                        query=q_BD[b].tolist(), using=MEDIA, filter=self._in_space(space, filter),
-                        limit=limit, with_payload=["modality"],
-                    )
-                )  # fmt: skip
-                owners.append((b, MEDIA))
-            if CAPTION in needed:
-                requests.append(
-                    models.QueryRequest(
-                        query=encoded.text_BW[b].tolist(), using=CAPTION, filter=filter,
-                        limit=limit, with_payload=["modality"],
-                    )
-                )  # fmt: skip
-                owners.append((b, CAPTION))
-        pools = [_Pool() for _ in encoded.text_BW]
-        if not requests:
-            return pools
-        number = {space: n for n, space in enumerate(self._calibration.spaces)}
-        field = info.field if info is not None else "cart"
-        log_probs = [
-            dict(zip(beams.ids(), beams.log_probs().tolist(), strict=True))
-            for beams in encoded.beams
-        ]
-        answers = self._library.store.query_batch(requests)
-        for (b, kind), points in zip(owners, answers, strict=True):
-            pool = pools[b]
-            for point in points:
-                payload = point.payload or {}
-                one = str(point.id)
-                where = self._library.space(payload.get("modality", ""))
-                if where is None:
-                    continue
-                pool.space[one] = number.get(where, -1)
-                if kind == MEDIA:
-                    pool.media[one] = point.score
-                elif kind == CAPTION:
-                    pool.caption[one] = point.score
-                else:
-                    pool.beam[one] = log_probs[b][payload[field]["id"]]
-        return pools
-
-    def _complete(self, pools: list[_Pool], encoded: _Encoded) -> None:
-        """A second batch: the scores that a candidate's own lane did not give."""
-        requests: list[models.QueryRequest] = []
-        owners: list[tuple[_Pool, dict[str, float]]] = []
-        names = self._calibration.spaces
-        for b, pool in enumerate(pools):
-            for space, q_BD in encoded.media.items():
-                missing = [
-                    one
-                    for one, n in pool.space.items()
-                    if n >= 0 and names[n] == space and one not in pool.media
-                ]
-                self._ask(requests, owners, pool, pool.media, missing, MEDIA, q_BD[b])
-            missing = [one for one in pool.ids() if one not in pool.caption]
-            self._ask(requests, owners, pool, pool.caption, missing, CAPTION, encoded.text_BW[b])
-        if not requests:
-            return
-        answers = self._library.store.query_batch(requests)
-        for (_, target), points in zip(owners, answers, strict=True):
-            target.update({str(point.id): point.score for point in points})
-
-    @staticmethod
-    def _ask(
-        requests: list[models.QueryRequest],
-        owners: list[tuple[_Pool, dict[str, float]]],
-        pool: _Pool,
-        target: dict[str, float],
-        ids: list[str],
-        using: str,
-        vector: FloatArray,
-    ) -> None:
-        if ids:
-            requests.append(
-                models.QueryRequest(
-                    query=vector.tolist(), using=using, limit=len(ids), with_payload=False,
-                    filter=models.Filter(must=[models.HasIdCondition(has_id=list(ids))]),
-                )
-            )  # fmt: skip
-            owners.append((pool, target))
-
-    def _rank(self, pool: _Pool, lane: Lane) -> tuple[str, list[tuple[str, float]]]:
+    def _rank(self, pool: Pool, lane: Lane) -> tuple[str, list[tuple[str, float]]]:
         """The lane that answers, and candidates with their scores, best first."""
-        ids = pool.ids()
-        nan = float("nan")
-        evidence = Evidence(
-            np.asarray([pool.media.get(i, nan) for i in ids], np.float32),
-            np.asarray([pool.caption.get(i, nan) for i in ids], np.float32),
-            np.asarray([pool.beam.get(i, nan) for i in ids], np.float32),
-            np.asarray([pool.space[i] for i in ids], np.intp),
-        )
+        ids, evidence = list(pool.space), pool.evidence()
         chosen = self._calibration.route(evidence) if lane == "auto" else lane
         if not ids:
             return chosen, []

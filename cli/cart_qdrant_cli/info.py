@@ -141,14 +141,16 @@ def _scalars(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in summary.items() if not isinstance(value, Mapping)}
 
 
-def _held_out(strata: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
+def _held_out(strata: Mapping[str, Mapping[str, Any]]) -> Table:
     """Recall of each lane on what was held out of training, in percent."""
-    names = list(next(iter(next(iter(strata.values())).values())))
-    table = grid("items", "lane", *names, title="Held out of training", right=tuple(names))
-    for stratum, lanes in strata.items():
-        for lane, recall in lanes.items():
-            numbers = (f"{100 * recall[name]:.1f}" for name in names)
-            table.add_row(plain(stratum), plain(lane), *numbers)
+    names = ("queries", "R@1", "R@10")
+    table = grid("items", "lane", *names, title="Held out of training", right=names)
+    for stratum, measured in strata.items():
+        queries = measured["queries"]
+        for lane, recall in measured.items():
+            if lane != "queries":
+                numbers = (f"{100 * recall[name]:.1f}" for name in names[1:])
+                table.add_row(plain(stratum), plain(lane), str(queries), *numbers)
     return table
 
 

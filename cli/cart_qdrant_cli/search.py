@@ -30,7 +30,8 @@ from cart_qdrant_cli.options import (
 from cart_qdrant_cli.output import grid, plain, print_json, remark, stdout
 
 if TYPE_CHECKING:
-    from cart_qdrant.search.engine import Retriever, SearchResult
+    from cart_qdrant.search.engine import Retriever
+    from cart_qdrant.search.result import SearchResult
 
 EXAMPLES = examples(
     'cartq search "a dog surfing"',

@@ -1,0 +1,176 @@
+"""Candidates of queries from the store, with what each lane says about them.
+
+Two rounds: the lanes' candidates, then the scores that each candidate lacks.
+Shape legend: B queries, D vector width, W sentence width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from qdrant_client import models
+
+from cart_qdrant.index.library import Library
+from cart_qdrant.index.store import CAPTION, MEDIA
+from cart_qdrant.learn.beam import Beams
+from cart_qdrant.learn.fusion import Evidence
+from cart_qdrant.search.filters import merge_filters
+
+FloatArray = npt.NDArray[np.float32]
+
+POOL = 100
+"""Candidates of each lane at least; more when more hits are asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A block of queries, encoded: media vectors per space, caption-space vectors, beams."""
+
+    media: Mapping[str, FloatArray]
+    text_BW: FloatArray
+    beams: list[Beams]
+
+
+@dataclass(slots=True)
+class Pool:
+    """Candidates of one query: scores by point id, and the number of each one's space."""
+
+    media: dict[str, float] = field(default_factory=dict)
+    caption: dict[str, float] = field(default_factory=dict)
+    beam: dict[str, float] = field(default_factory=dict)
+    space: dict[str, int] = field(default_factory=dict)
+
+    def evidence(self) -> Evidence:
+        """Of the candidates, in the order of `space`; NaN where a lane says nothing."""
+
+        def column(scores: Mapping[str, float]) -> FloatArray:
+            return np.asarray([scores.get(one, np.nan) for one in self.space], np.float32)
+
+        return Evidence(
+            column(self.media), column(self.caption), column(self.beam),
+            np.asarray(list(self.space.values()), np.intp),
+        )  # fmt: skip
+
+
+class Collector:
+    """Asks the store of one index.
+
+    Args:
+        library: The index.
+        modalities: Modalities of each media space.
+        spaces: The spaces in the order of their numbers.
+    """
+
+    def __init__(
+        self, library: Library, modalities: Mapping[str, list[str]], spaces: Sequence[str]
+    ) -> None:
+        self._library, self._modalities, self._spaces = library, modalities, list(spaces)
+
+    def _in_space(self, space: str, filter: models.Filter | None) -> models.Filter | None:
+        if len(self._modalities) == 1:
+            return filter
+        match = models.MatchAny(any=self._modalities[space])
+        mine = models.Filter(must=[models.FieldCondition(key="modality", match=match)])
+        return merge_filters(mine, filter)
+
+    def collect(
+        self, encoded: Encoded, *, limit: int, lanes: Sequence[str], filter: models.Filter | None
+    ) -> list[Pool]:
+        """Candidates of each query and all that the lanes say about them.
+
+        Args:
+            limit: Candidates of each nearest-vector search.
+            lanes: Which lanes may answer; the generative one alone takes what beams name.
+            filter: Condition on the payload that all candidates meet.
+        """
+        pools = [Pool() for _ in encoded.text_BW]
+        requests: list[models.QueryRequest] = []
+        owners: list[tuple[int, dict[str, float] | None]] = []
+        for b, pool in enumerate(pools):
+            if len(encoded.beams[b].scores_K):
+                requests.append(self._named(encoded.beams[b], filter))
+                owners.append((b, None))
+            if set(lanes) == {"generative"}:
+                continue
+            for space, q_BD in encoded.media.items():
+                within = self._in_space(space, filter)
+                requests.append(_nearest(q_BD[b], MEDIA, within, limit))
+                owners.append((b, pool.media))
+            if set(lanes) != {"dense"}:
+                requests.append(_nearest(encoded.text_BW[b], CAPTION, filter, limit))
+                owners.append((b, pool.caption))
+        answers = self._library.store.query_batch(requests) if requests else []
+        for (b, scores), points in zip(owners, answers, strict=True):
+            self._add(pools[b], scores, points, encoded.beams[b])
+        self._complete(pools, encoded, captions=set(lanes) != {"dense"})
+        return pools
+
+    def _named(self, beams: Beams, filter: models.Filter | None) -> models.QueryRequest:
+        """Points that beams name, by a filter on the identifier."""
+        match = models.MatchAny(any=beams.ids())
+        named = models.Filter(must=[models.FieldCondition(key=f"{self._field}.id", match=match)])
+        return models.QueryRequest(
+            filter=merge_filters(named, filter),
+            limit=len(beams.scores_K),
+            with_payload=["modality", f"{self._field}.id"],
+        )
+
+    @property
+    def _field(self) -> str:
+        info = self._library.manifest.identifiers
+        return info.field if info is not None else "cart"
+
+    def _add(
+        self,
+        pool: Pool,
+        scores: dict[str, float] | None,
+        points: Sequence[models.ScoredPoint],
+        beams: Beams,
+    ) -> None:
+        """Candidates with their scores; those that beams name when no scores are given."""
+        share = dict(zip(beams.ids(), beams.log_probs().tolist(), strict=True))
+        for point in points:
+            payload, one = point.payload or {}, str(point.id)
+            space = self._library.space(payload.get("modality", ""))
+            if space is None:
+                continue
+            pool.space[one] = self._spaces.index(space) if space in self._spaces else -1
+            if scores is None:
+                pool.beam[one] = share[payload[self._field]["id"]]
+            else:
+                scores[one] = point.score
+
+    def _complete(self, pools: Sequence[Pool], encoded: Encoded, *, captions: bool) -> None:
+        """A second round: the scores that a candidate's own lane did not give."""
+        requests: list[models.QueryRequest] = []
+        owners: list[dict[str, float]] = []
+
+        def ask(scores: dict[str, float], ids: list[str], using: str, vector: FloatArray) -> None:
+            missing = [one for one in ids if one not in scores]
+            if missing:
+                only = models.Filter(must=[models.HasIdCondition(has_id=list(missing))])
+                request = _nearest(vector, using, only, len(missing))
+                requests.append(request.model_copy(update={"with_payload": False}))
+                owners.append(scores)
+
+        for b, pool in enumerate(pools):
+            for space, q_BD in encoded.media.items():
+                number = self._spaces.index(space)
+                ids = [one for one, n in pool.space.items() if n == number]
+                ask(pool.media, ids, MEDIA, q_BD[b])
+            if captions:
+                ask(pool.caption, list(pool.space), CAPTION, encoded.text_BW[b])
+        answers = self._library.store.query_batch(requests) if requests else []
+        for scores, points in zip(owners, answers, strict=True):
+            scores.update({str(point.id): point.score for point in points})
+
+
+def _nearest(
+    vector: FloatArray, using: str, filter: models.Filter | None, limit: int
+) -> models.QueryRequest:
+    return models.QueryRequest(
+        query=vector.tolist(), using=using, filter=filter, limit=limit, with_payload=["modality"]
+    )
