@@ -229,7 +229,11 @@ def run_trials(what: str, scratch: Path, times: int, *, seed: int = 0) -> list[T
             moment, after = rng.uniform(0, 0.05), int(share * steps)
         else:
             moment, after = share * whole, 0
-        trials.append(run_trial(words, start, wanted, index, moment, after))
+        trial = run_trial(words, start, wanted, index, moment, after)
+        while not trial.killed:  # this run was quicker than the one that was timed
+            moment, after = 0.7 * moment, int(0.7 * after)
+            trial = run_trial(words, start, wanted, index, moment, after)
+        trials.append(trial)
     return trials
 
 

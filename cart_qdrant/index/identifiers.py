@@ -9,6 +9,7 @@ L = 1 + M semantic levels.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.cluster import KMeans, MiniBatchKMeans
 
 from cart_qdrant import metrics
 from cart_qdrant.errors import ConfigError, MismatchError
@@ -208,13 +208,19 @@ class Counters:
 
 
 def _kmeans(x_ND: FloatArray, k: int, seed: int) -> FloatArray:
+    from sklearn.cluster import KMeans, MiniBatchKMeans  # a second; searches do without
+    from sklearn.exceptions import ConvergenceWarning
+
     # Copies share a cluster: no more clusters than distinct vectors.
     k = min(k, len(x_ND), len(np.unique(x_ND, axis=0)) if len(x_ND) <= 20_000 else k)
     if len(x_ND) > 20_000:
         model = MiniBatchKMeans(k, batch_size=8192, n_init=1, random_state=seed, max_iter=50)
     else:
         model = KMeans(k, n_init=1, max_iter=50, random_state=seed)
-    return np.asarray(model.fit(x_ND).cluster_centers_, dtype=np.float32)
+    with warnings.catch_warnings():
+        # Near copies that are one to it: spare centres are never chosen.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return np.asarray(model.fit(x_ND).cluster_centers_, dtype=np.float32)
 
 
 def _nearest(x_ND: FloatArray, book_VD: FloatArray) -> npt.NDArray[np.intp]:

@@ -39,6 +39,8 @@ SHIFTS = (0.0, *(sign * step / 2 for step in range(1, 11) for sign in (-1, 1)))
 """Tried on the belief's log-odds: the one of highest gain that is safe for either expert."""
 CLEAR = 0.005
 """Gain (recall at 1 and 10, summed) from which a costlier routing is taken."""
+MEANINGFUL = 50
+"""Held-out queries under which a recall says nothing (its error is then 7 points)."""
 FEW = 20
 """Held-out queries under which nothing is fitted to them."""
 
@@ -170,7 +172,8 @@ def calibrate(
     best_caption = np.asarray([e.best_caption for e in evidences])
     mixed = any(e.captioned.any() and not e.captioned.all() for e in evidences)
     best: tuple[float, Calibration, dict[str, IntArray]] | None = None
-    for shift in SHIFTS if mixed else SHIFTS[:1]:
+    many = len(features) >= MEANINGFUL
+    for shift in SHIFTS if mixed and many else SHIFTS[:1]:
         one = replace(fitted, belief=[fitted.belief[0] + shift, *fitted.belief[1:]])
         ranks = {
             lane: np.asarray(
@@ -178,7 +181,9 @@ def calibrate(
             )
             for lane in LANES
         }
-        gain, strong, weak, threshold = _router(ranks, best_caption, np.asarray(names), worth)
+        gain, strong, weak, threshold = _router(
+            ranks, best_caption, np.asarray(names), worth, None if many else base.strong
+        )
         if best is None or gain > best[0] + 1e-9:
             one = replace(one, strong=strong, weak=weak, threshold=threshold)
             best = (gain, one, ranks)
@@ -270,8 +275,13 @@ def _router(
     best_caption: FloatArray,
     names: npt.NDArray[np.str_],
     shares: Mapping[str, float],
+    usual: str | None,
 ) -> tuple[float, str, str, float]:
-    """The highest gain without a loss against dense anywhere: lane pair and threshold."""
+    """The highest gain without a loss against dense anywhere: lane pair and threshold.
+
+    Args:
+        usual: Where queries are too few to choose by: the lane that is taken if it loses nowhere.
+    """
     choice, best = (0.0, "dense", "dense", 2.0), 0.0
     edges = [-2.0, *np.quantile(best_caption, np.linspace(0.05, 0.95, 19)), 2.0]
     measure: Callable[[IntArray, npt.NDArray[np.bool_]], tuple[float, float]] = lambda r, m: (  # noqa: E731
@@ -281,6 +291,8 @@ def _router(
     groups = {name: names == name for name in np.unique(names)}
     dense = {name: measure(ranks["dense"], rows) for name, rows in groups.items()}
     pairs = sorted(product(LANES, LANES), key=lambda pair: pair[0] != pair[1])
+    if usual is not None:
+        pairs = [(usual, usual)]
     for strong, weak in pairs:
         for edge in edges[:1] if strong == weak else edges:
             routed = np.where(best_caption >= edge, ranks[strong], ranks[weak])
@@ -291,6 +303,6 @@ def _router(
                 gain += shares[name] * (got[0] - dense[name][0] + got[1] - dense[name][1])
             # Two lanes, or beams, must earn their cost; a small gain is noise.
             plain = strong == weak and strong != "generative"
-            if safe and gain > best + (1e-9 if plain else CLEAR):
+            if safe and (usual is not None or gain > best + (1e-9 if plain else CLEAR)):
                 choice, best = (gain, strong, weak, float(edge)), gain
     return choice

@@ -80,6 +80,7 @@ class Calibration:
         strong: Lane for queries that some caption answers well.
         weak: Lane for the others.
         threshold: Caption cosine from which a query counts as well answered.
+        zero_shot: Share of the embedder's own text vectors in a query vector, see `blend`.
         scale: Multiplies the prior's inner products.
         gates: Weight of the generator's correction at each level.
         beams: Beam width.
@@ -94,6 +95,7 @@ class Calibration:
     strong: str = "dense"
     weak: str = "dense"
     threshold: float = 2.0
+    zero_shot: float = 0.0
     scale: float = 20.0
     gates: list[float] = field(default_factory=list)
     beams: int = 200
@@ -137,6 +139,17 @@ class Calibration:
     def from_json(cls, data: Mapping[str, Any]) -> Calibration:
         """Inverse of `to_json`."""
         return cls(**data)
+
+
+def blend(tower_BD: FloatArray, zero_shot_BD: FloatArray | None, share: float) -> FloatArray:
+    """Unit query vectors (B, D): the tower's, and a share of the untrained ones.
+
+    A tower that learned from a few captions knows their items and little else.
+    """
+    if zero_shot_BD is None or share == 0:
+        return tower_BD
+    q = (1 - share) * tower_BD + share * zero_shot_BD
+    return np.asarray(q / np.maximum(np.linalg.norm(q, axis=1, keepdims=True), 1e-12), np.float32)
 
 
 def belief_features(best_caption: float, captioned: float, bare: float) -> FloatArray:

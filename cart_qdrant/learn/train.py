@@ -26,7 +26,7 @@ from cart_qdrant.index.trie import Trie
 from cart_qdrant.learn.calibrate import HeldOut, calibrate, fit_gates
 from cart_qdrant.learn.decode import decode
 from cart_qdrant.learn.fit_generator import GeneratorData, corrections, fit_generator
-from cart_qdrant.learn.fusion import Calibration, untrained
+from cart_qdrant.learn.fusion import Calibration, blend, untrained
 from cart_qdrant.learn.generator import Generator, GeneratorConfig
 from cart_qdrant.learn.model import Model, parameters
 from cart_qdrant.learn.pairs import (
@@ -39,7 +39,7 @@ from cart_qdrant.learn.pairs import (
 from cart_qdrant.learn.prior import level_sizes
 from cart_qdrant.learn.query_encoder import QueryEncoder
 from cart_qdrant.learn.states import TextStates
-from cart_qdrant.learn.tower import Distillation, TowerTrainer, tower_vectors
+from cart_qdrant.learn.tower import DISTILL_UNTIL, Distillation, TowerTrainer, tower_vectors
 from cart_qdrant.learn.train_report import PROFILES, TrainOptions, TrainReport
 from cart_qdrant.persistence import Artifact, GeneratorInfo, IdentifierInfo, folder_hash
 
@@ -48,6 +48,9 @@ IntArray = npt.NDArray[np.intp]
 
 BEAMS = 200
 """Beam width in each space (docs/experiments.md)."""
+ZERO_SHOT = 0.6
+"""Share of the embedder's own text vectors in a query vector after training on next to nothing; it
+falls to none at `DISTILL_UNTIL` captions (docs/experiments.md)."""
 JUDGED = 1_000
 """Held-out queries of each stratum that calibration looks at."""
 
@@ -73,6 +76,7 @@ class _Training:
         self.history: list[dict[str, float | str]] = []
         self.remarks: list[str] = []
         self.work = library.folder.work / "train"
+        self.zero_shot = 0.0
 
     def log(self, row: dict[str, float | str]) -> None:
         """Keep and show one epoch."""
@@ -89,6 +93,7 @@ class _Training:
             raise IndexMissingError("The index is empty.", "Fill it: `cartq ingest FOLDER`.")
         split = split_pairs(corpus, options.seed)
         self._remark(corpus, split)
+        self.zero_shot = ZERO_SHOT * max(0.0, 1 - len(split.train_P) / DISTILL_UNTIL)
         if not options.resume:
             library.clear_work(["train"])
         torch.manual_seed(options.seed)
@@ -185,8 +190,16 @@ class _Training:
         for space in encoder.heads:
             rows = np.flatnonzero(corpus.vectors.spaces[corpus.item_P] == space)
             if len(rows):
-                out[rows] = tower_vectors(encoder, states, rows, space)
+                out[rows] = self._toward(encoder, states, rows, space)
         return out
+
+    def _toward(
+        self, encoder: QueryEncoder, states: TextStates, rows: IntArray, space: str
+    ) -> FloatArray:
+        """Query vectors (B, D) of some texts in a space, as a search makes them."""
+        lexicon = self.library.lexicon() if self.zero_shot else None
+        zero_shot = None if lexicon is None else lexicon.embed(states.text_PW[rows], space)
+        return blend(tower_vectors(encoder, states, rows, space), zero_shot, self.zero_shot)
 
     def _codec(self, corpus: Corpus, split: Split, query_PD: FloatArray) -> Codec:
         """Identifiers fitted in the metric of the queries: codes are spent where queries look."""
@@ -225,7 +238,10 @@ class _Training:
     ) -> Calibration:
         corpus, split, codec = data.corpus, data.split, data.codec
         captions = bool(corpus.captioned.any())
-        base = replace(untrained(spaces, codec.levels, captions), scale=data.scale, beams=BEAMS)
+        base = replace(
+            untrained(spaces, codec.levels, captions),
+            scale=data.scale, beams=BEAMS, zero_shot=self.zero_shot,
+        )  # fmt: skip
         rng = np.random.default_rng(self.options.seed)
         judged = {
             name: rng.permutation(rows)[:JUDGED]
@@ -247,7 +263,7 @@ class _Training:
         space_N = np.asarray([number.get(str(s), -1) for s in corpus.vectors.spaces], np.intp)
         strata: dict[str, HeldOut] = {}
         for name, rows in judged.items():
-            media = {space: tower_vectors(encoder, data.states, rows, space) for space in spaces}
+            media = {space: self._toward(encoder, data.states, rows, space) for space in spaces}
             beams = []
             for begin in range(0, len(rows), 64):
                 part = rows[begin : begin + 64]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cart_qdrant.errors import UsageError
+from cart_qdrant.learn.calibrate import MEANINGFUL
 from cart_qdrant.learn.fit_generator import FitConfig
 from cart_qdrant.learn.fusion import Calibration
 from cart_qdrant.learn.tower import TowerConfig
@@ -16,10 +17,6 @@ PROFILES: Mapping[str, tuple[TowerConfig, FitConfig]] = {
     "default": (TowerConfig(epochs=4), FitConfig(epochs=1)),
     "thorough": (TowerConfig(epochs=8, patience=3), FitConfig(epochs=20)),
 }
-
-
-MEANINGFUL = 50
-"""Held-out queries under which a recall says nothing (its error is then 7 points)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ from cart_qdrant.index.library import Library
 from cart_qdrant.index.store import CAPTION
 from cart_qdrant.learn.beam import Beams
 from cart_qdrant.learn.decode import decode
-from cart_qdrant.learn.fusion import Calibration, untrained
+from cart_qdrant.learn.fusion import Calibration, blend, untrained
 from cart_qdrant.learn.model import Model
 from cart_qdrant.records import Hit, Modality
 from cart_qdrant.search.candidates import POOL, Collector, Encoded, Pool
@@ -210,7 +210,15 @@ class Retriever:
             ids = self._model.encoder.tokenize(queries)
             found = self._model.encoder.encode(ids, bf16=len(queries) > 8)
             text_BW = found.text_BW.float().numpy()
-            media = {space: x.float().numpy() for space, x in found.media.items()}
+            lexicon = self._library.lexicon() if calibration.zero_shot else None
+            media = {
+                space: blend(
+                    x.float().numpy(),
+                    None if lexicon is None else lexicon.embed(text_BW, space),
+                    calibration.zero_shot,
+                )
+                for space, x in found.media.items()
+            }
             taps, mask = tuple(t.float() for t in found.taps), found.mask_BS
         middle = time.perf_counter()
         decoded = [Beams(np.empty((0, 1), np.int32), np.empty(0, np.float32))] * len(queries)

@@ -87,5 +87,4 @@ def test_damage_that_was_survived_is_noted(made: Any) -> None:
 
 
 def test_memory_stays_small(made: Any) -> None:
-    print(f"peak of {made[2]['peak_mb']} MB")
     assert made[2]["peak_mb"] < LIMIT_MB

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from cart_qdrant.learn.beam import Beams
 from cart_qdrant.learn.calibrate import HeldOut, calibrate
-from cart_qdrant.learn.fusion import FLOOR, Calibration, Evidence, fit_weights, untrained
+from cart_qdrant.learn.fusion import (
+    FLOOR,
+    Calibration,
+    Evidence,
+    blend,
+    fit_weights,
+    untrained,
+)
 
 
 def evidence(media: list[float], caption: list[float]) -> Evidence:
@@ -140,3 +147,32 @@ def test_routed_is_never_worse_than_dense_on_held_out_queries() -> None:
         for measure in ("R@1", "R@10"):
             assert lanes["auto"][measure] >= lanes["dense"][measure]
     assert found.held_out["known"]["fused"]["R@1"] > found.held_out["known"]["dense"]["R@1"]
+
+
+def test_a_few_held_out_queries_do_not_choose_a_routing() -> None:
+    """Ten queries: the usual lane, or dense where that loses; never what chance prefers."""
+    rng = np.random.default_rng(2)
+    n = 30
+    x = rng.normal(size=(n, 8)).astype(np.float32)
+    rows = np.stack([np.arange(n), np.zeros(n)], axis=1).astype(np.int32)
+    items = np.arange(10)
+    has = np.arange(n) >= 10
+    captions = np.where(has[:, None], rng.normal(size=(n, 6)), 0).astype(np.float32)
+    text = rng.normal(size=(10, 6)).astype(np.float32)
+    beams = [Beams(rows[i : i + 1], np.zeros(1, np.float32)) for i in items]
+    held = HeldOut(items, {"s": x[items]}, text, beams, captions, has)
+    base = untrained(["s"], 1, captions=True)
+    found = calibrate(
+        {"new": held}, {"new": 1.0}, x, np.zeros(n, np.intp), rows, np.arange(n), base
+    )
+    assert found.strong == found.weak != "generative"
+    assert found.belief == base.belief
+    measured = found.held_out["new"]
+    assert measured["auto"]["R@1"] >= measured["dense"]["R@1"]
+
+
+def test_blended_queries_are_unit_vectors_between_their_parts() -> None:
+    tower, other = np.eye(2, dtype=np.float32)[:1], np.eye(2, dtype=np.float32)[1:]
+    assert blend(tower, None, 0.5) is tower and blend(tower, other, 0.0) is tower
+    q = blend(tower, other, 0.25)
+    assert np.linalg.norm(q) == pytest.approx(1) and q[0, 0] > q[0, 1] > 0
