@@ -25,6 +25,9 @@ FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int32]
 Method = Literal["rkmeans", "rvq"]
 
+CELLS = 50
+"""Possible identifiers for each item under which a size is not tried."""
+
 # Sizes tried in order until U is reached. M grows last: a level more costs a decoder step more.
 _LADDER = ((1, 3), (4, 3), (8, 3), (16, 3), (32, 3), (64, 3), (128, 3), (256, 3), (256, 4))
 _LADDER_BIG = ((512, 4), (1024, 4))
@@ -312,8 +315,8 @@ def _sizes(n: int, config: IdentifierConfig) -> Iterator[tuple[int, int, int]]:
     ladder = _LADDER + (_LADDER_BIG if n > 100_000 else ())
     for wanted, m in ladder:
         size = min(wanted, max(n, 1))
-        # Fewer cells than items cannot reach U: skip the fit.
-        if size > 1 and size ** (m + 1) < n:
+        # Items crowd: with few cells for each, U was never reached (docs/experiments.md).
+        if size < n and size ** (m + 1) < CELLS * n:
             continue
         yield size, size, m
         if wanted >= n:
