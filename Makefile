@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= .demo
+DATA ?= ../shared/data
+BENCH ?= .bench
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 PACKAGING := pyproject.toml constraints.txt
@@ -42,10 +44,13 @@ lint: $(VENV)/.installed-test ## Check style and types.
 test: lint ## Check style and types, then run the tests.
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/.installed-test ## Run the benchmarks; see docs/benchmarks.md.
-	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "benchmarks/ holds no program" >&2; exit 2; }
-	@set -e; for program in benchmarks/[!_]*.py; do \
-		echo "== $$program"; $(BIN)/python $$program; done
+bench: $(VENV)/.installed-test ## Run the benchmarks of docs/benchmarks.md, about an hour.
+	@test -d $(DATA) || { echo "no media at $(DATA): make bench DATA=FOLDER" >&2; exit 2; }
+	$(BIN)/python benchmarks/ingest.py $(DATA)/photos --again
+	@set -e; for protocol in new captioned videos; do echo "== $$protocol"; \
+		$(BIN)/python benchmarks/quality.py $$protocol $(DATA) --work $(BENCH)/$$protocol; done
+	@set -e; for what in ingest renew train; do echo "== kill -9, $$what"; \
+		$(BIN)/python -m benchmarks.crash $$what --times 10; done
 
 clean: ## Remove what the targets made, the virtual environment too.
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DEMO) $(BENCH) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
