@@ -176,13 +176,30 @@ class Ingest:
             results = _advancing(pipeline.run(entries), reporter)
         # Without a projection there is nothing to gain, and a kill would lose what waits.
         for block in _blocks(results, TOGETHER if fitted else 1):
-            vectors = iter(_vectors(block, fitted))
+            vectors = iter(self._vectors(block, fitted))
             for result in block:
                 rows = [Row(segment, next(vectors), {}) for segment in result.segments]
                 self._take(result, by_rel[result.entry.rel], rows)
         self._writer.flush()
         self._library.clear_work([WORK])
         self._report.embed_seconds += pipeline.embed_seconds
+
+    def _vectors(
+        self, results: Sequence[FileResult], fitted: FittedEmbedder | None
+    ) -> list[list[float]]:
+        """Unit vectors of all segments in order: one product a space, not one a file."""
+        features = [row for result in results for row in result.features]
+        if not features:
+            return []
+        x_ND = np.stack(features)
+        if fitted is not None:
+            raw = x_ND
+            x_ND = np.empty((len(raw), self._embedder.dim), dtype=np.float32)
+            spaces = np.asarray([fitted.spaces[s.modality] for r in results for s in r.segments])
+            for space in np.unique(spaces):
+                x_ND[spaces == space] = fitted.project(raw[spaces == space], str(space))
+        rows: list[list[float]] = x_ND.tolist()
+        return rows
 
     def _take(self, result: FileResult, job: Job, rows: Sequence[Row]) -> None:
         rel, report = result.entry.rel, self._report
@@ -203,10 +220,15 @@ class Ingest:
         library, embedder = self._library, self._embedder
         if not isinstance(embedder, LexicalEmbedder):
             return
-        # A fitted embedder's texts are frozen with its statistics.
-        frozen = library.manifest.embedder.statistics is not None
-        if library.manifest.embedder.lexicon is None or (fresh and not frozen):
-            library.keep_lexicon(embedder.lexicon())
+        info = library.manifest.embedder
+        if isinstance(embedder, FittedEmbedder):
+            # Its vectors of texts hold for its statistics: kept once these are frozen.
+            if info.statistics is not None and info.lexicon is None:
+                library.keep_lexicon(embedder.lexicon())
+        elif info.lexicon is None or fresh:
+            lexicon = embedder.lexicon()
+            if info.lexicon is None or lexicon.texts:  # another file without texts takes none away
+                library.keep_lexicon(lexicon)
 
     def _identify(self, *, has_points: bool) -> None:
         """Identifiers for new points, the tree, then a durable store; nothing if all is as it was.
@@ -260,25 +282,6 @@ def _blocks(results: Iterable[FileResult], segments: int) -> Iterator[list[FileR
             block = []
     if block:
         yield block
-
-
-def _vectors(results: Sequence[FileResult], fitted: FittedEmbedder | None) -> list[list[float]]:
-    """Unit vectors of all segments in order: one product a space, not one a file."""
-    features = [row for result in results for row in result.features]
-    if not features:
-        return []
-    x_NR = np.stack(features)
-    if fitted is None:
-        rows: list[list[float]] = x_NR.tolist()
-        return rows
-    spaces = np.asarray([fitted.spaces[s.modality] for r in results for s in r.segments])
-    out: list[list[float]] = [[]] * len(x_NR)
-    for space in np.unique(spaces):
-        members = np.flatnonzero(spaces == space)
-        x_ND = fitted.project(x_NR[members], str(space))
-        for n, row in zip(members.tolist(), x_ND.tolist(), strict=True):
-            out[n] = row
-    return out
 
 
 def _fitted_on(meta: dict[str, Any]) -> int:

@@ -132,6 +132,11 @@ def mend(library: Library, found: Diagnosis, reporter: Reporter) -> None:
             "The embedder's statistics cannot be made again from the points: "
             "ingest into another --index."
         )
+    if "lexicon" in found.broken:
+        library.put(
+            replace(library.manifest, embedder=replace(library.manifest.embedder, lexicon=None))
+        )
+        reporter.say("The texts that the embedder knows are kept anew by the next `cartq ingest`.")
     trained = library.manifest.generator is not None
     if {"books", "trie"} & found.broken.keys() or (found.health and not found.health.passed):
         reporter.phase("renewing identifiers", None)

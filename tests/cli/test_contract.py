@@ -330,6 +330,19 @@ def test_doctor_passes_then_names_a_changed_file_then_mends_it(cartq: Run, index
     assert mended.json["items"] == 6
 
 
+@needs_text_encoder
+def test_doctor_mends_the_texts_that_an_embedder_knows(
+    cartq: Run, index: Path, tmp_path: Path
+) -> None:
+    next(index.glob("embedder-lexicon-*.safetensors")).write_bytes(b"changed")
+    assert "lexicon" in cartq("doctor", "--index", index, "--json").json["broken"]
+    mended = cartq("doctor", "--fix", "--index", index, "--json")
+    assert mended.json["broken"] == {}
+    assert "cartq ingest" in mended.err
+    assert cartq(*first_ingest(tmp_path), "--json").code == 0
+    assert cartq("search", "a dog", "--index", index, "--json").code == 0
+
+
 def test_models_lists_what_the_code_has(cartq: Run) -> None:
     rows = cartq("models", "--json").json["models"]
     assert [row["name"] for row in rows] == ["lite", "precomputed"]

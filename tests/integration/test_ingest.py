@@ -17,10 +17,12 @@ from cart_qdrant.errors import MismatchError, UsageError
 from cart_qdrant.index import writer
 from cart_qdrant.index.identify import check, load_codec, load_trie, read_vectors, renew
 from cart_qdrant.index.ingest import Ingest, IngestOptions
+from cart_qdrant.index.lexicon import Lexicon
 from cart_qdrant.index.library import Library
 from cart_qdrant.records import Identifier
 from tests import media_factory as media
 from tests.conftest import PatchEmbedder, points, tree_of
+from tests.unit.index.test_library import _Fitted
 
 Run = Callable[..., Any]
 
@@ -575,3 +577,47 @@ def test_columns_of_a_caption_table_are_indexed(
     monkeypatch.setattr(type(library.store), "create_keyword_index", lambda _, f: made.append(f))
     ingest(library, tmp_path / "m")
     assert [name for name in made if not name.startswith("cart")] == ["place"]
+
+
+class _Speaking(_Fitted):
+    """An embedder whose vectors of texts depend on its statistics."""
+
+    def lexicon(self) -> Lexicon:
+        return Lexicon(["a scene"], np.ones((1, 4), np.float32), {"visual": self.mean[None]})
+
+
+def test_texts_are_kept_with_the_statistics_that_they_hold_for(
+    tmp_path: Path, open_library: Run, ingest: Run
+) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "bad.png").write_bytes(b"no picture")
+    embedder = _Speaking()
+    library = open_library(tmp_path / ".cartq", embedder)
+    ingest(library, tmp_path / "m")
+    assert library.manifest.embedder.statistics is None
+    assert library.lexicon() is None, "statistics to come would not fit it"
+    pictures(tmp_path / "m", 3)
+    ingest(library, tmp_path / "m")
+    kept = library.lexicon()
+    assert kept is not None and np.array_equal(kept.values["visual"][0], embedder.mean)
+
+
+def test_a_file_without_texts_takes_none_away(
+    tmp_path: Path, open_library: Run, ingest: Run
+) -> None:
+    class Lexical(PatchEmbedder):
+        texts = ("a scene",)
+
+        def lexicon(self) -> Lexicon:
+            n = len(self.texts)
+            return Lexicon(self.texts, np.ones((n, 4), np.float32), {"visual": np.ones((n, 48))})
+
+    embedder = Lexical()
+    library = open_library(tmp_path / ".cartq", embedder)
+    pictures(tmp_path / "m", 1)
+    ingest(library, tmp_path / "m")
+    embedder.texts = ()
+    pictures(tmp_path / "m", 2)
+    ingest(library, tmp_path / "m")
+    kept = library.lexicon()
+    assert kept is not None and list(kept.texts) == ["a scene"]
