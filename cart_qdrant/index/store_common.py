@@ -39,11 +39,16 @@ def as_id(value: object) -> str:
         ) from None
 
 
+def is_plain_key(key: str) -> bool:
+    """Whether a payload key is a JSON path without quotes."""
+    return _PLAIN_KEY.fullmatch(key) is not None
+
+
 def quote_key(key: str) -> str:
     """A top-level payload key as a JSON path: quoted unless it is plain."""
     if '"' in key or not key:
         raise StoreError(f"Payload key {key!r} cannot be addressed.", "Use a key without quotes.")
-    return key if _PLAIN_KEY.fullmatch(key) else f'"{key}"'
+    return key if is_plain_key(key) else f'"{key}"'
 
 
 def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -22,6 +22,7 @@ from cart_qdrant.index.captions import merge_captions, segment_captions
 from cart_qdrant.index.library import Library
 from cart_qdrant.index.plan import Job, modified
 from cart_qdrant.index.store import CAPTION, MEDIA
+from cart_qdrant.index.store_common import is_plain_key
 from cart_qdrant.persistence import write_atomic
 from cart_qdrant.records import Caption, Segment
 
@@ -31,7 +32,6 @@ COLUMNS = 16
 """Columns of caption tables that are indexed at most."""
 CATEGORY = 64
 """Characters of a value up to which its column is taken for a category."""
-_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _IDENTIFIER_FIELD = re.compile(r"cart(_\d+)?")
 
 
@@ -136,7 +136,7 @@ class PointWriter:
         self._columns.update(
             key
             for key, value in job.captions.meta.items()
-            if isinstance(value, str) and len(value) <= CATEGORY and _PLAIN.fullmatch(key)
+            if isinstance(value, str) and len(value) <= CATEGORY and is_plain_key(key)
         )
         new = [row.segment.id for row in rows]
         old = sorted(set(job.replaces).difference(new))

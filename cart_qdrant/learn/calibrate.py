@@ -173,14 +173,16 @@ def calibrate(
     mixed = any(e.captioned.any() and not e.captioned.all() for e in evidences)
     best: tuple[float, Calibration, dict[str, IntArray]] | None = None
     many = len(features) >= MEANINGFUL
+    dense = [_rank(fitted.score("dense", e), t) for e, t in zip(evidences, targets, strict=True)]
     for shift in SHIFTS if mixed and many else SHIFTS[:1]:
         one = replace(fitted, belief=[fitted.belief[0] + shift, *fitted.belief[1:]])
-        ranks = {
-            lane: np.asarray(
-                [_rank(one, lane, e, t) for e, t in zip(evidences, targets, strict=True)]
-            )
-            for lane in LANES
-        }
+        fused, named = [], []
+        for evidence, right in zip(evidences, targets, strict=True):
+            scores = one.score("fused", evidence)
+            fused.append(_rank(scores, right))
+            named.append(_rank(np.where(evidence.named, scores, -np.inf), right))
+        found = {"dense": dense, "fused": fused, "generative": named}
+        ranks = {lane: np.asarray(found[lane]) for lane in LANES}
         gain, strong, weak, threshold = _router(
             ranks, best_caption, np.asarray(names), worth, None if many else base.strong
         )
@@ -257,13 +259,11 @@ def _fit(
     return replace(calibration, belief=fit_belief(np.stack(belief), meant[used], weights[used]))
 
 
-def _rank(calibration: Calibration, lane: str, evidence: Evidence, right: int) -> int:
-    scores = calibration.score(lane, evidence)
-    if lane == "generative":
-        scores = np.where(evidence.named, scores, -np.inf)
-        if not np.isfinite(scores[right]):
-            return len(scores)
-    return int((scores > scores[right]).sum())
+def _rank(scores_C: FloatArray, right: int) -> int:
+    """Candidates before the right one; all of them where a lane leaves it out."""
+    if not np.isfinite(scores_C[right]):
+        return len(scores_C)
+    return int((scores_C > scores_C[right]).sum())
 
 
 def _recall(rank_B: IntArray, rows: npt.NDArray[np.bool_], k: int) -> float:

@@ -61,7 +61,7 @@ class Evidence:
         for n in range(spaces):
             here = (self.space_C == n) & ~np.isnan(self.media_C)
             columns += [np.where(here, self.media_C, 0), (self.space_C == n).astype(np.float32)]
-        known = ~np.isnan(self.caption_C)
+        known = self.captioned
         columns += [np.where(known, self.caption_C, 0), known.astype(np.float32)]
         columns.append(np.maximum(np.nan_to_num(self.beam_C, nan=FLOOR), FLOOR) - FLOOR)
         return np.stack(columns, axis=1).astype(np.float32)

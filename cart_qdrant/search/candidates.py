@@ -131,7 +131,9 @@ class Collector:
         beams: Beams,
     ) -> None:
         """Candidates with their scores; those that beams name when no scores are given."""
-        share = dict(zip(beams.ids(), beams.log_probs().tolist(), strict=True))
+        share: dict[str, float] = {}
+        if scores is None:
+            share = dict(zip(beams.ids(), beams.log_probs().tolist(), strict=True))
         for point in points:
             payload, one = point.payload or {}, str(point.id)
             space = self._library.space(payload.get("modality", ""))
@@ -152,8 +154,7 @@ class Collector:
             missing = [one for one in ids if one not in scores]
             if missing:
                 only = models.Filter(must=[models.HasIdCondition(has_id=list(missing))])
-                request = _nearest(vector, using, only, len(missing))
-                requests.append(request.model_copy(update={"with_payload": False}))
+                requests.append(_nearest(vector, using, only, len(missing), payload=False))
                 owners.append(scores)
 
         for b, pool in enumerate(pools):
@@ -169,8 +170,14 @@ class Collector:
 
 
 def _nearest(
-    vector: FloatArray, using: str, filter: models.Filter | None, limit: int
+    vector: FloatArray,
+    using: str,
+    filter: models.Filter | None,
+    limit: int,
+    *,
+    payload: bool = True,
 ) -> models.QueryRequest:
     return models.QueryRequest(
-        query=vector.tolist(), using=using, filter=filter, limit=limit, with_payload=["modality"]
-    )
+        query=vector.tolist(), using=using, filter=filter, limit=limit,
+        with_payload=["modality"] if payload else False,
+    )  # fmt: skip
