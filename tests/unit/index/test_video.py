@@ -53,7 +53,8 @@ def _stretches(parts: list[tuple[str, int]]) -> list[make.ByteArray]:
         if kind == "moving":
             frames += make.moving(seed, count, width=64, height=48)
         elif kind == "still":
-            frames += [make.scene(seed, width=64, height=48)] * count
+            # Copies: a frame is known by its identity, and each has its own time.
+            frames += [make.scene(seed, width=64, height=48) for _ in range(count)]
         else:
             frames += make.black(count, width=64, height=48)
     return frames
@@ -61,6 +62,7 @@ def _stretches(parts: list[tuple[str, int]]) -> list[make.ByteArray]:
 
 @settings(max_examples=60, deadline=None)
 @example(parts=[("moving", 1), ("moving", 1), ("moving", 2), ("moving", 2)], kept=2)
+@example(parts=[("still", 38), ("moving", 3)], kept=1)
 @given(parts=st.lists(_STRETCH, min_size=1, max_size=5), kept=st.integers(1, 6))
 def test_shots_are_ordered_disjoint_bounded_and_hold_their_own_frames(
     parts: list[tuple[str, int]], kept: int
