@@ -151,9 +151,14 @@ class Hit:
     identifier: str | None
     caption: str | None
     payload: dict[str, Any] = field(repr=False)
+    confidence: float | None = None
+    """Probability that this is what was meant; None where nothing was held out to tell it by."""
+    why: dict[str, Any] | None = field(default=None, repr=False)
+    """What speaks for it, when asked; see `search.explain`."""
 
     def to_json(self) -> dict[str, Any]:
         """The object of the `--json` contract."""
+        why = {} if self.why is None else {"why": self.why}
         return {
             "rank": self.rank,
             "id": self.id,
@@ -162,8 +167,10 @@ class Hit:
             "start": self.start,
             "end": self.end,
             "score": self.score,
+            "confidence": self.confidence,
             "lane": self.lane,
             "identifier": self.identifier,
             "caption": self.caption,
             "payload": self.payload,
+            **why,
         }

@@ -21,7 +21,9 @@ from cart_qdrant.index.identifiers import (
     unique_ratio,
 )
 from cart_qdrant.index.library import Library, identifier_fields
-from cart_qdrant.index.store import MEDIA, Store
+from cart_qdrant.index.querybank import CAPTION as CAPTION_BANK
+from cart_qdrant.index.querybank import Querybank, media_space
+from cart_qdrant.index.store import CAPTION, MEDIA, Store
 from cart_qdrant.index.trie import Trie
 from cart_qdrant.persistence import (
     Artifact,
@@ -147,6 +149,61 @@ def write_identifiers(
     return rows
 
 
+def write_hubness(library: Library, field: str, bank: Querybank, which: models.Filter) -> int:
+    """Store the hubness of points beside their identifier, see `querybank`.
+
+    Args:
+        field: Payload field of the identifiers.
+        which: Points that have an identifier there.
+
+    Returns:
+        How many there were.
+    """
+    count = 0
+    names = [MEDIA, CAPTION]
+    found = library.store.scroll(which, with_payload=["modality", field], with_vectors=names)
+    for chunk in _chunks(found):
+        hubs: list[dict[str, float]] = [{} for _ in chunk]
+        wanted: dict[str, list[tuple[int, str, list[float]]]] = {}
+        for n, record in enumerate(chunk):
+            space = library.space((record.payload or {}).get("modality", ""))
+            media, caption = vector_of(record), vector_of(record, CAPTION)
+            if media is not None and space is not None:
+                wanted.setdefault(media_space(space), []).append((n, "media", media))
+            if caption is not None:
+                wanted.setdefault(CAPTION_BANK, []).append((n, "caption", caption))
+        for space, rows in wanted.items():
+            h_N = bank.hubness(np.asarray([x for _, _, x in rows], dtype=np.float32), space)
+            for (n, name, _), h in zip(rows, h_N.tolist(), strict=True):
+                if h == h:  # a space without a bank has none
+                    # Few digits: the store gives those back exactly.
+                    hubs[n][name] = round(h, 5)
+        library.store.set_payload(
+            [
+                (str(record.id), {field: {**(record.payload or {})[field], "hub": hub}})
+                for record, hub in zip(chunk, hubs, strict=True)
+            ]
+        )
+        count += len(chunk)
+    return count
+
+
+def build_trie(library: Library, field: str, levels: int) -> Trie:
+    """The tree of all identifiers in a payload field."""
+    rows: list[tuple[int, ...]] = []
+    hubs: list[float] = []
+    for record in library.store.scroll(_named(field), with_payload=[field]):
+        cart = (record.payload or {})[field]
+        rows.append((*cart["codes"], cart["u"]))
+        hubs.append(cart.get("hub", {}).get("media", np.nan))
+    depth = levels + 1
+    return Trie.build(np.asarray(rows, dtype=np.int32).reshape(-1, depth), depth, hubs)
+
+
+def _named(field: str) -> models.Filter:
+    return models.Filter(must_not=[_lacks(f"{field}.id"), _lacks("hash")])
+
+
 def _save_trie(library: Library, trie: Trie) -> Artifact:
     temporary = library.folder.root / ".trie.npz"
     trie.save(temporary)
@@ -160,12 +217,14 @@ def prepare(
     library: Library,
     vectors: Vectors,
     codec: Codec,
+    bank: Querybank | None = None,
 ) -> IdentifierInfo:
     """Write new identifiers under the next payload field; nothing reads them until the flip.
 
     Args:
         vectors: All items.
         codec: Fitted on every space that has items.
+        bank: Queries by which hubness is measured; without, none is stored.
 
     Returns:
         What to put into the manifest, alone or with a generator, see `adopt`.
@@ -176,18 +235,21 @@ def prepare(
     for name in identifier_fields(field, codec.levels):
         library.store.create_keyword_index(name)
     codes = encode(codec, vectors.x_ND, vectors.spaces)
-    rows = write_identifiers(library.store, field, vectors.ids, codes, Counters())
+    write_identifiers(library.store, field, vectors.ids, codes, Counters())
+    if bank is not None:
+        write_hubness(library, field, bank, _named(field))
     library.store.flush()
+    trie = build_trie(library, field, codec.levels)
     name = f"identifiers-{version}.safetensors"
     books = Artifact(name, save_arrays(library.folder.root / name, codec.to_arrays()))
     return IdentifierInfo(
         version=version,
         field=field,
         books=books,
-        trie=_save_trie(library, Trie.build(rows, codec.levels + 1)),
+        trie=_save_trie(library, trie),
         meta=codec.to_meta(),
         levels=codec.levels,
-        count=len(rows),
+        count=len(trie),
         U=unique_ratio(codes),
     )
 
@@ -242,17 +304,9 @@ def assign_new(library: Library) -> int:
     assert codec is not None
     store = library.store
     missing = models.Filter(must=[_lacks(f"{info.field}.id")], must_not=[_lacks("hash")])
-    named = models.Filter(must_not=[_lacks(f"{info.field}.id"), _lacks("hash")])
-    rows = [
-        (*record.payload[info.field]["codes"], record.payload[info.field]["u"])
-        for record in store.scroll(named, with_payload=[info.field])
-        if record.payload
-    ]
-    depth = info.levels + 1
-    trie = Trie.build(np.asarray(rows, dtype=np.int32).reshape(-1, depth), depth)
+    trie = build_trie(library, info.field, info.levels)
     counters = Counters(trie.counters())
-    fresh: list[IntArray] = []
-    unnamed = 0
+    unnamed = written = 0
     for chunk in _chunks(store.scroll(missing, with_payload=["modality"], with_vectors=[MEDIA])):
         ids = [str(r.id) for r in chunk]
         x = np.asarray([vector_of(r) for r in chunk], dtype=np.float32)
@@ -261,17 +315,24 @@ def assign_new(library: Library) -> int:
         known = codes[:, 0] >= 0
         unnamed += int((~known).sum())
         kept = [one for one, ok in zip(ids, known, strict=True) if ok]
-        fresh.append(write_identifiers(store, info.field, kept, codes[known], counters))
+        write_identifiers(store, info.field, kept, codes[known], counters)
+        written += len(kept)
     if unnamed and library.manifest.generator is None:
         renew(library)
         return 0
+    bank = library.querybank()
+    if bank is not None:
+        lacks = models.Filter(
+            must=[_lacks(f"{info.field}.hub")],
+            must_not=[_lacks(f"{info.field}.id"), _lacks("hash")],
+        )
+        written += write_hubness(library, info.field, bank, lacks)
     store.flush()
-    if fresh:
-        trie = trie.insert(np.concatenate(fresh))
-    all_rows = trie.rows()
+    if written:
+        trie = build_trie(library, info.field, info.levels)
     artifact = _save_trie(library, trie)
     if artifact != info.trie:
-        u = unique_ratio(all_rows[:, :-1])
+        u = unique_ratio(trie.rows()[:, :-1])
         library.put(
             replace(
                 library.manifest,
@@ -356,9 +417,7 @@ def check(library: Library, target_u: float = 0.95) -> Health | None:
                 f"{space}: reconstruction error is {error[space]:.3f}, but was "
                 f"{fitted_error[space]:.3f} at fitting (drift). {mend}"
             )
-    stored = library.store.count(
-        models.Filter(must_not=[_lacks(f"{info.field}.id"), _lacks("hash")])
-    )
+    stored = library.store.count(_named(info.field))
     if not stored == info.count == items:
         problems.append(
             f"{items} items, {stored} identifiers stored, {info.count} in the tree. "

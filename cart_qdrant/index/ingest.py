@@ -101,6 +101,7 @@ class Ingest:
             report.removed = len(plan.gone)
 
     def _execute(self, plan: Plan, stored: dict[str, StoredFile]) -> None:
+        self._library.add_indexes()
         remove_stale(self._library)
         if plan.touch:
             self._writer.touch(plan.touch)

@@ -17,7 +17,14 @@ from cart_qdrant.index.embedders import (
     open_embedder,
     text_encoder_folder,
 )
-from cart_qdrant.index.store import CAPTION, MEDIA, CollectionSpec, Store, open_store
+from cart_qdrant.index.store import (
+    CAPTION,
+    CAPTION_TEXTS,
+    MEDIA,
+    CollectionSpec,
+    Store,
+    open_store,
+)
 from cart_qdrant.persistence import (
     Artifact,
     EmbedderInfo,
@@ -30,10 +37,13 @@ from cart_qdrant.persistence import (
 
 if TYPE_CHECKING:
     from cart_qdrant.index.lexicon import Lexicon
+    from cart_qdrant.index.querybank import Querybank
     from cart_qdrant.index.text_encoder import TextEncoder
 
 TEXT_DIM = 384
 """Width of a caption vector (all-MiniLM-L6-v2)."""
+QUERYBANK = "querybank.safetensors"
+"""File of a generator's folder with the queries that hubness is measured by."""
 MAX_LEVELS = 6
 """Semantic levels whose prefixes get a keyword index at creation."""
 
@@ -45,6 +55,14 @@ def _say_nothing(_line: str) -> None:
 def identifier_fields(field: str, levels: int = MAX_LEVELS) -> list[str]:
     """Payload fields by which identifiers are looked up."""
     return [f"{field}.id", *(f"{field}.p{n}" for n in range(1, levels + 1))]
+
+
+def _collection(dim: int) -> CollectionSpec:
+    return CollectionSpec(
+        vectors={MEDIA: dim, CAPTION: TEXT_DIM},
+        keywords=[*identifier_fields("cart"), "modality", "path", "hash"],
+        texts=[CAPTION_TEXTS],
+    )
 
 
 class Library:
@@ -148,12 +166,7 @@ class Library:
                     f"{root} has no manifest that says how they were made.",
                     "Bring back its manifest.json, or use another `--index` or `--collection`.",
                 )
-            store.create(
-                CollectionSpec(
-                    vectors={MEDIA: embedder.dim, CAPTION: TEXT_DIM},
-                    keywords=[*identifier_fields("cart"), "modality", "path", "hash"],
-                )
-            )
+            store.create(_collection(embedder.dim))
         except BaseException:
             store.close()
             raise
@@ -227,6 +240,18 @@ class Library:
             self._lexicon = Lexicon.load(self.folder.path(kept))
         return self._lexicon
 
+    def querybank(self) -> Querybank | None:
+        """Queries that hubness is measured by; None before training, or of an older version."""
+        generator = self.manifest.generator
+        if generator is None:
+            return None
+        path = self.folder.path(generator.folder) / QUERYBANK
+        if not path.exists():
+            return None
+        from cart_qdrant.index.querybank import Querybank
+
+        return Querybank.load(path)
+
     def text_encoder(self) -> TextEncoder:
         """The text encoder, loaded once."""
         if self._text is None:
@@ -234,6 +259,10 @@ class Library:
 
             self._text = TextEncoder(text_encoder_folder())
         return self._text
+
+    def add_indexes(self) -> None:
+        """Make payload indexes that an index of an older version lacks."""
+        self.store.create(_collection(self.manifest.embedder.dim))
 
     def put(self, manifest: Manifest) -> None:
         """Flip to another manifest."""

@@ -16,6 +16,8 @@ from qdrant_client import models
 
 MEDIA = "media"
 CAPTION = "caption"
+CAPTION_TEXTS = "captions[].text"
+"""Payload field whose words are indexed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

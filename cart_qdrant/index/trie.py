@@ -1,11 +1,14 @@
 """The prefix tree of all stored identifiers, as sorted arrays (CSR per level).
 
 A million identifiers build in well under a second and take some 20 MB, where a tree of dicts
-takes seconds and hundreds. Shape legend: N identifiers, L levels (semantic codes and counter).
+takes seconds and hundreds. Each identifier may carry its hubness (`querybank.py`), so that the
+decoder can tell what is found by every query. Shape legend: N identifiers, L levels (semantic
+codes and counter).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ import numpy.typing as npt
 from cart_qdrant.errors import MismatchError
 
 IntArray = npt.NDArray[np.int32]
+FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +42,26 @@ def _keys(rows_NL: IntArray) -> npt.NDArray[Any]:
     return np.ascontiguousarray(rows_NL.astype(">u4")).view(f"S{width}").reshape(-1)
 
 
-def _sort_unique(rows_NL: IntArray) -> IntArray:
-    if len(rows_NL) == 0:
-        return rows_NL
-    rows = rows_NL[np.lexsort(rows_NL.T[::-1])]
+def _sort_unique(rows_NL: IntArray) -> npt.NDArray[np.intp]:
+    """Positions of the distinct rows in order, the first of equal ones."""
+    order = np.lexsort(rows_NL.T[::-1])
+    rows = rows_NL[order]
     keep = np.ones(len(rows), dtype=bool)
     keep[1:] = (rows[1:] != rows[:-1]).any(axis=1)
-    return rows[keep]
+    return order[keep]
 
 
 @dataclass(frozen=True, slots=True)
 class Trie:
-    """A frozen set of identifiers of equal length; insertion and deletion return a new one."""
+    """A frozen set of identifiers of equal length; insertion and deletion return a new one.
+
+    Attributes:
+        levels: Nodes of each depth.
+        hub_N: Hubness of each identifier in order; NaN where it is not known.
+    """
 
     levels: tuple[Level, ...]
+    hub_N: FloatArray
 
     @property
     def depth(self) -> int:
@@ -64,15 +74,22 @@ class Trie:
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        return sum(level.tokens.nbytes + level.first.nbytes for level in self.levels)
+        arrays = sum(level.tokens.nbytes + level.first.nbytes for level in self.levels)
+        return arrays + self.hub_N.nbytes
 
     @classmethod
-    def build(cls, rows_NL: npt.ArrayLike, depth: int | None = None) -> Trie:
+    def build(
+        cls,
+        rows_NL: npt.ArrayLike,
+        depth: int | None = None,
+        hub_N: npt.ArrayLike | None = None,
+    ) -> Trie:
         """Tree of the given identifiers, in any order, duplicates allowed.
 
         Args:
             rows_NL: Non-negative codes (N, L).
             depth: L, needed only when there are no rows.
+            hub_N: Hubness of each, if known.
         """
         rows = np.asarray(rows_NL, dtype=np.int32)
         if rows.size == 0:
@@ -80,10 +97,11 @@ class Trie:
         if rows.ndim != 2 or rows.shape[1] == 0 or (depth is not None and rows.shape[1] != depth):
             raise MismatchError(f"Identifiers have shape {rows.shape}, but {depth} levels are due.")
         assert rows.size == 0 or rows.min() >= 0
-        return cls._from_sorted(_sort_unique(rows))
+        order = _sort_unique(rows)
+        return cls._from_sorted(rows[order], _hubs(hub_N, len(rows))[order])
 
     @classmethod
-    def _from_sorted(cls, rows_NL: IntArray) -> Trie:
+    def _from_sorted(cls, rows_NL: IntArray, hub_N: FloatArray) -> Trie:
         n, depth = rows_NL.shape
         # A row starts a new node at every level from the first one where it differs on.
         differs = np.ones((n, depth), dtype=bool)
@@ -99,7 +117,7 @@ class Trie:
             else:
                 first = np.empty(0, dtype=np.int32)
             levels.append(Level(tokens, first))
-        return cls(tuple(levels))
+        return cls(tuple(levels), hub_N)
 
     def rows(self) -> IntArray:
         """All identifiers (N, L) in order."""
@@ -115,23 +133,64 @@ class Trie:
             out_NL[:, level] = np.repeat(self.levels[level].tokens, counts)
         return out_NL
 
-    def insert(self, rows_NL: npt.ArrayLike) -> Trie:
+    def hub_mean(self) -> float:
+        """Mean of the hubness that is known; 0 if none is."""
+        known = self.hub_N[~np.isnan(self.hub_N)]
+        return float(known.mean()) if len(known) else 0.0
+
+    def node_hubs(self) -> list[FloatArray]:
+        """Mean hubness of the identifiers under each node, level by level; what is not known
+        counts as the mean of all."""
+        sums = np.nan_to_num(self.hub_N, nan=self.hub_mean()).astype(np.float64)
+        counts = np.ones(len(sums), dtype=np.int64)
+        out = [sums.astype(np.float32)]
+        for level in range(self.depth - 2, -1, -1):
+            first = self.levels[level].first
+            sums = np.diff(np.concatenate([[0.0], np.cumsum(sums)])[first])
+            counts = np.diff(np.concatenate([[0], np.cumsum(counts)])[first])
+            out.append((sums / np.maximum(counts, 1)).astype(np.float32))
+        return out[::-1]
+
+    def path(self, row_L: Sequence[int]) -> list[int]:
+        """Nodes of an identifier or prefix, from the first level on; it ends where that does."""
+        out: list[int] = []
+        begin, end = 0, len(self.levels[0].tokens)
+        for level, code in zip(self.levels, row_L, strict=False):
+            node = begin + int(np.searchsorted(level.tokens[begin:end], code))
+            if node == end or level.tokens[node] != code:
+                break
+            out.append(node)
+            if len(level.first):
+                begin, end = int(level.first[node]), int(level.first[node + 1])
+        return out
+
+    def leaves(self, depth: int, node: int) -> int:
+        """Identifiers under a node of the level `depth`."""
+        begin, end = node, node + 1
+        for level in self.levels[depth:-1]:
+            begin, end = int(level.first[begin]), int(level.first[end])
+        return end - begin
+
+    def insert(self, rows_NL: npt.ArrayLike, hub_N: npt.ArrayLike | None = None) -> Trie:
         """A tree that also holds `rows_NL`; known ones change nothing."""
-        new = _sort_unique(np.asarray(rows_NL, dtype=np.int32).reshape(-1, self.depth))
+        new = np.asarray(rows_NL, dtype=np.int32).reshape(-1, self.depth)
+        order = _sort_unique(new)
+        new, hubs = new[order], _hubs(hub_N, len(new))[order]
         old = self.rows()
         if len(old) == 0:
-            return Trie._from_sorted(new)
+            return Trie._from_sorted(new, hubs)
         old_keys, new_keys = _keys(old), _keys(new)
         at = np.searchsorted(old_keys, new_keys)
-        known = old_keys[np.minimum(at, len(old) - 1)] == new_keys
-        return Trie._from_sorted(np.insert(old, at[~known], new[~known], axis=0))
+        fresh = old_keys[np.minimum(at, len(old) - 1)] != new_keys
+        rows = np.insert(old, at[fresh], new[fresh], axis=0)
+        return Trie._from_sorted(rows, np.insert(self.hub_N, at[fresh], hubs[fresh]))
 
     def delete(self, rows_NL: npt.ArrayLike) -> Trie:
         """A tree without `rows_NL`; unknown ones change nothing."""
         gone = np.asarray(rows_NL, dtype=np.int32).reshape(-1, self.depth)
         old = self.rows()
         keep = ~np.isin(_keys(old), _keys(gone)) if len(gone) and len(old) else slice(None)
-        return Trie._from_sorted(old[keep])
+        return Trie._from_sorted(old[keep], self.hub_N[keep])
 
     def contains(self, rows_NL: npt.ArrayLike) -> npt.NDArray[np.bool_]:
         """Which of `rows_NL` are stored (N,)."""
@@ -148,7 +207,7 @@ class Trie:
 
     def save(self, path: Path) -> None:
         """Write an uncompressed `.npz` (no pickles)."""
-        arrays: dict[str, IntArray] = {}
+        arrays: dict[str, npt.NDArray[Any]] = {"hub": self.hub_N}
         for n, level in enumerate(self.levels):
             arrays[f"tokens{n}"], arrays[f"first{n}"] = level.tokens, level.first
         with path.open("wb") as file:
@@ -159,4 +218,13 @@ class Trie:
         """Inverse of `save`."""
         with np.load(path, allow_pickle=False) as data:
             depth = len(data.files) // 2
-            return cls(tuple(Level(data[f"tokens{n}"], data[f"first{n}"]) for n in range(depth)))
+            levels = tuple(Level(data[f"tokens{n}"], data[f"first{n}"]) for n in range(depth))
+            # Trees of older versions have no hubness.
+            hub = data["hub"] if "hub" in data.files else _hubs(None, len(levels[-1].tokens))
+            return cls(levels, hub)
+
+
+def _hubs(hub_N: npt.ArrayLike | None, count: int) -> FloatArray:
+    if hub_N is None:
+        return np.full(count, np.nan, dtype=np.float32)
+    return np.asarray(hub_N, dtype=np.float32).reshape(count)

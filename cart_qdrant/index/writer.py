@@ -220,5 +220,9 @@ def _create(path: Path) -> None:
 
 
 def identifier_payload(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """The identifiers in a payload, of every version."""
-    return {k: v for k, v in payload.items() if _IDENTIFIER_FIELD.fullmatch(k)}
+    """The identifiers in a payload, of every version; without hubness, which captions change."""
+    return {
+        k: {name: value for name, value in v.items() if name != "hub"}
+        for k, v in payload.items()
+        if _IDENTIFIER_FIELD.fullmatch(k)
+    }

@@ -93,7 +93,13 @@ class Beams:
         return np.asarray(shifted - np.log(np.exp(shifted).sum()), dtype=np.float32)
 
 
-def beam_search(trie: Trie, scorer: Scorer, queries: int, width: int) -> list[Beams]:
+def beam_search(
+    trie: Trie,
+    scorer: Scorer,
+    queries: int,
+    width: int,
+    gains: Sequence[FloatArray] | None = None,
+) -> list[Beams]:
     """The best identifiers of the tree for each query.
 
     Args:
@@ -101,6 +107,8 @@ def beam_search(trie: Trie, scorer: Scorer, queries: int, width: int) -> list[Be
         scorer: Scores of the semantic levels.
         queries: B.
         width: Beams kept of each query at every level.
+        gains: Added to the score where a beam enters a node, for each level, whatever the query;
+            see `prior.node_gains`.
 
     Raises:
         ConfigError: `width` is under 1.
@@ -124,6 +132,8 @@ def beam_search(trie: Trie, scorer: Scorer, queries: int, width: int) -> list[Be
         if level < depth - 1:
             row_R = parent_R if scorer.per_prefix else query_R
             score_R = score_R + table[row_R, token_R]
+        if gains is not None:
+            score_R = score_R + gains[level][node_R]
         prefix_RL = np.concatenate([prefix_RL, token_R[:, None]], axis=1)
         keep = _best(query_R, score_R, width)
         query_R, node_R, score_R = query_R[keep], node_R[keep], score_R[keep]

@@ -22,11 +22,13 @@ from cart_qdrant.learn.fusion import (
     CAPTIONED,
     LANES,
     Calibration,
+    Columns,
     Evidence,
     belief_features,
     default_weights,
     fit_belief,
     fit_weights,
+    log_odds,
     log_sum,
 )
 
@@ -41,6 +43,8 @@ CLEAR = 0.005
 """Gain (recall at 1 and 10, summed) from which a costlier routing is taken."""
 MEANINGFUL = 50
 """Held-out queries under which a recall says nothing (its error is then 7 points)."""
+HITS = 10
+"""Hits of a query whose confidence is calibrated."""
 FEW = 20
 """Held-out queries under which nothing is fitted to them."""
 
@@ -52,18 +56,39 @@ class HeldOut:
     Attributes:
         item_B: The right item of each.
         media: Query vectors (B, D) per space.
-        text_BW: Sentence vectors.
+        caption_BW: Query vectors in the caption space.
         beams: Decoded identifiers of each query (over all spaces).
         caption_NW: Caption vectors of the items as this stratum may know them.
         known_N: Which items have one.
+        caption_hub_N: Hubness of these caption vectors; NaN where it is not known.
     """
 
     item_B: IntArray
     media: Mapping[str, FloatArray]
-    text_BW: FloatArray
+    caption_BW: FloatArray
     beams: Sequence[Beams]
     caption_NW: FloatArray
     known_N: npt.NDArray[np.bool_]
+    caption_hub_N: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """The items that are searched.
+
+    Attributes:
+        x_ND: Media vectors.
+        space_N: Number of each one's space; -1 where queries do not reach it.
+        rows_NL: Identifiers, counter included.
+        file_N: File of each.
+        hub_N: Hubness of the media vectors; NaN where it is not known.
+    """
+
+    x_ND: FloatArray
+    space_N: IntArray
+    rows_NL: npt.NDArray[np.int32]
+    file_N: IntArray
+    hub_N: FloatArray
 
 
 def fit_gates(
@@ -91,26 +116,24 @@ def fit_gates(
 def evidence_of(
     held: HeldOut,
     query: int,
-    x_ND: FloatArray,
-    space_N: npt.NDArray[np.intp],
+    all_items: Items,
     spaces: Sequence[str],
     row_of: Mapping[bytes, int],
-    file_N: IntArray,
 ) -> tuple[IntArray, Evidence, int]:
     """Candidates of a held-out query as a search would find them, with the right one added.
 
     Returns:
         Items (C,), their evidence, and the row of the right item.
     """
-    n = len(x_ND)
+    n, file_N = len(all_items.x_ND), all_items.file_N
     media = np.full(n, np.nan, dtype=np.float32)
     for number, space in enumerate(spaces):
         if space in held.media:
-            rows = space_N == number
-            media[rows] = x_ND[rows] @ held.media[space][query]
+            rows = all_items.space_N == number
+            media[rows] = all_items.x_ND[rows] @ held.media[space][query]
     caption = np.full(n, np.nan, dtype=np.float32)
     known = held.known_N
-    caption[known] = held.caption_NW[known] @ held.text_BW[query]
+    caption[known] = held.caption_NW[known] @ held.caption_BW[query]
     beam = np.full(n, np.nan, dtype=np.float32)
     beams = held.beams[query]
     named = [row_of[row.tobytes()] for row in np.ascontiguousarray(beams.rows_KL)]
@@ -120,7 +143,12 @@ def evidence_of(
     items = np.unique(np.concatenate([*found, [right]]))
     # Other segments of the right file are no wrong answers, nor the one asked for.
     items = items[(file_N[items] != file_N[right]) | (items == right)]
-    evidence = Evidence(media[items], caption[items], beam[items], space_N[items])
+    evidence = Evidence(
+        media[items], caption[items], beam[items], all_items.space_N[items],
+        all_items.hub_N[items], held.caption_hub_N[items],
+        # Word scores of the store would know the captions that are held out.
+        np.full(len(items), np.nan, dtype=np.float32),
+    )  # fmt: skip
     return items, evidence, int(np.searchsorted(items, right))
 
 
@@ -134,10 +162,7 @@ def _top(scores_N: FloatArray, k: int) -> IntArray:
 def calibrate(
     strata: Mapping[str, HeldOut],
     shares: Mapping[str, float],
-    x_ND: FloatArray,
-    space_N: npt.NDArray[np.intp],
-    rows_NL: npt.NDArray[np.int32],
-    file_N: IntArray,
+    items: Items,
     base: Calibration,
 ) -> Calibration:
     """Fit weights and router on the strata that have queries.
@@ -145,21 +170,18 @@ def calibrate(
     Args:
         strata: Held-out queries by name.
         shares: How much each stratum weighs.
-        rows_NL: Identifier of each item, counter included.
-        file_N: File of each item.
-        base: Spaces, scale, gates and beam width; returned with the rest filled in.
+        items: What is searched.
+        base: Spaces, scale, gates, beam width and mean hubness; returned with the rest filled in.
     """
-    row_of = {row.tobytes(): n for n, row in enumerate(np.ascontiguousarray(rows_NL))}
+    row_of = {row.tobytes(): n for n, row in enumerate(np.ascontiguousarray(items.rows_NL))}
     features: list[FloatArray] = []
     targets: list[int] = []
     names: list[str] = []
     evidences: list[Evidence] = []
     for name, held in strata.items():
         for query in range(len(held.item_B)):
-            _, evidence, right = evidence_of(
-                held, query, x_ND, space_N, base.spaces, row_of, file_N
-            )
-            features.append(evidence.features(len(base.spaces)))
+            _, evidence, right = evidence_of(held, query, items, base.spaces, row_of)
+            features.append(evidence.features(base.hub_means))
             targets.append(right)
             names.append(name)
             evidences.append(evidence)
@@ -168,38 +190,49 @@ def calibrate(
     # Between their shares and equality: new items are asked for more often than they are many.
     worth = {name: shares[name] ** 0.5 for name in strata}
     wanted = np.asarray([worth[n] / len(strata[n].item_B) for n in names])
-    fitted = _fit(base, features, targets, wanted, evidences)
     best_caption = np.asarray([e.best_caption for e in evidences])
     mixed = any(e.captioned.any() and not e.captioned.all() for e in evidences)
     best: tuple[float, Calibration, dict[str, IntArray]] | None = None
     many = len(features) >= MEANINGFUL
-    dense = [_rank(fitted.score("dense", e), t) for e, t in zip(evidences, targets, strict=True)]
-    for shift in SHIFTS if mixed and many else SHIFTS[:1]:
-        one = replace(fitted, belief=[fitted.belief[0] + shift, *fitted.belief[1:]])
-        fused, named = [], []
-        for evidence, right in zip(evidences, targets, strict=True):
-            scores = one.score("fused", evidence)
-            fused.append(_rank(scores, right))
-            named.append(_rank(np.where(evidence.named, scores, -np.inf), right))
-        found = {"dense": dense, "fused": fused, "generative": named}
-        ranks = {lane: np.asarray(found[lane]) for lane in LANES}
-        gain, strong, weak, threshold = _router(
-            ranks, best_caption, np.asarray(names), worth, None if many else base.strong
-        )
-        if best is None or gain > best[0] + 1e-9:
-            one = replace(one, strong=strong, weak=weak, threshold=threshold)
-            best = (gain, one, ranks)
+    for beams in (False, True) if many else (False,):
+        fitted = _fit(base, features, targets, wanted, evidences, beams=beams)
+        dense = [
+            _rank(fitted.score("dense", e), t) for e, t in zip(evidences, targets, strict=True)
+        ]
+        for shift in SHIFTS if mixed and many else SHIFTS[:1]:
+            one = replace(fitted, belief=[fitted.belief[0] + shift, *fitted.belief[1:]])
+            fused, named = [], []
+            for evidence, right in zip(evidences, targets, strict=True):
+                scores = one.score("fused", evidence)
+                fused.append(_rank(scores, right))
+                named.append(_rank(np.where(evidence.named, scores, -np.inf), right))
+            found = {"dense": dense, "fused": fused, "generative": named}
+            ranks = {lane: np.asarray(found[lane]) for lane in LANES}
+            gain, strong, weak, threshold = _router(
+                ranks, best_caption, np.asarray(names), worth, None if many else base.strong
+            )
+            # Decoding beams for their score alone costs more than all else together.
+            if best is None or gain > best[0] + (
+                CLEAR if beams and not best[1].reads_beams() else 1e-9
+            ):
+                one = replace(one, strong=strong, weak=weak, threshold=threshold)
+                best = (gain, one, ranks)
     assert best is not None
     _, calibration, ranks = best
+    if many:
+        calibration = _fit_confidence(calibration, evidences, targets, wanted)
     routed = np.where(
         best_caption >= calibration.threshold, ranks[calibration.strong], ranks[calibration.weak]
     )
     report: dict[str, dict[str, Any]] = {}
+    fewer = _fewer_candidates(calibration, evidences, targets)
     for name, held in strata.items():
         rows = np.asarray(names) == name
         report[name] = {"queries": len(held.item_B)}
         for lane, r in (*ranks.items(), ("auto", routed)):
             report[name][lane] = {"R@1": _recall(r, rows, 1), "R@10": _recall(r, rows, 10)}
+            if lane in fewer:
+                report[name][lane]["R@10 of an eighth"] = _recall(fewer[lane], rows, 10)
     return replace(calibration, held_out=report)
 
 
@@ -209,18 +242,21 @@ def _fit(
     targets: list[int],
     weights: FloatArray,
     evidences: list[Evidence],
+    *,
+    beams: bool,
 ) -> Calibration:
-    """Weights of the dense lane, of the two experts, and of the belief between them."""
+    """Weights of the dense lane, of the two experts, and of the belief between them.
+
+    Args:
+        beams: Whether the experts may weigh the beams' probability.
+    """
     spaces = len(base.spaces)
-    width = features[0].shape[1]
-    media = np.zeros(width, dtype=bool)
-    media[: 2 * spaces] = True
-    rising = np.ones(width, dtype=bool)
-    rising[1 : 2 * spaces : 2] = False  # presence of a space
-    rising[-2] = False  # presence of a caption
+    column = Columns.of(spaces)
+    rising = ~column.presence
     dense = default_weights(1, base.scale)  # one cosine ranks the same under every weight
     if spaces > 1:
-        dense = fit_weights(features, targets, weights, media, rising).tolist()
+        nearest = column.media & ~column.hub
+        dense = fit_weights(features, targets, weights, nearest, rising).tolist()
     has = [e.captioned for e in evidences]
     meant = np.asarray([h[t] for h, t in zip(has, targets, strict=True)])
 
@@ -235,11 +271,10 @@ def _fit(
         found: list[float] = fit_weights(mine, right, weights[rows], allowed, rising).tolist()
         return found
 
-    allowed = np.ones(width, dtype=bool)
-    allowed[-2] = False  # the same for all items of an expert
-    captioned = expert(True, allowed)
-    allowed[-3] = False
-    bare = expert(False, allowed)
+    # Presence of a caption is the same for all items of an expert.
+    free = ~column.beam | beams
+    captioned = expert(True, free & ~(column.caption & column.presence))
+    bare = expert(False, free & ~column.caption)
     calibration = replace(
         base,
         dense=dense,
@@ -257,6 +292,73 @@ def _fit(
     if len(np.unique(meant[used])) < 2:
         return calibration
     return replace(calibration, belief=fit_belief(np.stack(belief), meant[used], weights[used]))
+
+
+def _fewer_candidates(
+    calibration: Calibration, evidences: list[Evidence], targets: list[int]
+) -> dict[str, IntArray]:
+    """Ranks of the right items among every eighth candidate, dense and generative."""
+    rng = np.random.default_rng(0)
+    found: dict[str, list[int]] = {"dense": [], "generative": []}
+    for evidence, right in zip(evidences, targets, strict=True):
+        kept = rng.random(len(evidence.space_C)) < 1 / 8
+        kept[right] = True
+        named = kept & evidence.named
+        for lane, among in (("dense", kept), ("generative", named)):
+            scores = np.where(among, calibration.score(lane, evidence), -np.inf)
+            found[lane].append(_rank(scores, right))
+    return {lane: np.asarray(r) for lane, r in found.items()}
+
+
+def _fit_confidence(
+    calibration: Calibration, evidences: list[Evidence], targets: list[int], weights: FloatArray
+) -> Calibration:
+    """How sure a hit is (Platt scaling), and how far off that is on queries it did not see."""
+    from sklearn.linear_model import LogisticRegression
+
+    odds, right, owner = [], [], []
+    for n, (evidence, target) in enumerate(zip(evidences, targets, strict=True)):
+        lane = calibration.route(evidence)
+        top = calibration.order(lane, evidence, fill=True)[0][:HITS]
+        odds.append(log_odds(calibration.score("fused", evidence))[top])
+        right.append(top == target)
+        owner.append(np.full(len(top), n))
+    x, y, query = np.concatenate(odds)[:, None], np.concatenate(right), np.concatenate(owner)
+    if y.all() or not y.any():
+        return calibration
+    w = weights[query] * (len(query) / weights[query].sum())
+
+    def fit(rows: npt.NDArray[np.bool_]) -> LogisticRegression:
+        return LogisticRegression(C=100.0).fit(x[rows], y[rows], sample_weight=w[rows])
+
+    ece = None
+    halves = [query % 2 == 0, query % 2 == 1]
+    if all(len(np.unique(y[half])) == 2 for half in halves):
+        p = np.empty(len(x))
+        for half, other in (halves, halves[::-1]):
+            p[other] = fit(half).predict_proba(x[other])[:, 1]
+        ece = round(expected_calibration_error(p, y, w), 4)
+    model = fit(np.ones(len(x), dtype=bool))
+    line = [float(model.coef_[0, 0]), float(model.intercept_[0])]
+    return replace(calibration, confidence=line, ece=ece)
+
+
+def expected_calibration_error(
+    p_N: npt.NDArray[np.float64],
+    right_N: npt.NDArray[np.bool_],
+    weight_N: npt.NDArray[Any],
+    bins: int = 10,
+) -> float:
+    """Mean distance of stated and observed probability, over bins of equal width weighted by what
+    is in them (Guo et al., arXiv 1706.04599)."""
+    place = np.minimum((p_N * bins).astype(int), bins - 1)
+    total = 0.0
+    for n in range(bins):
+        rows = place == n
+        if rows.any():
+            w = weight_N[rows]
+            total += abs(float((w * (p_N[rows] - right_N[rows])).sum()))
+    return total / float(weight_N.sum())
 
 
 def _rank(scores_C: FloatArray, right: int) -> int:

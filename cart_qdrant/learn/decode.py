@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from cart_qdrant.index.identifiers import Codec
@@ -19,6 +18,9 @@ from cart_qdrant.learn.generator import Generator, GeneratorScorer
 from cart_qdrant.learn.prior import prior_logits
 
 FloatArray = npt.NDArray[np.float32]
+
+WIDEST = 2_000
+"""Beams of the prior at most; so many take it about two milliseconds."""
 
 
 def decode(
@@ -32,6 +34,8 @@ def decode(
     generator: Generator | None = None,
     taps: Sequence[Tensor] | None = None,
     mask_BS: Tensor | None = None,
+    gains: Sequence[FloatArray] | None = None,
+    widen: float = 1.0,
 ) -> list[Beams]:
     """Identifiers for each query, best first.
 
@@ -41,18 +45,20 @@ def decode(
         width: Beams of a query in each space, by the prior and again by the correction.
         gates: Weight of the generator's correction per level; all zero never runs it.
         taps: Text states of the queries, needed with a generator.
+        gains: Of the tree's nodes, see `prior.node_gains`.
+        widen: Multiplies the prior's beams, up to `WIDEST`: where a filter lets only a part of the
+            items through, most beams name none of them.
     """
     per_space: list[list[Beams]] = []
+    wide = max(width, min(WIDEST, round(width * widen)))
     for space, q_BD in media.items():
         if space not in codec.quantizers:
             continue
         levels = prior_logits(codec, media, space, scale)
-        found = beam_search(trie, PriorScorer(levels), len(q_BD), width)
+        found = beam_search(trie, PriorScorer(levels), len(q_BD), wide, gains)
         if generator is not None and any(gates) and taps is not None:
-            with torch.inference_mode():
-                memory = generator.memory(taps, mask_BS, torch.from_numpy(q_BD))
-            scorer = GeneratorScorer(generator, memory, levels, gates)
-            corrected = beam_search(trie, scorer, len(q_BD), width)
+            scorer = GeneratorScorer.of(generator, taps, mask_BS, q_BD, levels, gates)
+            corrected = beam_search(trie, scorer, len(q_BD), width, gains)
             found = [_union(a, b) for a, b in zip(corrected, found, strict=True)]
         per_space.append(found)
     if not per_space:

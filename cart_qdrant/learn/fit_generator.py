@@ -81,6 +81,17 @@ class GeneratorData:
         return [torch.from_numpy(level) for level in out]
 
 
+@torch.inference_mode()
+def read_taps(
+    encoder: QueryEncoder, data: GeneratorData, rows: IntArray
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Text states (B, S, W) of pairs that the generator reads, and their mask (B, S)."""
+    low, mask, _ = data.states.get(rows)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        states = encoder.tune(low, mask)
+    return (low.float(), states[-2].float(), states[-1].float()), mask
+
+
 def corrections(
     generator: Generator,
     encoder: QueryEncoder,
@@ -108,6 +119,22 @@ def corrections(
         memory = generator.memory(taps, mask if taps is not None else None, media)
         hidden = generator(memory, codes[:, :-1])
     return [generator.logits(hidden[:, n].float(), n) for n in range(codes.shape[1])]
+
+
+@torch.inference_mode()
+def pair_loss(
+    generator: Generator, encoder: QueryEncoder, data: GeneratorData, rows: IntArray
+) -> float:
+    """Mean cross-entropy of pairs, as in training but without dropout (nats a level)."""
+    losses: list[float] = []
+    for begin in range(0, len(rows), 256):
+        part = rows[begin : begin + 256]
+        items = data.corpus.item_P[part]
+        logits = corrections(generator, encoder, data, part)
+        codes = torch.from_numpy(data.codes_NL[items]).long()
+        each = _cross_entropy(logits, data.prior(data.query_PD[part], items), codes)
+        losses.append(float(each) * len(part))
+    return sum(losses) / max(len(rows), 1)
 
 
 def _own_loss(generator: Generator, data: GeneratorData, items: IntArray, noise: float) -> Tensor:

@@ -18,8 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.intp]
 
 LANES = ("generative", "dense", "fused")
+SINGLE = ("caption", "bm25")
+"""Lanes of one likeness to captions, which no router takes: for exact words, and to compare."""
+RRF = 60
+"""Constant of the reciprocal ranks."""
 FLOOR = -12.0
 """Log-probability under which beams are told apart no more, and of an item that none names."""
 
@@ -33,12 +38,18 @@ class Evidence:
         caption_C: Cosine of query and caption vector; NaN where there is no caption.
         beam_C: Log-probability of the identifier; NaN where no beam names it.
         space_C: Number of the item's space.
+        hub_C: Hubness of the media vector; NaN where it is not known (before training).
+        caption_hub_C: That of the caption vector.
+        words_C: BM25 of the captions; NaN where they hold no word of the query.
     """
 
     media_C: FloatArray
     caption_C: FloatArray
     beam_C: FloatArray
     space_C: npt.NDArray[np.intp]
+    hub_C: FloatArray
+    caption_hub_C: FloatArray
+    words_C: FloatArray
 
     @property
     def captioned(self) -> npt.NDArray[np.bool_]:
@@ -55,16 +66,43 @@ class Evidence:
         """Items that some beam names (C,), however unlikely it is."""
         return ~np.isnan(self.beam_C)
 
-    def features(self, spaces: int) -> FloatArray:
-        """(C, F): per space cosine and presence, caption cosine and presence, beam."""
+    def features(self, hub_means: Sequence[float]) -> FloatArray:
+        """(C, F): for each space cosine, presence and lack of hubness; the same of the caption;
+        beam.
+
+        Args:
+            hub_means: Mean hubness in each space, and of captions: what is not known counts as.
+        """
         columns: list[npt.NDArray[Any]] = []
-        for n in range(spaces):
+        for n, mean in enumerate(hub_means[:-1]):
             here = (self.space_C == n) & ~np.isnan(self.media_C)
             columns += [np.where(here, self.media_C, 0), (self.space_C == n).astype(np.float32)]
+            columns.append(np.where(here & ~np.isnan(self.hub_C), mean - self.hub_C, 0))
         known = self.captioned
         columns += [np.where(known, self.caption_C, 0), known.astype(np.float32)]
+        columns.append(np.nan_to_num(hub_means[-1] - self.caption_hub_C, nan=0.0) * known)
         columns.append(np.maximum(np.nan_to_num(self.beam_C, nan=FLOOR), FLOOR) - FLOOR)
         return np.stack(columns, axis=1).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Which columns of `Evidence.features` are what, as masks (F,)."""
+
+    media: npt.NDArray[np.bool_]
+    caption: npt.NDArray[np.bool_]
+    presence: npt.NDArray[np.bool_]
+    hub: npt.NDArray[np.bool_]
+    beam: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, spaces: int) -> Columns:
+        """Those of a number of media spaces."""
+        n = np.arange(3 * spaces + 4)
+        beam = n == len(n) - 1
+        kind = np.where(beam, -1, n % 3)
+        media = n < 3 * spaces
+        return cls(media, ~media & ~beam, kind == 1, kind == 2, beam)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +122,11 @@ class Calibration:
         scale: Multiplies the prior's inner products.
         gates: Weight of the generator's correction at each level.
         beams: Beam width.
+        hub_means: Mean hubness in each space, then of captions.
+        confidence: Slope and intercept from a fused score's log-odds to those of being right;
+            empty where too little was held out to fit them.
+        ece: Expected calibration error of the confidence, on held-out queries it was not fitted
+            to; None like `confidence`.
         held_out: Recall on held-out queries, per stratum and lane; empty when nothing was held out.
     """
 
@@ -92,6 +135,7 @@ class Calibration:
     captioned: list[float]
     bare: list[float]
     belief: list[float]
+    hub_means: list[float]
     strong: str = "dense"
     weak: str = "dense"
     threshold: float = 2.0
@@ -99,11 +143,41 @@ class Calibration:
     scale: float = 20.0
     gates: list[float] = field(default_factory=list)
     beams: int = 200
+    confidence: list[float] = field(default_factory=list)
+    ece: float | None = None
     held_out: dict[str, Any] = field(default_factory=dict)
 
+    def order(self, lane: str, evidence: Evidence, *, fill: bool) -> tuple[IntArray, FloatArray]:
+        """Candidates by a lane, best first (at most C,), and the scores of all (C,).
+
+        Args:
+            fill: Whether the generative lane goes on with what no beam names.
+        """
+        scores = self.score(lane, evidence)
+        order = np.argsort(-scores, kind="stable")
+        order = order[np.isfinite(scores[order])]
+        if lane == "generative":
+            named = evidence.named[order]
+            order = np.concatenate([order[named], order[~named]]) if fill else order[named]
+        return order, scores
+
+    def confidences(self, evidence: Evidence) -> FloatArray | None:
+        """Probability (C,) that each candidate is what is meant; None where it is not known."""
+        if not self.confidence:
+            return None
+        slope, intercept = self.confidence
+        odds = slope * log_odds(self.score("fused", evidence)) + intercept
+        return np.asarray(1 / (1 + np.exp(-odds)), dtype=np.float32)
+
     def score(self, lane: str, evidence: Evidence) -> FloatArray:
-        """Scores (C,) of a lane: weighted cosine if dense, else log-probability."""
-        features_CF = evidence.features(len(self.spaces))
+        """Scores (C,) of a lane: cosine (weighted if dense), BM25, summed reciprocal ranks, else
+        log-probability; -inf where the lane says nothing."""
+        if lane in SINGLE:
+            found = {"caption": evidence.caption_C, "bm25": evidence.words_C}[lane]
+            return np.nan_to_num(found, nan=-np.inf)
+        if lane == "rrf":
+            return reciprocal_ranks([evidence.media_C, evidence.caption_C, evidence.words_C])
+        features_CF = evidence.features(self.hub_means)
         if lane == "dense":
             return np.asarray(features_CF @ np.asarray(self.dense, np.float32), np.float32)
         has = evidence.captioned
@@ -141,6 +215,17 @@ class Calibration:
         return cls(**data)
 
 
+def reciprocal_ranks(lists: Sequence[FloatArray]) -> FloatArray:
+    """Reciprocal rank fusion (C,) of scores (C,), NaN where a list lacks a candidate
+    (Cormack et al. 2009)."""
+    total = np.zeros(len(lists[0]), dtype=np.float32)
+    for scores in lists:
+        there = np.flatnonzero(~np.isnan(scores))
+        order = there[np.argsort(-scores[there], kind="stable")]
+        total[order] += 1 / (RRF + np.arange(1, len(order) + 1, dtype=np.float32))
+    return total
+
+
 def blend(tower_BD: FloatArray, zero_shot_BD: FloatArray | None, share: float) -> FloatArray:
     """Unit query vectors (B, D): the tower's, and a share of the untrained ones.
 
@@ -167,7 +252,7 @@ UNTRAINED = (6.0, 17.0)
 
 def default_weights(spaces: int, media: float, caption: float = 0.0) -> list[float]:
     """Weights of `Evidence.features` that are the same for each space."""
-    return [media, 0.0] * spaces + [caption, 0.0, 0.0]
+    return [media, 0.0, 0.0] * spaces + [caption, 0.0, 0.0, 0.0]
 
 
 def untrained(spaces: Sequence[str], levels: int, captions: bool) -> Calibration:
@@ -179,10 +264,17 @@ def untrained(spaces: Sequence[str], levels: int, captions: bool) -> Calibration
         captioned=default_weights(len(spaces), *UNTRAINED),
         bare=default_weights(len(spaces), UNTRAINED[0]),
         belief=list(BELIEF),
+        hub_means=[0.0] * (len(spaces) + 1),
         strong=lane,
         weak=lane,
         gates=[0.0] * levels,
     )
+
+
+def log_odds(log_p_C: FloatArray) -> FloatArray:
+    """Of log-probabilities; bounded, so that what is certain stays finite."""
+    p = np.clip(np.exp(np.minimum(log_p_C, 0.0)), 1e-7, 1 - 1e-7)
+    return np.asarray(np.log(p) - np.log1p(-p), dtype=np.float32)
 
 
 def log_sum(scores_C: FloatArray) -> float:

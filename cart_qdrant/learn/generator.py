@@ -48,6 +48,8 @@ class GeneratorConfig:
     dropout: float = 0.1
     coarse_fusion: bool = True
     fine_fusion: bool = True
+    fine_gates: bool = True
+    """Whether fine fusion weighs each encoder layer by a learned gate, or averages them."""
 
     def __post_init__(self) -> None:
         if not (self.coarse_fusion or self.fine_fusion):
@@ -121,7 +123,8 @@ class _Layer(nn.Module):
         self.fine_gates = nn.ModuleList()
         if config.fine_fusion:
             self.fine.extend(_Attention(w, config.heads) for _ in range(TAPS))
-            self.fine_gates.extend(nn.Linear(2 * w, w) for _ in range(TAPS))
+            if config.fine_gates:
+                self.fine_gates.extend(nn.Linear(2 * w, w) for _ in range(TAPS))
         self.norms = nn.ModuleList(nn.LayerNorm(w) for _ in range(3))
         self.up, self.down = nn.Linear(w, 4 * w), nn.Linear(4 * w, w)
         self.dropout = nn.Dropout(config.dropout)
@@ -161,10 +164,13 @@ class _Layer(nn.Module):
             assert read.coarse is not None
             c = self.coarse(y, read.coarse, read.mask)
             found = found + torch.sigmoid(self.coarse_gate(c)) * c
-        for attention, gate, keys in zip(self.fine, self.fine_gates, read.fine, strict=True):
+        for n, (attention, keys) in enumerate(zip(self.fine, read.fine, strict=True)):
             c = attention(y, keys, read.mask)
-            alpha = torch.sigmoid(gate(torch.cat([y, c], dim=-1)))
-            found = found + alpha * c
+            if self.fine_gates:
+                c = c * torch.sigmoid(self.fine_gates[n](torch.cat([y, c], dim=-1)))
+            else:
+                c = c / TAPS
+            found = found + c
         x = x + self.dropout(found.reshape(r, t, w))
         out: Tensor = x + self.dropout(self.down(F.gelu(self.up(self.norms[2](x)))))
         return out, own
@@ -302,6 +308,21 @@ class GeneratorScorer:
         self._place: IndexArray = np.arange(self._queries)
         with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
             self._reads = generator.read(memory)
+
+    @classmethod
+    def of(
+        cls,
+        generator: Generator,
+        taps: Sequence[Tensor] | None,
+        mask_BS: Tensor | None,
+        media_BD: FloatArray,
+        levels_BV: Sequence[FloatArray],
+        gates: Sequence[float],
+    ) -> GeneratorScorer:
+        """A scorer that reads queries: their text states and their vectors in a media space."""
+        with torch.inference_mode():
+            memory = generator.memory(taps, mask_BS, torch.from_numpy(media_BD))
+        return cls(generator, memory, levels_BV, gates)
 
     @torch.inference_mode()
     def __call__(

@@ -11,6 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from cart_qdrant.errors import MismatchError
+from cart_qdrant.index.library import QUERYBANK
+from cart_qdrant.index.querybank import Querybank
 from cart_qdrant.index.text_encoder import TextEncoder
 from cart_qdrant.learn.fusion import Calibration
 from cart_qdrant.learn.generator import Generator, GeneratorConfig
@@ -29,8 +32,9 @@ class Model:
     generator: Generator
     calibration: Calibration
 
-    def save(self, folder: Path) -> None:
-        """Write safetensors and JSON into a new folder."""
+    def save(self, folder: Path, bank: Querybank) -> None:
+        """Write safetensors and JSON into a new folder, with the queries that hubness in the index
+        is measured by."""
         if folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
@@ -43,19 +47,33 @@ class Model:
         config = {"spaces": spaces, "generator": self.generator.config.to_json()}
         (folder / "config.json").write_text(json.dumps(config, indent=2))
         (folder / "calibration.json").write_text(json.dumps(self.calibration.to_json(), indent=2))
+        bank.save(folder / QUERYBANK)
 
     @classmethod
     def load(cls, folder: Path, text: TextEncoder) -> Model:
-        """Inverse of `save`."""
-        config = json.loads((folder / "config.json").read_text())
-        encoder = QueryEncoder(text, config["spaces"])
-        encoder.load_state_dict(load_file(folder / "tower.safetensors"))
-        generator = Generator(GeneratorConfig.from_json(config["generator"]))
-        generator.load_state_dict(load_file(folder / "generator.safetensors"))
+        """Inverse of `save`.
+
+        Raises:
+            MismatchError: It was written by a version with other parts.
+        """
+        try:
+            config = json.loads((folder / "config.json").read_text())
+            encoder = QueryEncoder(text, config["spaces"])
+            encoder.load_state_dict(load_file(folder / "tower.safetensors"))
+            generator = Generator(GeneratorConfig.from_json(config["generator"]))
+            generator.load_state_dict(load_file(folder / "generator.safetensors"))
+            calibration = Calibration.from_json(
+                json.loads((folder / "calibration.json").read_text())
+            )
+        except (OSError, KeyError, TypeError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise MismatchError(
+                f"The generator in {folder} has other parts than this version: {reason}",
+                "Train again: `cartq train`.",
+            ) from error
         for module in (encoder, generator):
             module.eval().requires_grad_(False)
-        calibration = json.loads((folder / "calibration.json").read_text())
-        return cls(encoder, generator, Calibration.from_json(calibration))
+        return cls(encoder, generator, calibration)
 
 
 @torch.inference_mode()

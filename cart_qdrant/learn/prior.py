@@ -1,4 +1,5 @@
-"""Prior logits of identifiers: what the code vectors alone say about a query vector.
+"""Prior of identifiers: what the code vectors say about a query vector, and the tree's nodes
+about every query.
 
 Shape legend: B queries, V codes, D vector width.
 """
@@ -11,9 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from cart_qdrant.index.identifiers import Codec
+from cart_qdrant.index.trie import Trie
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int32]
+
+HUB = 0.8
+"""Share of hubness that is taken from an inner product in decoding (docs/experiments.md)."""
 
 
 def level_sizes(codec: Codec) -> list[int]:
@@ -38,4 +43,22 @@ def prior_logits(
         begin = quantizer.offset if level == 0 else 0
         logits[:, begin : begin + scores.shape[1]] = scale * scores
         out.append(logits)
+    return out
+
+
+def node_gains(trie: Trie, weight: float) -> list[FloatArray]:
+    """What each node adds to a beam that enters it, level by level.
+
+    Along a path they sum to `-weight * hubness` of the identifier; on the way, to that of the mean
+    identifier under the node. A beam thus knows early which branches every query leads to, which
+    the code vectors alone do not tell (docs/experiments.md).
+    """
+    hubs = trie.node_hubs()
+    out: list[FloatArray] = []
+    for n, hub in enumerate(hubs):
+        before: FloatArray | float = float(trie.hub_mean())
+        if n:
+            first = trie.levels[n - 1].first
+            before = np.repeat(hubs[n - 1], np.diff(first))
+        out.append((-weight * (hub - before)).astype(np.float32))
     return out

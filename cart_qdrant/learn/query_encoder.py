@@ -1,9 +1,10 @@
 """The query encoder: one text encoder for the caption space, the media spaces and the generator.
 
 The lower half of MiniLM is shared and frozen. Its upper half exists twice: frozen, for the
-sentence vector that caption vectors are compared with; and tuned, for the *query tower*, whose
-heads land in the fixed media spaces. Stored vectors never change and the embedder is never
-loaded to search. Shape legend: B batch, S tokens, D vector width, W encoder width.
+sentence vectors that caption vectors are made of; and tuned, for the *query tower*, whose heads
+land in the fixed media spaces and in the fixed caption space. Stored vectors never change and the
+embedder is never loaded to search.
+Shape legend: B batch, S tokens, D vector width, W encoder width.
 """
 
 from __future__ import annotations
@@ -43,18 +44,39 @@ class Head(nn.Module):
         return F.normalize(y.float(), dim=-1)
 
 
+class CaptionHead(nn.Module):
+    """Into the caption space: the frozen sentence vector and a two-layer correction of it, which
+    is nothing at first: untrained, it changes no vector."""
+
+    def __init__(self, width: int, dropout: float = 0.3) -> None:
+        super().__init__()
+        self.up = nn.Linear(2 * width, HIDDEN)
+        self.down = nn.Linear(HIDDEN, width)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.zeros_(self.down.weight)
+        nn.init.zeros_(self.down.bias)
+
+    def forward(self, x_BW: Tensor) -> Tensor:
+        """Unit vectors (B, W) of features (B, 2W), see `QueryEncoder.features`."""
+        text_BW = x_BW[:, x_BW.shape[1] // 2 :].float()
+        y = self.down(self.dropout(F.gelu(self.up(x_BW))))
+        return F.normalize(text_BW + y.float(), dim=-1)
+
+
 @dataclass(frozen=True, slots=True)
 class Queries:
     """Encoded queries.
 
     Attributes:
-        text_BW: Sentence vectors, to compare with caption vectors.
+        text_BW: Sentence vectors, frozen.
+        caption_BW: Vectors to compare with caption vectors.
         media: Vectors x_BD in each media space that the tower reaches.
         taps: States E1, E2, E3 (B, S, W) for the generator.
         mask_BS: True where there is a token.
     """
 
     text_BW: Tensor
+    caption_BW: Tensor
     media: Mapping[str, Tensor]
     taps: tuple[Tensor, ...]
     mask_BS: Tensor
@@ -84,7 +106,9 @@ class QueryEncoder(nn.Module):
         self.heads = nn.ModuleDict(
             {space: Head(2 * text.dim, dim) for space, dim in spaces.items()}
         )
+        self.caption = CaptionHead(text.dim)
         self.log_scale = nn.Parameter(torch.tensor(3.0))
+        self.log_caption_scale = nn.Parameter(torch.tensor(3.0))
 
     @torch.no_grad()
     def shared(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
@@ -113,7 +137,7 @@ class QueryEncoder(nn.Module):
             states.append(x_BSW)
         return states
 
-    def media(
+    def features(
         self, top_BSW: Tensor, mask_BS: Tensor, text_BW: Tensor, noise: float = 0.0
     ) -> Tensor:
         """Features (B, 2W) that the heads read: tuned and frozen sentence vectors.
@@ -138,9 +162,10 @@ class QueryEncoder(nn.Module):
             low = self.shared(ids_BS, mask_BS)
             text = self.sentence(low, mask_BS)
             states = self.tune(low, mask_BS)
-            features = self.media(states[-1], mask_BS, text)
+            features = self.features(states[-1], mask_BS, text)
             media = {space: head(features) for space, head in self.heads.items()}
-        return Queries(text, media, (low, states[-2], states[-1]), mask_BS)
+            caption = self.caption(features)
+        return Queries(text, caption, media, (low, states[-2], states[-1]), mask_BS)
 
     def batches(
         self, texts: Sequence[str], batch: int = 256

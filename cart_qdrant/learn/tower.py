@@ -1,7 +1,8 @@
-"""Training of the query tower: texts into the fixed media spaces.
+"""Training of the query tower: texts into the fixed media spaces and the fixed caption space.
 
 InfoNCE against all items of the text's space (van den Oord et al., arXiv 1807.03748); media
-vectors stay as they are. Where captions are few, the embedder's own text vectors are distilled
+vectors stay as they are, and so do caption vectors: the text of a pair is to find the mean of the
+item's *other* captions. Where captions are few, the embedder's own text vectors are distilled
 as well, so that training on a dozen captions does not lose what the embedder knew.
 Shape legend: B batch, N items, P pairs, D vector width.
 """
@@ -74,18 +75,22 @@ def lr_factor(step: int, steps: int) -> float:
 
 @torch.inference_mode()
 def tower_vectors(
-    encoder: QueryEncoder, states: TextStates, rows: IntArray, space: str
+    encoder: QueryEncoder, states: TextStates, rows: IntArray, space: str | None
 ) -> FloatArray:
-    """Query vectors (B, D) of texts `rows` in a space, in their order."""
+    """Query vectors (B, D) of texts `rows` in a media space, in their order.
+
+    Args:
+        space: The media space; None for the caption space.
+    """
     encoder.eval()
-    head = encoder.heads[space]
+    head = encoder.caption if space is None else encoder.heads[space]
     position = {int(r): n for n, r in enumerate(rows)}
     out: FloatArray | None = None
     for batch in states.batches(rows, 256, None):
         low, mask, text = states.get(batch)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             top = encoder.tune(low, mask)[-1]
-            q = head(encoder.media(top, mask, text)).float().numpy()
+            q = head(encoder.features(top, mask, text)).float().numpy()
         if out is None:
             out = np.empty((len(rows), q.shape[1]), dtype=np.float32)
         out[[position[int(r)] for r in batch]] = q
@@ -103,6 +108,29 @@ def recall_at(q_BD: FloatArray, x_ND: FloatArray, target_B: IntArray, k: int) ->
         better = (scores > scores[np.arange(len(target)), target][:, None]).sum(axis=1)
         found += int((better < k).sum())
     return found / len(q_BD)
+
+
+@dataclass(frozen=True, slots=True)
+class _Captions:
+    """Captions of the training items.
+
+    Attributes:
+        sums_NW: Sum of the sentence vectors of each item's captions.
+        items: Items that have one, rising.
+        several_N: Items that have several.
+    """
+
+    sums_NW: Tensor
+    items: IntArray
+    several_N: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, corpus: Corpus, split: Split, states: TextStates) -> _Captions:
+        owner = corpus.item_P[split.train_P]
+        sums = np.zeros((len(corpus), states.text_PW.shape[1]), dtype=np.float32)
+        np.add.at(sums, owner, states.text_PW[split.train_P])
+        count = np.bincount(owner, minlength=len(corpus))
+        return cls(torch.from_numpy(sums), np.flatnonzero(count), count > 1)
 
 
 class TowerTrainer:
@@ -131,11 +159,20 @@ class TowerTrainer:
             items = np.flatnonzero((spaces == space) & meant)
             self._row[items] = np.arange(len(items))
             self._x[space] = torch.from_numpy(corpus.vectors.x_ND[items])
+        self._captions = _Captions.of(corpus, split, states)
         self._optimizer = torch.optim.AdamW(
             [
                 {"params": encoder.tuned.parameters(), "lr": config.lr, "weight_decay": 0.01},
-                {"params": encoder.heads.parameters(), "lr": config.head_lr, "weight_decay": 0.05},
-                {"params": [encoder.log_scale], "lr": config.head_lr, "weight_decay": 0.0},
+                {
+                    "params": [*encoder.heads.parameters(), *encoder.caption.parameters()],
+                    "lr": config.head_lr,
+                    "weight_decay": 0.05,
+                },
+                {
+                    "params": [encoder.log_scale, encoder.log_caption_scale],
+                    "lr": config.head_lr,
+                    "weight_decay": 0.0,
+                },
             ]
         )
         self._peaks = [group["lr"] for group in self._optimizer.param_groups]
@@ -239,7 +276,7 @@ class TowerTrainer:
         low, mask, text = states.get(batch)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             top = self.encoder.tune(low, mask)[-1]
-        return self.encoder.media(top, mask, text, noise)
+        return self.encoder.features(top, mask, text, noise)
 
     def _loss(self, batch: IntArray, rng: np.random.Generator) -> Tensor | None:
         corpus, config = self.corpus, self.config
@@ -257,6 +294,7 @@ class TowerTrainer:
                 each = F.cross_entropy(logits, torch.from_numpy(target), reduction="none")
                 weight = torch.from_numpy(np.where(corpus.weak_P[batch[rows]], WEAK, 1.0)).float()
                 parts.append((each * weight).sum() / len(batch))
+            parts += self._caption_loss(features, batch, rng)
         share = max(0.0, 1.0 - len(self.split.train_P) / DISTILL_UNTIL)
         if self.distill is not None and share > 0:
             chosen = rng.choice(len(self.distill.states.ids), 96)
@@ -266,6 +304,32 @@ class TowerTrainer:
                 cosine = (q * torch.from_numpy(target_TD[chosen])).sum(dim=1)
                 parts.append(share * 10 * (1 - cosine).mean())
         return torch.stack(parts).sum() if parts else None
+
+    def _caption_loss(
+        self, features: Tensor, batch: IntArray, rng: np.random.Generator
+    ) -> list[Tensor]:
+        """Of the pairs whose item has other captions; empty if there is none."""
+        known, corpus = self._captions, self.corpus
+        rows = np.flatnonzero(known.several_N[corpus.item_P[batch]])
+        if not len(rows):
+            return []
+        items = corpus.item_P[batch[rows]]
+        among = known.items
+        if len(among) > NEGATIVES:
+            among = np.union1d(rng.choice(among, NEGATIVES, replace=False), items)
+        sums_MW = known.sums_NW[among]
+        others = F.normalize(
+            known.sums_NW[items] - torch.from_numpy(self.states.text_PW[batch[rows]]), dim=-1
+        )
+        q = self.encoder.caption(features[rows])
+        scale = self.encoder.log_caption_scale.exp().clamp(max=100)
+        logits = scale * q @ F.normalize(sums_MW, dim=-1).T
+        # Segments of one file share captions: they are no wrong answers.
+        same = corpus.file_N[among][None, :] == corpus.file_N[items][:, None]
+        logits = logits.masked_fill(torch.from_numpy(same), -1e4)
+        target = torch.from_numpy(np.searchsorted(among, items))[:, None]
+        logits = logits.scatter(1, target, scale * (q * others).sum(dim=1, keepdim=True))
+        return [F.cross_entropy(logits, target[:, 0], reduction="sum") / len(batch)]
 
     def _contrast(
         self, space: str, target: IntArray, rng: np.random.Generator

@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +23,16 @@ from cart_qdrant.index.identifiers import Codec, IdentifierConfig, fit_codec
 from cart_qdrant.index.identify import prepare, remove_stale
 from cart_qdrant.index.ingest import Reporter, Silent
 from cart_qdrant.index.library import Library
+from cart_qdrant.index.querybank import BANK, CAPTION, Querybank, media_space
 from cart_qdrant.index.trie import Trie
-from cart_qdrant.learn.calibrate import HeldOut, calibrate, fit_gates
+from cart_qdrant.learn.calibrate import HeldOut, Items, calibrate, fit_gates
 from cart_qdrant.learn.decode import decode
-from cart_qdrant.learn.fit_generator import GeneratorData, corrections, fit_generator
+from cart_qdrant.learn.fit_generator import (
+    GeneratorData,
+    corrections,
+    fit_generator,
+    read_taps,
+)
 from cart_qdrant.learn.fusion import Calibration, blend, untrained
 from cart_qdrant.learn.generator import Generator, GeneratorConfig
 from cart_qdrant.learn.model import Model, parameters
@@ -36,8 +43,9 @@ from cart_qdrant.learn.pairs import (
     read_corpus,
     split_pairs,
 )
-from cart_qdrant.learn.prior import level_sizes
+from cart_qdrant.learn.prior import HUB, level_sizes, node_gains
 from cart_qdrant.learn.query_encoder import QueryEncoder
+from cart_qdrant.learn.signs import measure_signs
 from cart_qdrant.learn.states import TextStates
 from cart_qdrant.learn.tower import DISTILL_UNTIL, Distillation, TowerTrainer, tower_vectors
 from cart_qdrant.learn.train_report import PROFILES, TrainOptions, TrainReport
@@ -51,6 +59,8 @@ BEAMS = 200
 ZERO_SHOT = 0.6
 """Share of the embedder's own text vectors in a query vector after training on next to nothing; it
 falls to none at `DISTILL_UNTIL` captions (docs/experiments.md)."""
+SHARPNESS = 1.5
+"""Of hubness in media spaces, over the tower's own scale (docs/experiments.md)."""
 JUDGED = 1_000
 """Held-out queries of each stratum that calibration looks at."""
 
@@ -115,9 +125,10 @@ class _Training:
         query_PD = self._query_vectors(encoder, corpus, states)
         self.reporter.phase("identifiers", None)
         codec = self._codec(corpus, split, query_PD)
-        info = prepare(library, corpus.vectors, codec)
-        trie = Trie.load(library.folder.root / info.trie.name)
         scale = float(encoder.log_scale.detach().exp().clamp(max=100)) if spaces else 20.0
+        bank = self._querybank(encoder, corpus, split, states, query_PD, scale)
+        info = prepare(library, corpus.vectors, codec, bank)
+        trie = Trie.load(library.folder.root / info.trie.name)
         rows_NL = self._identifiers(info, corpus)
         data = GeneratorData(
             corpus, split, states, codec, query_PD, np.ascontiguousarray(rows_NL[:, :-1]), scale
@@ -136,8 +147,12 @@ class _Training:
             reporter=self.reporter, log=self.log,
         )  # fmt: skip
         self.reporter.phase("calibration", None)
-        calibration = self._calibrate(encoder, generator, data, trie, rows_NL, list(spaces))
-        self._flip(Model(encoder, generator, calibration), info, val_r10, len(split.train_P))
+        calibration = self._calibrate(encoder, generator, data, bank, trie, rows_NL, list(spaces))
+        signs = measure_signs(generator, encoder, data, trie, calibration.gates, options.seed)
+        self._flip(
+            Model(encoder, generator, calibration), bank, info,
+            {"val_r10": round(val_r10, 4), "pairs": len(split.train_P), "signs": signs},
+        )  # fmt: skip
         return TrainReport(
             profile=options.profile,
             items=len(corpus),
@@ -201,6 +216,29 @@ class _Training:
         zero_shot = None if lexicon is None else lexicon.embed(states.text_PW[rows], space)
         return blend(tower_vectors(encoder, states, rows, space), zero_shot, self.zero_shot)
 
+    def _querybank(
+        self,
+        encoder: QueryEncoder,
+        corpus: Corpus,
+        split: Split,
+        states: TextStates,
+        query_PD: FloatArray,
+        scale: float,
+    ) -> Querybank:
+        """Training queries, as a search makes them, in every space."""
+        train_P = split.train_P
+        banks: dict[str, FloatArray] = {}
+        sharpness: dict[str, float] = {}
+        for space in encoder.heads:
+            rows = train_P[corpus.vectors.spaces[corpus.item_P[train_P]] == space]
+            banks[media_space(space)] = query_PD[rows]
+            sharpness[media_space(space)] = SHARPNESS * scale
+        rng = np.random.default_rng(self.options.seed)
+        rows = np.sort(rng.permutation(train_P)[:BANK])
+        banks[CAPTION] = tower_vectors(encoder, states, rows, None)
+        sharpness[CAPTION] = float(encoder.log_caption_scale.detach().exp().clamp(max=100))
+        return Querybank.sample(banks, sharpness, self.options.seed)
+
     def _codec(self, corpus: Corpus, split: Split, query_PD: FloatArray) -> Codec:
         """Identifiers fitted in the metric of the queries: codes are spent where queries look."""
         metrics: dict[str, FloatArray] = {}
@@ -232,15 +270,21 @@ class _Training:
         encoder: QueryEncoder,
         generator: Generator,
         data: GeneratorData,
+        bank: Querybank,
         trie: Trie,
         rows_NL: npt.NDArray[np.int32],
         spaces: list[str],
     ) -> Calibration:
         corpus, split, codec = data.corpus, data.split, data.codec
         captions = bool(corpus.captioned.any())
+        everything = np.ones(len(corpus.texts), dtype=bool)
+        hub_N = self._hubness(bank, corpus)
+        caption_NW, has_N = caption_vectors(corpus, data.states.text_PW, everything)
+        means = [_mean(hub_N[corpus.vectors.spaces == space]) for space in spaces]
+        means.append(_mean(bank.hubness(caption_NW[has_N], CAPTION)))
         base = replace(
             untrained(spaces, codec.levels, captions),
-            scale=data.scale, beams=BEAMS, zero_shot=self.zero_shot,
+            scale=data.scale, beams=BEAMS, zero_shot=self.zero_shot, hub_means=means,
         )  # fmt: skip
         rng = np.random.default_rng(self.options.seed)
         judged = {
@@ -258,7 +302,9 @@ class _Training:
         keep = np.ones(len(corpus.texts), dtype=bool)
         keep[split.known_P] = False
         keep[split.new_P] = False
-        caption_NW, known_N = caption_vectors(corpus, states_text(data), keep)
+        caption_NW, known_N = caption_vectors(corpus, data.states.text_PW, keep)
+        caption_hub_N = bank.hubness(caption_NW, CAPTION)
+        gains = node_gains(trie, base.scale * HUB)
         number = {space: n for n, space in enumerate(spaces)}
         space_N = np.asarray([number.get(str(s), -1) for s in corpus.vectors.spaces], np.intp)
         strata: dict[str, HeldOut] = {}
@@ -267,26 +313,27 @@ class _Training:
             beams = []
             for begin in range(0, len(rows), 64):
                 part = rows[begin : begin + 64]
-                taps, mask = self._taps(encoder, data, part)
+                taps, mask = read_taps(encoder, data, part)
                 beams += decode(
                     trie, codec, {s: q[begin : begin + 64] for s, q in media.items()},
                     scale=base.scale, width=base.beams, gates=base.gates, generator=generator,
-                    taps=taps, mask_BS=mask,
+                    taps=taps, mask_BS=mask, gains=gains,
                 )  # fmt: skip
+            caption_BW = tower_vectors(encoder, data.states, rows, None)
             strata[name] = HeldOut(
-                corpus.item_P[rows], media, states_text(data)[rows], beams, caption_NW, known_N
+                corpus.item_P[rows], media, caption_BW, beams, caption_NW, known_N, caption_hub_N
             )
-        return calibrate(strata, shares, corpus.vectors.x_ND, space_N, rows_NL, corpus.file_N, base)
+        items = Items(corpus.vectors.x_ND, space_N, rows_NL, corpus.file_N, hub_N)
+        return calibrate(strata, shares, items, base)
 
     @staticmethod
-    @torch.inference_mode()
-    def _taps(
-        encoder: QueryEncoder, data: GeneratorData, rows: IntArray
-    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-        low, mask, _ = data.states.get(rows)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            states = encoder.tune(low, mask)
-        return (low.float(), states[-2].float(), states[-1].float()), mask
+    def _hubness(bank: Querybank, corpus: Corpus) -> FloatArray:
+        """Of each item's media vector (N,)."""
+        out = np.full(len(corpus), np.nan, dtype=np.float32)
+        for space in np.unique(corpus.vectors.spaces):
+            rows = corpus.vectors.spaces == space
+            out[rows] = bank.hubness(corpus.vectors.x_ND[rows], media_space(str(space)))
+        return out
 
     @staticmethod
     def _gates(
@@ -314,12 +361,14 @@ class _Training:
         prior = data.prior(data.query_PD[rows], items)
         return fit_gates(joined, prior, list(codes.T))
 
-    def _flip(self, model: Model, info: IdentifierInfo, val_r10: float, pairs: int) -> None:
+    def _flip(
+        self, model: Model, bank: Querybank, info: IdentifierInfo, found: Mapping[str, Any]
+    ) -> None:
         """Everything new goes into force in one replacement of the manifest."""
         library = self.library
         version = info.version
         folder = library.folder.root / f"generator-{version}"
-        model.save(folder)
+        model.save(folder, bank)
         old = library.manifest.identifiers
         generator = GeneratorInfo(
             version=version,
@@ -327,10 +376,11 @@ class _Training:
             identifiers=info.version,
             summary={
                 "profile": self.options.profile,
-                "pairs": pairs,
+                "seed": self.options.seed,
                 "parameters": parameters(model),
-                "val_r10": round(val_r10, 4),
                 "held_out": model.calibration.held_out,
+                "ece": model.calibration.ece,
+                **found,
             },
         )
         stale = [*library.manifest.stale_fields, *([old.field] if old is not None else [])]
@@ -341,9 +391,9 @@ class _Training:
         library.clear_work(["train"])
 
 
-def states_text(data: GeneratorData) -> FloatArray:
-    """Sentence vectors (P, W) of all pairs."""
-    return data.states.text_PW
+def _mean(values: FloatArray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else 0.0
 
 
 __all__ = ["TrainOptions", "TrainReport", "train"]

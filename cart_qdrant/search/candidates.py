@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 from qdrant_client import models
+from torch import Tensor
 
 from cart_qdrant.index.library import Library
-from cart_qdrant.index.store import CAPTION, MEDIA
+from cart_qdrant.index.store import CAPTION, CAPTION_TEXTS, MEDIA
 from cart_qdrant.learn.beam import Beams
-from cart_qdrant.learn.fusion import Evidence
+from cart_qdrant.learn.fusion import SINGLE, Evidence
 from cart_qdrant.search.filters import merge_filters
 
 FloatArray = npt.NDArray[np.float32]
@@ -27,21 +28,47 @@ POOL = 100
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A block of queries, encoded: media vectors per space, caption-space vectors, beams."""
+    """A block of queries, encoded.
 
+    Attributes:
+        texts: The queries.
+        media: Query vectors (B, D) in each media space that they reach.
+        caption_BW: Query vectors in the caption space.
+        beams: Decoded identifiers.
+        taps: Text states that the generator reads; None before training.
+        mask_BS: Where they hold a token.
+    """
+
+    texts: Sequence[str]
     media: Mapping[str, FloatArray]
-    text_BW: FloatArray
+    caption_BW: FloatArray
     beams: list[Beams]
+    taps: tuple[Tensor, ...] | None = None
+    mask_BS: Tensor | None = None
+
+    def one(self, b: int) -> Encoded:
+        """Query `b` alone."""
+        here = slice(b, b + 1)
+        return Encoded(
+            self.texts[here],
+            {space: q_BD[here] for space, q_BD in self.media.items()},
+            self.caption_BW[here], self.beams[here],
+            None if self.taps is None else tuple(tap[here] for tap in self.taps),
+            None if self.mask_BS is None else self.mask_BS[here],
+        )  # fmt: skip
 
 
 @dataclass(slots=True)
 class Pool:
-    """Candidates of one query: scores by point id, and the number of each one's space."""
+    """Candidates of one query: scores by point id, the number of each one's space, hubness."""
 
     media: dict[str, float] = field(default_factory=dict)
     caption: dict[str, float] = field(default_factory=dict)
     beam: dict[str, float] = field(default_factory=dict)
     space: dict[str, int] = field(default_factory=dict)
+    hub: dict[str, float] = field(default_factory=dict)
+    caption_hub: dict[str, float] = field(default_factory=dict)
+    words: dict[str, float] = field(default_factory=dict)
 
     def evidence(self) -> Evidence:
         """Of the candidates, in the order of `space`; NaN where a lane says nothing."""
@@ -52,6 +79,7 @@ class Pool:
         return Evidence(
             column(self.media), column(self.caption), column(self.beam),
             np.asarray(list(self.space.values()), np.intp),
+            column(self.hub), column(self.caption_hub), column(self.words),
         )  # fmt: skip
 
 
@@ -86,26 +114,37 @@ class Collector:
             lanes: Which lanes may answer; the generative one alone takes what beams name.
             filter: Condition on the payload that all candidates meet.
         """
-        pools = [Pool() for _ in encoded.text_BW]
+        pools = [Pool() for _ in encoded.caption_BW]
         requests: list[models.QueryRequest] = []
         owners: list[tuple[int, dict[str, float] | None]] = []
+        media = any(lane not in ("generative", *SINGLE) for lane in lanes)
+        caption = any(lane in ("fused", "caption", "rrf") for lane in lanes)
+        words = any(lane in ("bm25", "rrf") for lane in lanes)
         for b, pool in enumerate(pools):
             if len(encoded.beams[b].scores_K):
                 requests.append(self._named(encoded.beams[b], filter))
                 owners.append((b, None))
-            if set(lanes) == {"generative"}:
-                continue
-            for space, q_BD in encoded.media.items():
+            for space, q_BD in encoded.media.items() if media else ():
                 within = self._in_space(space, filter)
-                requests.append(_nearest(q_BD[b], MEDIA, within, limit))
+                requests.append(_nearest(q_BD[b], MEDIA, within, limit, self._payload))
                 owners.append((b, pool.media))
-            if set(lanes) != {"dense"}:
-                requests.append(_nearest(encoded.text_BW[b], CAPTION, filter, limit))
+            if caption:
+                x_W = encoded.caption_BW[b]
+                requests.append(_nearest(x_W, CAPTION, filter, limit, self._payload))
                 owners.append((b, pool.caption))
+            if words:
+                requests.append(
+                    models.QueryRequest(
+                        query=models.TextQuery(text=encoded.texts[b]), using=CAPTION_TEXTS,
+                        filter=filter, limit=limit, with_payload=self._payload,
+                    )
+                )  # fmt: skip
+                owners.append((b, pool.words))
         answers = self._library.store.query_batch(requests) if requests else []
         for (b, scores), points in zip(owners, answers, strict=True):
             self._add(pools[b], scores, points, encoded.beams[b])
-        self._complete(pools, encoded, captions=set(lanes) != {"dense"})
+        if not set(lanes) <= {*SINGLE, "rrf"}:
+            self._complete(pools, encoded, captions=set(lanes) != {"dense"})
         return pools
 
     def _named(self, beams: Beams, filter: models.Filter | None) -> models.QueryRequest:
@@ -115,8 +154,13 @@ class Collector:
         return models.QueryRequest(
             filter=merge_filters(named, filter),
             limit=len(beams.scores_K),
-            with_payload=["modality", f"{self._field}.id"],
+            with_payload=[*self._payload, f"{self._field}.id"],
         )
+
+    @property
+    def _payload(self) -> list[str]:
+        """What is read of each candidate."""
+        return ["modality", f"{self._field}.hub"]
 
     @property
     def _field(self) -> str:
@@ -140,6 +184,9 @@ class Collector:
             if space is None:
                 continue
             pool.space[one] = self._spaces.index(space) if space in self._spaces else -1
+            hub = payload.get(self._field, {}).get("hub", {})
+            pool.hub[one] = hub.get("media", np.nan)
+            pool.caption_hub[one] = hub.get("caption", np.nan)
             if scores is None:
                 pool.beam[one] = share[payload[self._field]["id"]]
             else:
@@ -154,7 +201,7 @@ class Collector:
             missing = [one for one in ids if one not in scores]
             if missing:
                 only = models.Filter(must=[models.HasIdCondition(has_id=list(missing))])
-                requests.append(_nearest(vector, using, only, len(missing), payload=False))
+                requests.append(_nearest(vector, using, only, len(missing), False))
                 owners.append(scores)
 
         for b, pool in enumerate(pools):
@@ -163,7 +210,7 @@ class Collector:
                 ids = [one for one, n in pool.space.items() if n == number]
                 ask(pool.media, ids, MEDIA, q_BD[b])
             if captions:
-                ask(pool.caption, list(pool.space), CAPTION, encoded.text_BW[b])
+                ask(pool.caption, list(pool.space), CAPTION, encoded.caption_BW[b])
         answers = self._library.store.query_batch(requests) if requests else []
         for scores, points in zip(owners, answers, strict=True):
             scores.update({str(point.id): point.score for point in points})
@@ -174,10 +221,8 @@ def _nearest(
     using: str,
     filter: models.Filter | None,
     limit: int,
-    *,
-    payload: bool = True,
+    payload: list[str] | bool,
 ) -> models.QueryRequest:
     return models.QueryRequest(
-        query=vector.tolist(), using=using, filter=filter, limit=limit,
-        with_payload=["modality"] if payload else False,
-    )  # fmt: skip
+        query=vector.tolist(), using=using, filter=filter, limit=limit, with_payload=payload
+    )

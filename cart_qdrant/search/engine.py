@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -23,19 +23,43 @@ from cart_qdrant.index.identify import load_codec, load_trie
 from cart_qdrant.index.library import Library
 from cart_qdrant.index.store import CAPTION
 from cart_qdrant.learn.beam import Beams
+from cart_qdrant.learn.calibrate import MEANINGFUL
 from cart_qdrant.learn.decode import decode
 from cart_qdrant.learn.fusion import Calibration, blend, untrained
 from cart_qdrant.learn.model import Model
+from cart_qdrant.learn.prior import HUB, node_gains
 from cart_qdrant.records import Hit, Modality
 from cart_qdrant.search.candidates import POOL, Collector, Encoded, Pool
+from cart_qdrant.search.explain import Explainer
 from cart_qdrant.search.result import SearchResult
 
 FloatArray = npt.NDArray[np.float32]
-Lane = Literal["auto", "generative", "dense", "fused"]
+Lane = Literal["auto", "generative", "dense", "fused", "caption", "bm25", "rrf"]
 
-LANES: tuple[Lane, ...] = ("auto", "generative", "dense", "fused")
+LANES: tuple[Lane, ...] = ("auto", "generative", "dense", "fused", "caption", "bm25", "rrf")
 BLOCK = 64
 """Queries answered together."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a search is to give."""
+
+    k: int
+    lane: Lane
+    filter: models.Filter | None
+    group_by: str
+    min_confidence: float
+    explain: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """A candidate that a lane has scored."""
+
+    id: str
+    score: float
+    confidence: float | None
 
 
 class Retriever:
@@ -47,6 +71,7 @@ class Retriever:
         self._version = manifest.version
         self._trie, self._codec = load_trie(library), load_codec(library)
         self._model: Model | None = None
+        self._gains: list[FloatArray] | None = None
         modalities: dict[str, list[str]] = {}
         for modality, space in manifest.embedder.spaces.items():
             modalities.setdefault(space, []).append(modality)
@@ -65,6 +90,8 @@ class Retriever:
             folder = library.folder.path(manifest.generator.folder)
             self._model = Model.load(folder, library.text_encoder())
             self._calibration = self._model.calibration
+            if self._trie is not None:
+                self._gains = node_gains(self._trie, self._calibration.scale * HUB)
         else:
             levels = manifest.identifiers.levels if manifest.identifiers else 0
             captions = (
@@ -75,6 +102,9 @@ class Retriever:
             )
             self._calibration = untrained(sorted(modalities), levels, captions)
         self._collector = Collector(library, modalities, self._calibration.spaces)
+        self._explainer = Explainer(
+            library, self._trie, self._codec, self._model, self._calibration, self._gains
+        )
 
     @classmethod
     def open(
@@ -117,6 +147,8 @@ class Retriever:
         lane: Lane = "auto",
         filter: models.Filter | None = None,
         group_by: Literal["file", "none"] = "file",
+        min_confidence: float = 0.0,
+        explain: bool = False,
     ) -> SearchResult:
         """The best `k` hits for a text.
 
@@ -126,11 +158,17 @@ class Retriever:
             lane: Who answers; `auto` lets the router choose.
             filter: Condition on the payload; both lanes obey it.
             group_by: `file` gives each file once.
+            min_confidence: Leave out hits that are less likely to be meant.
+            explain: Say why each hit is one (`Hit.why`).
 
         Raises:
-            UsageError: An empty query, k under 1, an unknown lane or grouping.
+            UsageError: An empty query, k under 1, an unknown lane or grouping, a confidence
+                outside [0, 1] or where none is known.
         """
-        return self.search_many([query], k=k, lane=lane, filter=filter, group_by=group_by)[0]
+        return self.search_many(
+            [query], k=k, lane=lane, filter=filter, group_by=group_by,
+            min_confidence=min_confidence, explain=explain,
+        )[0]  # fmt: skip
 
     def search_many(
         self,
@@ -140,6 +178,8 @@ class Retriever:
         lane: Lane = "auto",
         filter: models.Filter | None = None,
         group_by: Literal["file", "none"] = "file",
+        min_confidence: float = 0.0,
+        explain: bool = False,
     ) -> list[SearchResult]:
         """`search` for many texts at once."""
         if k < 1:
@@ -150,26 +190,37 @@ class Retriever:
             raise UsageError(f"--group-by is {group_by!r}, but must be file or none.")
         if any(not query.strip() for query in queries):
             raise UsageError("The query is empty.", 'Say what to find: cartq search "a dog".')
+        if not 0 <= min_confidence <= 1:
+            raise UsageError(f"--min-confidence is {min_confidence}, but must be in 0..1.")
+        if min_confidence and not self._calibration.confidence:
+            raise UsageError(
+                "--min-confidence is given, but how sure hits of this index are is not known: "
+                f"fewer than {MEANINGFUL} captions could be held out in training.",
+                "Describe more of the media, then `cartq train`.",
+            )
+        wanted = _Wanted(k, lane, filter, group_by, min_confidence, explain)
         out: list[SearchResult] = []
         for begin in range(0, len(queries), BLOCK):
-            block = list(queries[begin : begin + BLOCK])
-            out += self._search_block(block, k, lane, filter, group_by)
+            out += self._search_block(list(queries[begin : begin + BLOCK]), wanted)
         return out
 
-    def _search_block(
-        self, queries: list[str], k: int, lane: Lane, filter: models.Filter | None, group_by: str
-    ) -> list[SearchResult]:
+    def _search_block(self, queries: list[str], wanted: _Wanted) -> list[SearchResult]:
         begin = time.perf_counter()
+        lane, k = wanted.lane, wanted.k
         wants_beams = lane == "generative" or (lane in ("auto", "fused") and self._uses_beams())
-        encoded, encode_ms, decode_ms = self._encode(queries, wants_beams)
+        encoded, encode_ms, decode_ms = self._encode(queries, wants_beams, wanted.filter)
         resolve = time.perf_counter()
         calibration = self._calibration
         lanes = {calibration.strong, calibration.weak} if lane == "auto" else {lane}
         pools = self._collector.collect(
-            encoded, limit=max(POOL, 5 * k), lanes=sorted(lanes), filter=filter
+            encoded, limit=max(POOL, 5 * k), lanes=sorted(lanes), filter=wanted.filter
         )
         answers = [self._rank(pool, lane) for pool in pools]
-        hits = self._hits([a[1] for a in answers], k, group_by)
+        hits = self._hits([a[1] for a in answers], wanted)
+        if wanted.explain:
+            for b, found in enumerate(hits):
+                whys = self._explainer.explain(found, pools[b], encoded.one(b))
+                hits[b] = [replace(hit, why=why) for hit, why in zip(found, whys, strict=True)]
         end = time.perf_counter()
         took = {
             "encode": encode_ms / len(queries),
@@ -199,16 +250,19 @@ class Retriever:
             remarks.append("no text reaches the media vectors: captions alone answer")
         return remarks
 
-    def _encode(self, queries: list[str], beams: bool) -> tuple[Encoded, float, float]:
+    def _encode(
+        self, queries: list[str], beams: bool, filter: models.Filter | None
+    ) -> tuple[Encoded, float, float]:
         begin = time.perf_counter()
         calibration = self._calibration
         if self._model is None:
-            text_BW = self._library.text_encoder().embed(queries)
-            media = self._untrained(queries, text_BW)
+            caption_BW = self._library.text_encoder().embed(queries)
+            media = self._untrained(queries, caption_BW)
             taps, mask = None, None
         else:
             ids = self._model.encoder.tokenize(queries)
             found = self._model.encoder.encode(ids, bf16=len(queries) > 8)
+            caption_BW = found.caption_BW.float().numpy()
             text_BW = found.text_BW.float().numpy()
             lexicon = self._library.lexicon() if calibration.zero_shot else None
             media = {
@@ -227,11 +281,17 @@ class Retriever:
                 self._trie, self._codec, media, scale=calibration.scale, width=calibration.beams,
                 gates=calibration.gates,
                 generator=self._model.generator if self._model else None,
-                taps=taps, mask_BS=mask,
+                taps=taps, mask_BS=mask, gains=self._gains, widen=self._rarity(filter),
             ) or decoded  # fmt: skip
         end = time.perf_counter()
-        encoded = Encoded(media, text_BW, decoded)
+        encoded = Encoded(queries, media, caption_BW, decoded, taps, mask)
         return encoded, (middle - begin) * 1e3, (end - middle) * 1e3
+
+    def _rarity(self, filter: models.Filter | None) -> float:
+        """How many items there are for each that a filter lets through."""
+        if filter is None or self._trie is None:
+            return 1.0
+        return len(self._trie) / max(1, self._library.store.count(filter))
 
     def _untrained(self, queries: list[str], text_BW: FloatArray) -> dict[str, FloatArray]:
         """Query vectors in the spaces that text reaches without training."""
@@ -244,35 +304,36 @@ class Retriever:
             found = {space: embedder.embed_text(queries, space) for space in self._modalities}
         return {space: x for space, x in found.items() if x is not None}
 
-    def _rank(self, pool: Pool, lane: Lane) -> tuple[str, list[tuple[str, float]]]:
-        """The lane that answers, and candidates with their scores, best first."""
-        ids, evidence = list(pool.space), pool.evidence()
-        chosen = self._calibration.route(evidence) if lane == "auto" else lane
+    def _rank(self, pool: Pool, lane: Lane) -> tuple[str, list[_Scored]]:
+        """The lane that answers, and its candidates, best first."""
+        ids, evidence, calibration = list(pool.space), pool.evidence(), self._calibration
+        chosen = calibration.route(evidence) if lane == "auto" else lane
         if not ids:
             return chosen, []
-        scores = self._calibration.score(chosen, evidence)
-        order = np.argsort(-scores, kind="stable")
-        if chosen == "generative":
-            # What no beam names is no answer of this lane; `auto` fills up with it.
-            named = order[evidence.named[order]]
-            rest = order[~evidence.named[order]]
-            order = np.concatenate([named, rest]) if lane == "auto" else named
-        return chosen, [(ids[n], float(scores[n])) for n in order]
+        # What no beam names is no answer of the generative lane; `auto` fills up with it.
+        order, scores = calibration.order(chosen, evidence, fill=lane == "auto")
+        sure = calibration.confidences(evidence)
+        return chosen, [
+            _Scored(ids[n], float(scores[n]), None if sure is None else float(sure[n]))
+            for n in order
+        ]
 
-    def _hits(
-        self, ranked: list[list[tuple[str, float]]], k: int, group_by: str
-    ) -> list[list[Hit]]:
+    def _hits(self, ranked: list[list[_Scored]], wanted: _Wanted) -> list[list[Hit]]:
         """Payloads of the best, grouped by file when asked."""
         # A file may hold many of the best segments: read some more than k, and all if need be.
-        depth = k if group_by == "none" else 4 * k
+        k = wanted.k
+        depth = k if wanted.group_by == "none" else 4 * k
+        least = wanted.min_confidence
+        ranked = [[one for one in rows if (one.confidence or 0.0) >= least] for rows in ranked]
         out: list[list[Hit]] = []
-        wanted = list(dict.fromkeys(one for rows in ranked for one, _ in rows[:depth]))
-        payloads = self._payloads(wanted)
+        payloads = self._payloads(
+            list(dict.fromkeys(one.id for rows in ranked for one in rows[:depth]))
+        )
         for rows in ranked:
-            found = self._take(rows, payloads, k, group_by)
+            found = self._take(rows, payloads, k, wanted.group_by)
             if len(found) < min(k, len(rows)) and len(rows) > depth:
-                payloads |= self._payloads([one for one, _ in rows[depth:]])
-                found = self._take(rows, payloads, k, group_by)
+                payloads |= self._payloads([one.id for one in rows[depth:]])
+                found = self._take(rows, payloads, k, wanted.group_by)
             out.append(found)
         return out
 
@@ -281,7 +342,7 @@ class Retriever:
 
     def _take(
         self,
-        rows: list[tuple[str, float]],
+        rows: list[_Scored],
         payloads: Mapping[str, dict[str, Any]],
         k: int,
         group_by: str,
@@ -289,8 +350,8 @@ class Retriever:
         info = self._library.manifest.identifiers
         hits: list[Hit] = []
         seen: set[str] = set()
-        for one, score in rows:
-            payload = payloads.get(one)
+        for one in rows:
+            payload = payloads.get(one.id)
             if payload is None or (group_by == "file" and payload["path"] in seen):
                 continue
             seen.add(payload["path"])
@@ -298,11 +359,12 @@ class Retriever:
             cart = payload.get(info.field) if info is not None else None
             hits.append(
                 Hit(
-                    rank=len(hits) + 1, id=one, path=payload["path"],
+                    rank=len(hits) + 1, id=one.id, path=payload["path"],
                     modality=Modality(payload["modality"]), start=float(payload["start"]),
-                    end=float(payload["end"]), score=score, lane="",
+                    end=float(payload["end"]), score=one.score, lane="",
                     identifier=cart["id"] if cart else None,
                     caption=captions[0]["text"] if captions else None, payload=payload,
+                    confidence=one.confidence,
                 )
             )  # fmt: skip
             if len(hits) == k:

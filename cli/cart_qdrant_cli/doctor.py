@@ -45,10 +45,12 @@ class Diagnosis:
     Attributes:
         health: State of the identifiers; None where they cannot be read, or there are none.
         broken: Artefacts that are missing or were changed, each with what is wrong.
+        signs: What the last training shows that is amiss, each with its remedy; no failure.
     """
 
     health: Health | None
     broken: dict[str, str]
+    signs: list[str]
 
     @property
     def passed(self) -> bool:
@@ -58,7 +60,7 @@ class Diagnosis:
     def to_json(self) -> dict[str, Any]:
         """One object."""
         out = {} if self.health is None else health_json(self.health)
-        return {**out, "passed": self.passed, "broken": self.broken}
+        return {**out, "passed": self.passed, "broken": self.broken, "signs": self.signs}
 
 
 def doctor(
@@ -101,6 +103,7 @@ def doctor(
 def diagnose(library: Library) -> Diagnosis:
     """Check the artefacts against the manifest, then measure the identifiers."""
     from cart_qdrant.index.identify import check
+    from cart_qdrant.learn.read_signs import read_signs
 
     manifest = library.manifest
     parts: dict[str, Artifact | None] = {
@@ -120,7 +123,8 @@ def diagnose(library: Library) -> Diagnosis:
         except MismatchError as error:
             broken[name] = error.what
     health = None if {"books", "trie"} & broken.keys() else check(library)
-    return Diagnosis(health, broken)
+    signs = [] if manifest.generator is None else read_signs(manifest.generator.summary)
+    return Diagnosis(health, broken, signs)
 
 
 def mend(library: Library, found: Diagnosis, reporter: Reporter) -> None:
@@ -155,6 +159,8 @@ def _show(found: Diagnosis) -> None:
         show_health(console, found.health)
     elif not found.broken:
         console.print("The index is empty.")
+    for line in found.signs:
+        console.print(Text.assemble(("! ", "bold yellow"), plain(line)))
     if found.broken:
         console.print(Text.assemble(verdict(False), "  Mend: cartq doctor --fix"))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 from rich.console import Console
 
+from cart_qdrant.errors import UsageError
 from cart_qdrant_cli.options import (
     CollectionOption,
     FilterOption,
@@ -15,6 +16,7 @@ from cart_qdrant_cli.options import (
     JsonOption,
     Lane,
     ModalityOption,
+    Target,
     UrlOption,
     VerboseOption,
     add_command,
@@ -22,7 +24,7 @@ from cart_qdrant_cli.options import (
     examples,
     resolve,
 )
-from cart_qdrant_cli.output import grid, plain, print_json, reporting, stdout
+from cart_qdrant_cli.output import grid, plain, print_json, remark, reporting, stdout
 from cart_qdrant_cli.search import open_retriever
 
 if TYPE_CHECKING:
@@ -34,19 +36,20 @@ KS = (1, 5, 10)
 EXAMPLES = examples(
     "cartq eval queries.jsonl",
     "cartq eval queries.jsonl --lane dense --lane auto -k 1 -k 10 --filter split=dev --json",
+    "cartq eval --ablate --seeds 1 --out ablation",
 )
 
 
 def evaluate(
     context: typer.Context,
     queries: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
             help='One JSON object a line: {"query": "...", "relevant": ["relative/path.jpg"]}.',
             metavar="QUERIES.jsonl",
             show_default=False,
         ),
-    ],
+    ] = None,
     lane: Annotated[
         list[Lane] | None,
         typer.Option(
@@ -59,6 +62,29 @@ def evaluate(
             "-k", min=1, help="Depth of recall; 1, 5, 10. Repeatable.", show_default=False
         ),
     ] = None,
+    ablation: Annotated[
+        bool,
+        typer.Option(
+            "--ablate",
+            help="Train the generator without each of its parts, on what training held out.",
+            rich_help_panel="Ablation",
+        ),
+    ] = False,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for its tables and plots.", metavar="FOLDER", rich_help_panel="Ablation"
+        ),
+    ] = Path("ablation"),
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Times that it runs.", rich_help_panel="Ablation")
+    ] = 3,
+    pairs: Annotated[
+        int,
+        typer.Option(
+            min=100, help="Captions learned at most, each time.", rich_help_panel="Ablation"
+        ),
+    ] = 10_000,
     filters: FilterOption = None,
     modality: ModalityOption = None,
     json: JsonOption = False,
@@ -67,7 +93,20 @@ def evaluate(
     collection: CollectionOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Measure recall, MRR and latency on your own queries."""
+    """Measure recall, MRR and latency on your own queries, or what each part is worth."""
+    if ablation:
+        if queries is not None:
+            raise UsageError(
+                f"--ablate has queries of its own, but {queries} was given.",
+                "Leave one of them out.",
+            )
+        target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
+        _ablate(target, out, seeds, pairs, json=json)
+        return
+    if queries is None:
+        raise UsageError(
+            "No queries were given.", "cartq eval QUERIES.jsonl, or cartq eval --ablate"
+        )
     from cart_qdrant.search.evaluate import evaluate as measure
     from cart_qdrant.search.evaluate import load_queries
     from cart_qdrant.search.filters import parse_filter
@@ -83,6 +122,40 @@ def evaluate(
         print_json({"queries": len(rows), "lanes": [score.to_json() for score in scores]})
     else:
         show_scores(stdout(), scores, ks)
+
+
+def _ablate(target: Target, out: Path, seeds: int, pairs: int, *, json: bool) -> None:
+    from cart_qdrant.index.library import Library
+    from cart_qdrant.learn.ablate import AblateOptions, Growth, Row, ablate
+    from cart_qdrant.learn.ablate_report import markdown, require_plots, write_report
+
+    require_plots()
+    options = AblateOptions(seeds=seeds, pairs=pairs)
+    rows: list[Row] = []
+    growth: list[Growth] = []
+    with (
+        Library.open(
+            target.index, url=target.url, api_key=target.api_key, collection=target.collection
+        ) as library,
+        reporting("variants") as reporter,
+    ):
+        for found in ablate(library, options, reporter):
+            if isinstance(found, Row):
+                rows.append(found)
+                reporter.say(
+                    f"seed {found.seed} {found.variant}: R@10 new {found.beams['new'][10]:.3f}, "
+                    f"known {found.beams['known'][10]:.3f}, {found.decode_ms:.2f} ms"
+                )
+            else:
+                growth.append(found)
+    paths = write_report(rows, growth, options, out)
+    if json:
+        data = {"rows": [r.to_json() for r in rows], "growth": [g.to_json() for g in growth]}
+        print_json({**data, "files": [str(path) for path in paths]})
+    else:
+        stdout().print(markdown(rows, growth, options), soft_wrap=True)
+    for path in paths:
+        remark(f"written: {path}")
 
 
 def show_scores(console: Console, scores: list[LaneScore], ks: list[int]) -> None:

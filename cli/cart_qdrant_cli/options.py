@@ -27,6 +27,9 @@ class Lane(StrEnum):
     GENERATIVE = "generative"
     DENSE = "dense"
     FUSED = "fused"
+    CAPTION = "caption"
+    BM25 = "bm25"
+    RRF = "rrf"
 
 
 class GroupBy(StrEnum):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.padding import Padding
 from rich.text import Text
 
 from cart_qdrant.errors import UsageError
@@ -27,7 +29,7 @@ from cart_qdrant_cli.options import (
     examples,
     resolve,
 )
-from cart_qdrant_cli.output import grid, plain, print_json, remark, stdout
+from cart_qdrant_cli.output import facts, grid, plain, print_json, remark, stdout
 
 if TYPE_CHECKING:
     from cart_qdrant.search.engine import Retriever
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = examples(
     'cartq search "a dog surfing"',
+    'cartq search "a red car" --explain --min-confidence 0.1',
     'cartq search "waves at night" --modality video -k 5 --html hits.html',
     "cartq search rain --filter 'year>=2020' --filter camera=gopro,dji --json",
 )
@@ -52,6 +55,16 @@ def search(
     group_by: Annotated[
         GroupBy, typer.Option("--group-by", help="file: the best segment of each file.")
     ] = GroupBy.FILE,
+    min_confidence: Annotated[
+        float,
+        typer.Option(
+            "--min-confidence",
+            min=0.0,
+            max=1.0,
+            help="Leave out hits that are less likely to be what is meant.",
+        ),
+    ] = 0.0,
+    explain: Annotated[bool, typer.Option("--explain", help="Show why each hit is one.")] = False,
     html: Annotated[
         Path | None,
         typer.Option(
@@ -73,12 +86,15 @@ def search(
     wanted = parse_filter(filters or (), modality)
     with open_retriever(target) as retriever:
         result = retriever.search(
-            query, k=k, lane=lane.value, filter=wanted, group_by=group_by.value
-        )
+            query, k=k, lane=lane.value, filter=wanted, group_by=group_by.value,
+            min_confidence=min_confidence, explain=explain,
+        )  # fmt: skip
     if json:
         print_json(result.to_json())
     else:
         show_hits(stdout(), result.hits)
+        if explain:
+            show_whys(stdout(), result.hits)
     for line in result.remarks:
         remark(line)
     if not json:
@@ -126,19 +142,54 @@ def show_hits(console: Console, hits: Sequence[Hit]) -> None:
         return
     timed = any(hit.modality is not Modality.IMAGE for hit in hits)
     coded = any(hit.identifier for hit in hits)
-    names = ["", "path", *(["time"] if timed else []), "score", "lane"]
+    sure = any(hit.confidence is not None for hit in hits)
+    names = ["", "path", *(["time"] if timed else []), "score", *(["sure"] if sure else []), "lane"]
     names += [*(["identifier"] if coded else []), "caption"]
-    table = grid(*names, right=("", "score"))
+    table = grid(*names, right=("", "score", "sure"))
     for hit in hits:
         row: list[str | Text] = [str(hit.rank), Text(plain(hit.path), style="cyan")]
         row += [_time(hit)] if timed else []
-        row += [f"{hit.score:.3f}", plain(hit.lane)]
+        row += [_number(hit.score)]
+        row += ["" if hit.confidence is None else f"{100 * hit.confidence:.0f} %"] if sure else []
+        row += [plain(hit.lane)]
         row += [hit.identifier or ""] if coded else []
         table.add_row(*row, Text(plain(hit.caption or "")))
     for name, column in zip(names, table.columns, strict=True):
         # The narrow columns stay whole; path and caption share the rest.
         column.no_wrap = name not in ("path", "caption")
     console.print(table)
+
+
+def show_whys(console: Console, hits: Sequence[Hit]) -> None:
+    """What speaks for each hit."""
+    for hit in hits:
+        why = hit.why or {}
+        console.print()
+        console.print(Text.assemble((f"{hit.rank}  ", "bold"), (plain(hit.path), "cyan")))
+        rows: dict[str, str] = {}
+        found = [f"{name} #{rank}" for name, rank in why["rank_in"].items()]
+        rows["found by"] = ", ".join(found)
+        if why["cosine"] is not None:
+            hub = "" if why["hubness"] is None else f", hubness {why['hubness']:.3f}"
+            rows["likeness"] = f"cosine {why['cosine']:.3f}{hub}"
+        if why["matched_caption"] is not None:
+            caption = why["matched_caption"]
+            rows["caption"] = f"{caption['text']} ({caption['cosine']:.2f})"
+        for level, step in enumerate(why["path"]):
+            share = ""
+            if step["log_prob"] is not None:
+                chance = 100 * math.exp(step["log_prob"])
+                share = f", {chance:.0f} % of its branch (log {_number(step['log_prob'])})"
+            items = f"{step['items']} item{'' if step['items'] == 1 else 's'}"
+            words = f" like “{step['words']}”" if step["words"] else ""
+            rows[f"level {level + 1}"] = f"{step['code']}: {items}{words}{share}"
+        console.print(Padding(facts(rows), (0, 0, 0, 3)))
+
+
+def _number(value: float) -> str:
+    """Three digits; no minus before nothing."""
+    text = f"{value:.3f}"
+    return "0.000" if text == "-0.000" else text
 
 
 def _time(hit: Hit) -> str:

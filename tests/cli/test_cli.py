@@ -40,8 +40,10 @@ SURFACE = {
     | {"--embedder", "--vectors", "--captions", "--no-captions", "--exclude", "--prune"}
     | {"--dry-run", "--json"},
     "train": INDEX | {"--profile", "--seed", "--no-resume", "--json"},
-    "search": INDEX | FIND | {"-k", "--lane", "--group-by", "--html", "--json"},
-    "eval": INDEX | FIND | {"--lane", "-k", "--json"},
+    "search": INDEX
+    | FIND
+    | {"-k", "--lane", "--group-by", "--min-confidence", "--explain", "--html", "--json"},
+    "eval": INDEX | FIND | {"--lane", "-k", "--json"} | {"--ablate", "--out", "--seeds", "--pairs"},
     "doctor": INDEX | {"--fix", "--json"},
     "info": INDEX | {"--json"},
     "models": {"--verbose", "--json"},

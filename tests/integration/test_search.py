@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cart_qdrant.errors import IndexMissingError, MismatchError, UsageError
@@ -96,9 +97,54 @@ def test_json_contract(trained: Path) -> None:
     assert set(data) == {"query", "lane", "index_version", "took_ms", "hits"}
     assert set(data["took_ms"]) == {"encode", "decode", "resolve", "total"}
     assert set(data["hits"][0]) == {
-        "rank", "id", "path", "modality", "start", "end", "score", "lane", "identifier",
-        "caption", "payload",
+        "rank", "id", "path", "modality", "start", "end", "score", "confidence", "lane",
+        "identifier", "caption", "payload",
     }  # fmt: skip
+
+
+def test_hits_are_explained(trained: Path) -> None:
+    with Retriever.open(trained) as retriever:
+        plain = retriever.search("a dog on a surfboard", k=6)
+        found = retriever.search("a dog on a surfboard", k=6, explain=True)
+    assert all(hit.why is None for hit in plain.hits)
+    assert [hit.id for hit in found.hits] == [hit.id for hit in plain.hits]
+    best = found.to_json()["hits"][0]["why"]
+    assert best["matched_caption"]["text"] == "a dog on a surfboard"
+    assert best["rank_in"]["caption"] == 1
+    for hit in found.hits:
+        assert hit.why is not None and hit.identifier is not None
+        path = hit.why["path"]
+        assert "-".join(str(step["code"]) for step in path) == hit.identifier.rpartition("-")[0]
+        assert all(step["log_prob"] <= 1e-5 for step in path)
+        # Fewer and fewer items share the identifier, down to the hit and its copies.
+        counts = [step["items"] for step in path]
+        assert counts == sorted(counts, reverse=True) and counts[-1] >= 1
+        assert path[0]["words"] and not any(step["words"] for step in path[1:])
+
+
+def test_shares_of_a_branch_sum_to_one(trained: Path) -> None:
+    """All items are hits: on the first level, each code's probability once."""
+    with Retriever.open(trained) as retriever:
+        hits = retriever.search("a bell", k=1000, lane="dense", group_by="none", explain=True).hits
+        modality = {str(hit.modality) for hit in hits}
+    assert modality == {"image", "video", "audio"}
+    for space in ({"image", "video"}, {"audio"}):
+        first = {
+            hit.why["path"][0]["code"]: np.exp(hit.why["path"][0]["log_prob"])
+            for hit in hits
+            if hit.why is not None and str(hit.modality) in space
+        }
+        assert sum(first.values()) == pytest.approx(1, abs=1e-3)
+
+
+def test_confidence_is_not_made_up(trained: Path) -> None:
+    """Too few captions to hold any out: no hit claims a probability."""
+    with Retriever.open(trained) as retriever:
+        assert {hit.confidence for hit in retriever.search("a dog").hits} == {None}
+        with pytest.raises(UsageError, match="not known"):
+            retriever.search("a dog", min_confidence=0.5)
+        with pytest.raises(UsageError, match="must be in"):
+            retriever.search("a dog", min_confidence=1.5)
 
 
 def test_bad_arguments_are_named(small_index: Path) -> None:

@@ -25,8 +25,9 @@ from cart_qdrant.index.identify import (
     renew,
     write_identifiers,
 )
-from cart_qdrant.index.library import Library
-from cart_qdrant.persistence import Artifact, GeneratorInfo
+from cart_qdrant.index.library import QUERYBANK, Library
+from cart_qdrant.index.querybank import Querybank
+from cart_qdrant.persistence import Artifact, GeneratorInfo, folder_hash
 from cart_qdrant.records import Identifier, Modality, Segment
 
 Open = Callable[..., Library]
@@ -137,8 +138,7 @@ def test_interrupted_assignment_goes_on(library: Library) -> None:
 def test_unknown_space_is_fitted_unless_a_generator_depends_on_the_books(library: Library) -> None:
     add(library, vectors(12))
     renew(library)
-    generator = GeneratorInfo(version=1, folder=Artifact("generator-1", ""), identifiers=1)
-    library.put(replace(library.manifest, generator=generator))
+    generator = pretend_trained(library, vectors(5))
     add(library, vectors(2, seed=5), Modality.AUDIO, "s")
     assert assign_new(library) == 2
     assert library.manifest.generator == generator
@@ -148,6 +148,47 @@ def test_unknown_space_is_fitted_unless_a_generator_depends_on_the_books(library
     library.put(replace(library.manifest, generator=None))
     assert assign_new(library) == 0
     assert_in_step(library)
+
+
+def pretend_trained(library: Library, queries_QD: Any) -> GeneratorInfo:
+    """Put a generator in force that has nothing but its queries."""
+    folder = library.folder.root / "generator-1"
+    folder.mkdir()
+    Querybank({"media.visual": queries_QD}, {"media.visual": 10.0}).save(folder / QUERYBANK)
+    generator = GeneratorInfo(
+        version=1, folder=Artifact(folder.name, folder_hash(folder)), identifiers=1
+    )
+    library.put(replace(library.manifest, generator=generator))
+    return generator
+
+
+def hubs(library: Library) -> dict[str, float]:
+    info = library.manifest.identifiers
+    assert info is not None
+    payloads = {str(r.id): (r.payload or {})[info.field] for r in library.store.scroll()}
+    return {one: p["hub"]["media"] for one, p in payloads.items() if p.get("hub")}
+
+
+def test_points_that_come_after_training_get_their_hubness(library: Library) -> None:
+    add(library, vectors(12))
+    renew(library)
+    trie = load_trie(library)
+    assert trie is not None and np.isnan(trie.hub_N).all() and not hubs(library)
+    pretend_trained(library, vectors(5, seed=3))
+    add(library, vectors(4, seed=5), name="new")
+    assign_new(library)
+    assert_in_step(library)
+    bank, found, info = library.querybank(), read_vectors(library), library.manifest.identifiers
+    assert bank is not None and info is not None
+    wanted = bank.hubness(found.x_ND, "media.visual")
+    stored = hubs(library)
+    assert [stored[one] for one in found.ids] == pytest.approx(wanted.tolist(), abs=1e-5)
+    # The tree knows them, at their identifiers.
+    trie = load_trie(library)
+    assert trie is not None
+    codes = {str(r.id): (r.payload or {})[info.field] for r in library.store.scroll()}
+    by_row = {(*codes[one]["codes"], codes[one]["u"]): stored[one] for one in found.ids}
+    assert trie.hub_N.tolist() == pytest.approx([by_row[tuple(r)] for r in trie.rows().tolist()])
 
 
 def test_flip_is_one_step(library: Library) -> None:

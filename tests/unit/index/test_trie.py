@@ -111,3 +111,36 @@ def test_size_stays_under_the_target() -> None:
     rows = np.concatenate([rng.integers(0, 256, (50_000, 4)), np.zeros((50_000, 1), int)], axis=1)
     trie = Trie.build(rows)
     assert trie.nbytes / len(trie) <= 40  # at a million, shared prefixes bring it under 24
+
+
+@given(sets(2), st.integers(0, 99))
+def test_hubness_stays_with_its_identifier(
+    case: tuple[int, list[list[tuple[int, ...]]]], seed: int
+) -> None:
+    depth, (a, b) = case
+    rng = np.random.default_rng(seed)
+    hub = {row: float(np.float32(rng.random())) for row in sorted({*a, *b})}
+    trie = Trie.build(a, depth, [hub[row] for row in a]).insert(b, [hub[row] for row in b])
+    for one in (trie, trie.delete(b)):
+        assert one.hub_N.tolist() == [hub[tuple(row)] for row in one.rows().tolist()]
+        for level, found in enumerate(one.node_hubs()):
+            under: dict[tuple[int, ...], list[float]] = {}
+            for row in one.rows().tolist():
+                under.setdefault(tuple(row[: level + 1]), []).append(hub[tuple(row)])
+            wanted = [float(np.mean(values)) for _, values in sorted(under.items())]
+            assert found.tolist() == pytest.approx(wanted, abs=1e-5)
+
+
+@given(sets())
+def test_the_path_of_an_identifier_ends_at_its_leaf(
+    case: tuple[int, list[list[tuple[int, ...]]]],
+) -> None:
+    depth, (rows,) = case
+    trie = Trie.build(rows, depth)
+    for leaf, row in enumerate(trie.rows().tolist()):
+        nodes = trie.path(row)
+        assert nodes[-1] == leaf and len(nodes) == depth
+        for level, node in enumerate(nodes):
+            same = sum(other[: level + 1] == row[: level + 1] for other in trie.rows().tolist())
+            assert trie.leaves(level, node) == same
+    assert trie.path([2**31 - 2] * depth) == []

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from cart_qdrant.errors import ConfigError
 from cart_qdrant.index.trie import Trie
 from cart_qdrant.learn.beam import Beams, PriorScorer, beam_search
+from cart_qdrant.learn.prior import node_gains
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int32]
@@ -186,3 +187,21 @@ def test_no_identifier_and_no_query() -> None:
 def test_a_width_under_one_is_refused() -> None:
     with pytest.raises(ConfigError, match="width is 0"):
         beam_search(Trie.build([(0, 0, 0, 0)]), prior(0, 1), 1, 0)
+
+
+@given(rows, seeds, queries, st.integers(0, 99))
+def test_gains_of_the_nodes_sum_to_the_hubness_of_the_identifier(
+    stored: list[Row], seed: int, count: int, hubs: int
+) -> None:
+    hub = dict(zip(stored, np.random.default_rng(hubs).random(len(stored)).tolist(), strict=True))
+    trie = Trie.build(stored, hub_N=[hub[row] for row in stored])
+    gains, scorer = node_gains(trie, 3.0), PrefixScorer(seed, count)
+    mean = float(np.mean(list(hub.values())))
+    for query, beams in enumerate(beam_search(trie, scorer, count, len(trie), gains)):
+        wanted = {row: scorer.score(query, row[:-1]) - 3 * (hub[row] - mean) for row in hub}
+        assert_enumeration(beams, wanted)
+
+
+def test_a_tree_without_hubness_gains_nothing() -> None:
+    trie = Trie.build([(0, 1, 2, 0), (0, 1, 1, 0)])
+    assert not np.concatenate(node_gains(trie, 3.0)).any()

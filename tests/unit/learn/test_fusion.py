@@ -3,38 +3,99 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cart_qdrant.learn.beam import Beams
-from cart_qdrant.learn.calibrate import HeldOut, calibrate
+from cart_qdrant.learn.calibrate import HeldOut, Items, calibrate, expected_calibration_error
 from cart_qdrant.learn.fusion import (
     FLOOR,
     Calibration,
+    Columns,
     Evidence,
     blend,
     fit_weights,
     untrained,
 )
 
+FloatArray = npt.NDArray[np.float32]
 
-def evidence(media: list[float], caption: list[float]) -> Evidence:
+
+def searched(x_ND: FloatArray, rows_NL: npt.NDArray[np.int32]) -> Items:
+    n = len(x_ND)
+    unknown = np.full(n, np.nan, np.float32)
+    return Items(x_ND, np.zeros(n, np.intp), rows_NL, np.arange(n), unknown)
+
+
+def evidence(
+    media: list[float],
+    caption: list[float],
+    hub: list[float] | None = None,
+    caption_hub: list[float] | None = None,
+    words: list[float] | None = None,
+) -> Evidence:
     n = len(media)
+    unknown = [float("nan")] * n
     return Evidence(
         np.asarray(media, np.float32),
         np.asarray(caption, np.float32),
         np.full(n, np.nan, np.float32),
         np.zeros(n, np.intp),
+        np.asarray(hub or unknown, np.float32),
+        np.asarray(caption_hub or unknown, np.float32),
+        np.asarray(words or unknown, np.float32),
     )
 
 
 def test_a_missing_caption_is_no_cosine_of_zero() -> None:
-    features = evidence([0.5, 0.5], [float("nan"), 0.0]).features(1)
-    assert features[0].tolist() == [0.5, 1, 0, 0, 0]
-    assert features[1].tolist() == [0.5, 1, 0, 1, 0]
+    features = evidence([0.5, 0.5], [float("nan"), 0.0]).features([0.0, 0.0])
+    assert features[0].tolist() == [0.5, 1, 0, 0, 0, 0, 0]
+    assert features[1].tolist() == [0.5, 1, 0, 0, 1, 0, 0]
+
+
+def test_hubness_that_is_not_known_counts_as_the_mean() -> None:
+    nan = float("nan")
+    features = evidence([0.5] * 3, [0.1, 0.1, nan], [0.5, nan, 0.0], [0.5, nan, 0.9]).features(
+        [0.25, 0.75]
+    )
+    assert features[:, 2].tolist() == [-0.25, 0, 0.25]
+    assert features[:, 5].tolist() == [0.25, 0, 0]  # without a caption there is no hubness of it
+
+
+def test_columns_are_those_of_the_features() -> None:
+    column = Columns.of(2)
+    assert column.media.tolist() == [True] * 6 + [False] * 4
+    assert column.caption.tolist() == [False] * 6 + [True] * 3 + [False]
+    assert np.flatnonzero(column.presence).tolist() == [1, 4, 7]
+    assert np.flatnonzero(column.hub).tolist() == [2, 5, 8]
+    assert np.flatnonzero(column.beam).tolist() == [9]
+    assert len(column.beam) == evidence([0.0], [0.0]).features([0.0] * 3).shape[1]
+
+
+def test_reciprocal_ranks_count_only_lists_that_have_the_item() -> None:
+    nan = float("nan")
+    found = evidence([0.9, 0.8, nan], [nan, 0.2, 0.7], words=[nan, nan, 3.0])
+    scores = untrained(["s"], 2, captions=True).score("rrf", found)
+    assert scores == pytest.approx([1 / 61, 1 / 62 + 1 / 62, 1 / 61 + 1 / 61])
+
+
+def test_a_lane_of_words_leaves_out_what_has_none() -> None:
+    found = evidence([0.9, 0.8, 0.7], [0.1, float("nan"), 0.3], words=[1.0, 2.0, float("nan")])
+    calibration = untrained(["s"], 2, captions=True)
+    assert calibration.order("bm25", found, fill=False)[0].tolist() == [1, 0]
+    assert calibration.order("caption", found, fill=False)[0].tolist() == [2, 0]
+
+
+def test_a_hub_loses_to_what_is_as_near_and_asked_less() -> None:
+    calibration = replace(untrained(["s"], 2, captions=False), bare=[20.0, 0.0, 16.0, 0, 0, 0, 0])
+    found = evidence([0.5, 0.49], [float("nan")] * 2, [0.6, 0.4])
+    assert calibration.order("dense", found, fill=True)[0].tolist() == [0, 1]
+    assert calibration.order("fused", found, fill=True)[0].tolist() == [1, 0]
 
 
 def test_an_unlikely_beam_still_names_its_item() -> None:
@@ -42,9 +103,13 @@ def test_an_unlikely_beam_still_names_its_item() -> None:
     found = Evidence(
         np.zeros(3, np.float32), np.zeros(3, np.float32),
         np.asarray([-1, FLOOR - 8, np.nan], np.float32), np.zeros(3, np.intp),
+        np.zeros(3, np.float32), np.zeros(3, np.float32), np.zeros(3, np.float32),
     )  # fmt: skip
     assert found.named.tolist() == [True, True, False]
-    assert found.features(1)[:, -1].tolist() == [11, 0, 0]
+    assert found.features([0.0, 0.0])[:, -1].tolist() == [11, 0, 0]
+    calibration = untrained(["s"], 2, captions=True)
+    assert set(calibration.order("generative", found, fill=False)[0]) == {0, 1}
+    assert calibration.order("generative", found, fill=True)[0].tolist()[2] == 2
 
 
 def test_weights_find_the_informative_feature() -> None:
@@ -83,6 +148,7 @@ def test_route_follows_the_best_caption(threshold: float, best: float) -> None:
         captioned=[],
         bare=[],
         belief=[],
+        hub_means=[0.0, 0.0],
         strong="fused",
         weak="dense",
         threshold=threshold,
@@ -136,17 +202,28 @@ def test_routed_is_never_worse_than_dense_on_held_out_queries() -> None:
         if not known:
             has[items] = False
             captions[~has] = 0
-        return HeldOut(items, {"s": q}, text, beams, captions, has)
+        return HeldOut(items, {"s": q}, text, beams, captions, has, np.full(n, np.nan, np.float32))
 
     strata = {"new": stratum(0.3, known=False), "known": stratum(0.3, known=True)}
     base = untrained(["s"], 1, captions=True)
-    found = calibrate(
-        strata, {"new": 0.3, "known": 0.7}, x, np.zeros(n, np.intp), rows, np.arange(n), base
-    )
+    found = calibrate(strata, {"new": 0.3, "known": 0.7}, searched(x, rows), base)
     for lanes in found.held_out.values():
         for measure in ("R@1", "R@10"):
             assert lanes["auto"][measure] >= lanes["dense"][measure]
     assert found.held_out["known"]["fused"]["R@1"] > found.held_out["known"]["dense"]["R@1"]
+    assert found.ece is not None and found.ece < 0.1
+    sure = found.confidences(evidence([0.9, 0.1], [0.9, 0.0]))
+    assert sure is not None and 0 < sure[1] < sure[0] < 1
+
+
+def test_calibration_error_is_the_gap_between_stated_and_observed() -> None:
+    p = np.asarray([0.95] * 10 + [0.05] * 10)
+    right = np.asarray([True] * 10 + [False] * 10)
+    assert expected_calibration_error(p, right, np.ones(20)) == pytest.approx(0.05)
+    assert expected_calibration_error(p, ~right, np.ones(20)) == pytest.approx(0.95)
+    # What weighs nothing does not count.
+    weight = np.asarray([1.0] * 10 + [0.0] * 10)
+    assert expected_calibration_error(p, np.asarray([True] * 20), weight) == pytest.approx(0.05)
 
 
 def test_a_few_held_out_queries_do_not_choose_a_routing() -> None:
@@ -160,11 +237,10 @@ def test_a_few_held_out_queries_do_not_choose_a_routing() -> None:
     captions = np.where(has[:, None], rng.normal(size=(n, 6)), 0).astype(np.float32)
     text = rng.normal(size=(10, 6)).astype(np.float32)
     beams = [Beams(rows[i : i + 1], np.zeros(1, np.float32)) for i in items]
-    held = HeldOut(items, {"s": x[items]}, text, beams, captions, has)
+    held = HeldOut(items, {"s": x[items]}, text, beams, captions, has, np.zeros(n, np.float32))
     base = untrained(["s"], 1, captions=True)
-    found = calibrate(
-        {"new": held}, {"new": 1.0}, x, np.zeros(n, np.intp), rows, np.arange(n), base
-    )
+    found = calibrate({"new": held}, {"new": 1.0}, searched(x, rows), base)
+    assert found.confidence == [] and found.ece is None
     assert found.strong == found.weak != "generative"
     assert found.belief == base.belief
     measured = found.held_out["new"]

@@ -1,0 +1,402 @@
+"""The seed paper's ablations (CART, arXiv 2406.17507, section 4) on any trained index.
+
+The query tower stays as trained; identifiers and generator are made anew for every variant and
+seed, on a sample of the captions, and judged on what training had held out: `new` queries ask for
+items of which no caption was seen, `known` ones are unseen captions of seen items.
+Shape legend: B queries, N items, P pairs, K beams, L levels, D vector width.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cart_qdrant.errors import UsageError
+from cart_qdrant.index.identifiers import (
+    Codec,
+    Counters,
+    Method,
+    Quantizer,
+    fit_quantizer,
+    unique_ratio,
+)
+from cart_qdrant.index.identify import Vectors, encode, load_codec
+from cart_qdrant.index.ingest import Reporter, Silent
+from cart_qdrant.index.library import Library
+from cart_qdrant.index.trie import Trie
+from cart_qdrant.learn.beam import Beams, PriorScorer, Scorer, beam_search
+from cart_qdrant.learn.fit_generator import FitConfig, GeneratorData, fit_generator, read_taps
+from cart_qdrant.learn.generator import Generator, GeneratorConfig, GeneratorScorer
+from cart_qdrant.learn.model import Model
+from cart_qdrant.learn.pairs import Corpus, Split, read_corpus, split_pairs
+from cart_qdrant.learn.prior import level_sizes, prior_logits
+from cart_qdrant.learn.query_encoder import QueryEncoder
+from cart_qdrant.learn.states import TextStates
+from cart_qdrant.learn.tower import tower_vectors
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.intp]
+
+STRATA = ("new", "known")
+KS = (1, 5, 10)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AblateOptions:
+    """How much is run."""
+
+    seeds: int = 3
+    pairs: int = 10_000
+    """Captions that a generator learns from, at most."""
+    queries: int = 300
+    """Held-out queries of each stratum."""
+    beams: int = 100
+    epochs: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One row: what differs from the full method.
+
+    Attributes:
+        name: As it is shown.
+        group: Experiment that it belongs to.
+        network: Fields of `GeneratorConfig` that differ.
+        rdrop: Weight of R-Drop.
+        sizes: (K, V, M); None takes those of the index.
+        method: How the residual books are made.
+        prior: Whether logits correct the prior; the paper's generator has none.
+        correct: Whether there is a transformer at all.
+        noise: Noise on the media vectors, relative to their length.
+    """
+
+    name: str
+    group: str
+    network: Mapping[str, bool] = field(default_factory=dict)
+    rdrop: float = 0.0
+    sizes: tuple[int, int, int] | None = None
+    method: Method = "rkmeans"
+    prior: bool = True
+    correct: bool = True
+    noise: float = 0.0
+
+
+def variants(sizes: tuple[int, int, int]) -> list[Variant]:
+    """All rows, for an index with identifiers of a size (K, V, M)."""
+    k, v, m = sizes
+    spaces = [n for n in (v // 2, 2 * v, 4 * v) if n > 1]
+    return [
+        Variant(name="full", group="fusion"),
+        Variant(name="no coarse fusion", group="fusion", network={"coarse_fusion": False}),
+        Variant(name="no fine fusion", group="fusion", network={"fine_fusion": False}),
+        Variant(name="plain average", group="fusion", network={"fine_gates": False}),
+        Variant(name="with R-Drop", group="fusion", rdrop=1.0),
+        Variant(name="no prior (as the paper)", group="prior", prior=False),
+        Variant(name="prior alone", group="prior", correct=False),
+        Variant(name="no K-Means", group="identifiers", sizes=(1, v, m)),
+        Variant(name="no RQ", group="identifiers", sizes=(k, v, 0)),
+        Variant(name="learned RQ", group="identifiers", method="rvq"),
+        *(
+            Variant(name=f"length {n}", group="length", sizes=(k, v, n - 2))
+            for n in (4, 5, 6)
+        ),
+        *(Variant(name=f"codes {n}", group="codes", sizes=(n, n, m)) for n in spaces),
+        *(Variant(name=f"noise {n}", group="noise", noise=n) for n in (0.25, 0.5, 1.0)),
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What one variant reached with one seed; recalls by stratum and k."""
+
+    variant: str
+    group: str
+    seed: int
+    U: float
+    beams: dict[str, dict[int, float]]
+    """By the decoder's probability alone."""
+    reranked: dict[str, dict[int, float]]
+    """The same candidates by the query vector."""
+    dense: dict[str, dict[int, float]]
+    decode_ms: float
+    """Of one query in a batch of 64."""
+
+    def to_json(self) -> dict[str, Any]:
+        """One object."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Growth:
+    """Accuracy and throughput among a number of candidates, by method."""
+
+    seed: int
+    candidates: int
+    r10: dict[str, float]
+    per_second: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """One object."""
+        return asdict(self)
+
+
+def ablate(
+    library: Library, options: AblateOptions | None = None, reporter: Reporter | None = None
+) -> Iterator[Row | Growth]:
+    """Run every variant with every seed; rows come as they are done.
+
+    Raises:
+        UsageError: The index is not trained, or nothing was held out.
+    """
+    yield from _Ablation(library, options or AblateOptions(), reporter or Silent()).run()
+
+
+class _Quiet(Silent):
+    """Training inside an ablation shows no bars of its own."""
+
+
+class _Ablation:
+    def __init__(self, library: Library, options: AblateOptions, reporter: Reporter) -> None:
+        generator, codec = library.manifest.generator, load_codec(library)
+        if generator is None or codec is None:
+            raise UsageError("The index is not trained.", "Train it first: `cartq train`.")
+        self.options, self.reporter = options, reporter
+        model = Model.load(library.folder.path(generator.folder), library.text_encoder())
+        self.encoder: QueryEncoder = model.encoder
+        self.calibration = model.calibration
+        lexicon = library.lexicon()
+        whole = read_corpus(library, None if lexicon is None else lexicon.name)
+        split = split_pairs(whole, int(generator.summary.get("seed", 0)))
+        self.corpus, self.split = _sample(whole, split, options)
+        if not len(self.split.new_P):
+            raise UsageError(
+                "Nothing was held out of the training: fewer than 20 items are described.",
+                "Describe more of the media, then `cartq train`.",
+            )
+        reporter.phase("reading captions", None)
+        self.states = TextStates(self.encoder, self.corpus.texts)
+        self.query_PD = self._queries()
+        quantizer = next(iter(codec.quantizers.values()))
+        self.sizes = (
+            len(quantizer.centers_KD), quantizer.books_MVD.shape[1], len(quantizer.books_MVD)
+        )  # fmt: skip
+        self.metrics = {s: q.metric_DD for s, q in codec.quantizers.items()}
+
+    def run(self) -> Iterator[Row | Growth]:
+        rows = variants(self.sizes)
+        self.reporter.phase("ablation", len(rows) * self.options.seeds)
+        for seed in range(self.options.seeds):
+            for variant in rows:
+                made = self._make(variant, seed)
+                yield self._judge(variant, seed, *made)
+                self.reporter.advance()
+                if variant.name == "full":
+                    yield from self._grow(seed, *made)
+
+    def _queries(self) -> FloatArray:
+        corpus = self.corpus
+        out = np.zeros((len(corpus.texts), corpus.vectors.x_ND.shape[1]), dtype=np.float32)
+        for space in self.encoder.heads:
+            rows = np.flatnonzero(corpus.vectors.spaces[corpus.item_P] == space)
+            if len(rows):
+                out[rows] = tower_vectors(self.encoder, self.states, rows, space)
+        return out
+
+    def _make(self, variant: Variant, seed: int) -> tuple[GeneratorData, Trie, Generator | None]:
+        """Identifiers, tree and generator of a variant."""
+        corpus = self.corpus
+        x_ND = corpus.vectors.x_ND
+        if variant.noise:
+            rng = np.random.default_rng((seed, 7))
+            noise = rng.normal(size=x_ND.shape) / np.sqrt(x_ND.shape[1])
+            x_ND = (x_ND + variant.noise * noise).astype(np.float32)
+            x_ND /= np.linalg.norm(x_ND, axis=1, keepdims=True)
+        vectors = Vectors(corpus.vectors.ids, x_ND, corpus.vectors.spaces)
+        codec = self._codec(vectors, variant, seed)
+        codes_NL = encode(codec, x_ND, vectors.spaces)
+        u_N = Counters().assign(codes_NL)
+        trie = Trie.build(np.concatenate([codes_NL, u_N[:, None]], axis=1))
+        data = GeneratorData(
+            replace(corpus, vectors=vectors), self.split, self.states, codec, self.query_PD,
+            codes_NL, self.calibration.scale if variant.prior else 0.0,
+        )  # fmt: skip
+        if not variant.correct:
+            return data, trie, None
+        torch.manual_seed(seed)
+        generator = Generator(
+            GeneratorConfig(
+                sizes=tuple(level_sizes(codec)), media_dim=x_ND.shape[1],
+                text_width=self.encoder.width, **variant.network,
+            )
+        )  # fmt: skip
+        with tempfile.TemporaryDirectory() as folder:
+            fit_generator(
+                generator, self.encoder, data,
+                FitConfig(epochs=self.options.epochs, rdrop=variant.rdrop), seed=seed,
+                checkpoint=Path(folder) / "generator.safetensors", fingerprint="",
+                reporter=_Quiet(), log=lambda _: None,
+            )  # fmt: skip
+        return data, trie, generator
+
+    def _codec(self, vectors: Vectors, variant: Variant, seed: int) -> Codec:
+        k, v, m = variant.sizes or self.sizes
+        quantizers: dict[str, Quantizer] = {}
+        offset = 0
+        for space, x_ND in vectors.by_space().items():
+            quantizers[space] = fit_quantizer(
+                x_ND, k=min(k, len(x_ND)), v=v, m=m, method=variant.method,
+                metric_DD=self.metrics.get(space), seed=seed, offset=offset,
+            )  # fmt: skip
+            offset += len(quantizers[space].centers_KD)
+        widest = max(q.books_MVD.shape[1] for q in quantizers.values())
+        assert all(q.books_MVD.shape[1] <= widest for q in quantizers.values())
+        return Codec(quantizers)
+
+    def _judge(
+        self, variant: Variant, seed: int, data: GeneratorData, trie: Trie, net: Generator | None
+    ) -> Row:
+        beams: dict[str, dict[int, float]] = {}
+        reranked: dict[str, dict[int, float]] = {}
+        dense: dict[str, dict[int, float]] = {}
+        spent, asked = 0.0, 0
+        for name, rows in zip(STRATA, (self.split.new_P, self.split.known_P), strict=True):
+            found, seconds = self._decode(data, trie, net, rows)
+            spent, asked = spent + seconds, asked + len(rows)
+            by_beam, by_vector = self._ranks(data, trie, rows, found)
+            beams[name], reranked[name] = _recalls(by_beam), _recalls(by_vector)
+            dense[name] = _recalls(self._dense_ranks(data, rows))
+        return Row(
+            variant=variant.name, group=variant.group, seed=seed,
+            U=round(unique_ratio(data.codes_NL), 4), beams=beams, reranked=reranked, dense=dense,
+            decode_ms=round(1e3 * spent / max(asked, 1), 3),
+        )  # fmt: skip
+
+    def _decode(
+        self, data: GeneratorData, trie: Trie, net: Generator | None, rows: IntArray
+    ) -> tuple[list[Beams], float]:
+        """Beams of queries in their items' space, and the seconds that decoding took."""
+        out: list[Beams] = []
+        spent = 0.0
+        spaces = data.corpus.vectors.spaces[data.corpus.item_P[rows]]
+        order = np.argsort(spaces, kind="stable")
+        for space in np.unique(spaces):
+            mine = rows[order[spaces[order] == space]]
+            for begin in range(0, len(mine), 64):
+                part = mine[begin : begin + 64]
+                taps, mask = read_taps(self.encoder, data, part)
+                start = time.perf_counter()
+                q_BD = data.query_PD[part]
+                levels = prior_logits(data.codec, {str(space): q_BD}, str(space), data.scale)
+                scorer: Scorer = PriorScorer(levels)
+                if net is not None:
+                    gates = [1.0] * len(levels)
+                    scorer = GeneratorScorer.of(net, taps, mask, q_BD, levels, gates)
+                out += beam_search(trie, scorer, len(part), self.options.beams)
+                spent += time.perf_counter() - start
+        back = np.argsort(order, kind="stable")
+        return [out[n] for n in back], spent
+
+    def _ranks(
+        self, data: GeneratorData, trie: Trie, rows: IntArray, found: Sequence[Beams]
+    ) -> tuple[IntArray, IntArray]:
+        """Rank of the right item by probability and by the query vector; huge if it is lost."""
+        item_of = _items(data, trie)
+        by_beam = np.full(len(rows), np.iinfo(np.intp).max)
+        by_vector = by_beam.copy()
+        for n, (row, beams) in enumerate(zip(rows, found, strict=True)):
+            items = np.asarray([item_of[one.tobytes()] for one in beams.rows_KL], dtype=np.intp)
+            right = data.corpus.item_P[row]
+            at = np.flatnonzero(items == right)
+            if len(at):
+                scores = data.corpus.vectors.x_ND[items] @ data.query_PD[row]
+                by_beam[n] = at[0]
+                by_vector[n] = int((scores > scores[at[0]]).sum())
+        return by_beam, by_vector
+
+    def _dense_ranks(self, data: GeneratorData, rows: IntArray) -> IntArray:
+        vectors, items = data.corpus.vectors, data.corpus.item_P[rows]
+        out = np.empty(len(rows), dtype=np.intp)
+        for space in np.unique(vectors.spaces[items]):
+            mine = np.flatnonzero(vectors.spaces[items] == space)
+            among = np.flatnonzero(vectors.spaces == space)
+            scores = data.query_PD[rows[mine]] @ vectors.x_ND[among].T
+            own = (data.query_PD[rows[mine]] * vectors.x_ND[items[mine]]).sum(axis=1)
+            out[mine] = (scores > own[:, None] + 1e-6).sum(axis=1)
+        return out
+
+    def _grow(
+        self, seed: int, data: GeneratorData, trie: Trie, net: Generator | None
+    ) -> Iterator[Growth]:
+        """The same queries among ever more candidates; exact dense search beside the decoders."""
+        rows = self.split.new_P
+        targets = np.unique(data.corpus.item_P[rows])
+        rng = np.random.default_rng(seed)
+        others = rng.permutation(np.setdiff1d(np.arange(len(data.corpus)), targets))
+        whole = trie.rows()
+        item_of = _items(data, trie)
+        place = np.asarray([item_of[one.tobytes()] for one in whole], dtype=np.intp)
+        sizes = [n for n in (500, 1_000, 2_000, 4_000) if len(targets) < n < len(data.corpus)]
+        for size in (*sizes, len(data.corpus)):
+            chosen = np.concatenate([targets, others[: size - len(targets)]])
+            part = Trie.build(whole[np.isin(place, chosen)])
+            r10: dict[str, float] = {}
+            rate: dict[str, float] = {}
+            for name, generator in (("prior", None), ("prior + correction", net)):
+                found, seconds = self._decode(data, part, generator, rows)
+                _, by_vector = self._ranks(data, trie, rows, found)
+                r10[name] = float((by_vector < 10).mean())
+                rate[name] = len(rows) / seconds
+            x_MD = np.ascontiguousarray(data.corpus.vectors.x_ND[chosen])
+            start = time.perf_counter()
+            scores = data.query_PD[rows] @ x_MD.T
+            np.argpartition(-scores, min(10, len(chosen) - 1), axis=1)
+            rate["dual tower"] = len(rows) / (time.perf_counter() - start)
+            at = {int(item): n for n, item in enumerate(chosen)}
+            right = np.asarray([at[int(item)] for item in data.corpus.item_P[rows]])
+            own = scores[np.arange(len(rows)), right]
+            r10["dual tower"] = float(((scores > own[:, None]).sum(axis=1) < 10).mean())
+            yield Growth(seed=seed, candidates=len(chosen), r10=r10, per_second=rate)
+
+
+def _items(data: GeneratorData, trie: Trie) -> dict[bytes, int]:
+    """Item of each identifier."""
+    u_N = Counters().assign(data.codes_NL)
+    rows = np.ascontiguousarray(np.concatenate([data.codes_NL, u_N[:, None]], axis=1))
+    assert len(rows) == len(trie)
+    return {row.tobytes(): n for n, row in enumerate(rows)}
+
+
+def _recalls(ranks: IntArray) -> dict[int, float]:
+    return {k: round(float((ranks < k).mean()), 4) if len(ranks) else 0.0 for k in KS}
+
+
+def _sample(corpus: Corpus, split: Split, options: AblateOptions) -> tuple[Corpus, Split]:
+    """Whole items' captions up to `options.pairs`, and held-out queries; pairs renumbered."""
+    rng = np.random.default_rng(0)
+    owners = rng.permutation(np.unique(corpus.item_P[split.train_P]))
+    known = corpus.item_P[split.known_P]
+    # Items that a held-out caption asks for come first: they must have been learned.
+    owners = np.concatenate([owners[np.isin(owners, known)], owners[~np.isin(owners, known)]])
+    counts = np.bincount(corpus.item_P[split.train_P], minlength=len(corpus))[owners]
+    kept = owners[: int(np.searchsorted(np.cumsum(counts), options.pairs, side="right"))]
+    train = split.train_P[np.isin(corpus.item_P[split.train_P], kept)]
+    held = [
+        rng.permutation(rows)[: options.queries]
+        for rows in (split.new_P, split.known_P[np.isin(known, kept)])
+    ]
+    rows = np.concatenate([train, *held])
+    ends = np.cumsum([len(train), len(held[0]), len(held[1])])
+    n = np.arange(len(rows))
+    small = replace(
+        corpus, texts=[corpus.texts[row] for row in rows], item_P=corpus.item_P[rows],
+        weak_P=corpus.weak_P[rows],
+    )  # fmt: skip
+    return small, Split(n[: ends[0]], n[ends[0] : ends[1]], n[ends[1] :], split.held_items)

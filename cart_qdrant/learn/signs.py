@@ -1,0 +1,81 @@
+"""Signs of a generator that fails, measured at the end of training; `read_signs` judges them.
+
+Shape legend: B queries, L levels, V codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cart_qdrant.index.trie import Trie
+from cart_qdrant.learn.fit_generator import GeneratorData, pair_loss, read_taps
+from cart_qdrant.learn.generator import Generator, GeneratorScorer
+from cart_qdrant.learn.prior import prior_logits
+from cart_qdrant.learn.query_encoder import QueryEncoder
+
+IntArray = npt.NDArray[np.intp]
+
+LOOKED_AT = 400
+"""Pairs of each kind."""
+
+
+def measure_signs(
+    generator: Generator,
+    encoder: QueryEncoder,
+    data: GeneratorData,
+    trie: Trie,
+    gates: Sequence[float],
+    seed: int,
+) -> dict[str, Any]:
+    """Losses on seen and unseen pairs, and how often free decoding writes a stored identifier.
+
+    Args:
+        gates: Weight of the correction at each level.
+    """
+    rng = np.random.default_rng(seed)
+    split = data.split
+    losses = {
+        name: round(pair_loss(generator, encoder, data, rng.permutation(rows)[:LOOKED_AT]), 4)
+        for name, rows in (("train", split.train_P), ("new", split.new_P), ("known", split.known_P))
+        if len(rows)
+    }
+    asked = rng.permutation(split.new_P if len(split.new_P) else split.train_P)[:LOOKED_AT]
+    valid = _valid(generator, encoder, data, trie, gates, asked) if len(asked) else None
+    return {"loss": losses, "valid": valid}
+
+
+def _valid(
+    generator: Generator,
+    encoder: QueryEncoder,
+    data: GeneratorData,
+    trie: Trie,
+    gates: Sequence[float],
+    rows: IntArray,
+) -> float:
+    """Share of queries whose likeliest codes, chosen level by level without the tree, are the
+    semantic part of a stored identifier."""
+    stored = {row.tobytes() for row in np.ascontiguousarray(trie.rows()[:, :-1])}
+    spaces = data.corpus.vectors.spaces[data.corpus.item_P[rows]]
+    found = 0
+    for space in np.unique(spaces):
+        mine = rows[spaces == space]
+        if str(space) not in data.codec.quantizers:
+            continue
+        for begin in range(0, len(mine), 64):
+            part = mine[begin : begin + 64]
+            q_BD = data.query_PD[part]
+            levels = prior_logits(data.codec, {str(space): q_BD}, str(space), data.scale)
+            taps, mask = read_taps(encoder, data, part)
+            scorer = GeneratorScorer.of(generator, taps, mask, q_BD, levels, gates)
+            each = np.arange(len(part))
+            codes_BL = np.empty((len(part), 0), dtype=np.int32)
+            for level in range(len(levels)):
+                scores_BV = scorer(level, each, codes_BL, each)
+                best_B1 = scores_BV.argmax(axis=1)[:, None].astype(np.int32)
+                codes_BL = np.concatenate([codes_BL, best_B1], axis=1)
+            found += sum(row.tobytes() in stored for row in np.ascontiguousarray(codes_BL))
+    return round(found / len(rows), 4)

@@ -1,0 +1,230 @@
+"""Why an item is a hit: the lanes that found it, its identifier read level by level, the caption.
+
+Shape legend: H hits, L levels, V codes, D vector width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from qdrant_client import models
+
+from cart_qdrant.index.identifiers import Codec
+from cart_qdrant.index.identify import vector_of
+from cart_qdrant.index.library import Library
+from cart_qdrant.index.store import CAPTION
+from cart_qdrant.index.trie import Trie
+from cart_qdrant.learn.beam import PriorScorer, Scorer
+from cart_qdrant.learn.fusion import Calibration
+from cart_qdrant.learn.generator import GeneratorScorer
+from cart_qdrant.learn.model import Model
+from cart_qdrant.learn.prior import prior_logits
+from cart_qdrant.records import Hit
+from cart_qdrant.search.candidates import Encoded, Pool
+
+FloatArray = npt.NDArray[np.float32]
+IndexArray = npt.NDArray[np.intp]
+
+SAMPLE = 200
+"""Items of a cluster that it is described by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One level of an identifier.
+
+    Attributes:
+        code: The code chosen.
+        items: How many items share the identifier up to here.
+        log_prob: Log-probability of the code among those that the tree allows after the prefix;
+            None where the query does not reach the item's space.
+        words: What items of the coarse cluster are like: their most typical caption, or a label.
+    """
+
+    code: int
+    items: int
+    log_prob: float | None
+    words: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """One object."""
+        return {
+            "code": self.code,
+            "items": self.items,
+            "log_prob": None if self.log_prob is None else round(self.log_prob, 4),
+            "words": self.words,
+        }
+
+
+class Explainer:
+    """Explains hits of one index; what it reads of clusters it keeps."""
+
+    def __init__(
+        self,
+        library: Library,
+        trie: Trie | None,
+        codec: Codec | None,
+        model: Model | None,
+        calibration: Calibration,
+        gains: Sequence[FloatArray] | None,
+    ) -> None:
+        self._library, self._trie, self._codec = library, trie, codec
+        self._model, self._calibration, self._gains = model, calibration, gains
+        self._words: dict[int, str | None] = {}
+
+    def explain(self, hits: Sequence[Hit], pool: Pool, encoded: Encoded) -> list[dict[str, Any]]:
+        """Why each of a query's hits is one.
+
+        Args:
+            hits: Of one query.
+            pool: Its candidates.
+            encoded: The query alone, with the text states that the generator reads.
+        """
+        ranks = {
+            "dense": _ranks(pool.media), "caption": _ranks(pool.caption), "beam": _ranks(pool.beam)
+        }  # fmt: skip
+        matched = self._matched(hits, encoded.caption_BW[0])
+        paths = self._paths(hits, encoded)
+        out: list[dict[str, Any]] = []
+        for hit, found, steps in zip(hits, matched, paths, strict=True):
+            out.append(
+                {
+                    "rank_in": {name: of[hit.id] for name, of in ranks.items() if hit.id in of},
+                    "cosine": _rounded(pool.media.get(hit.id)),
+                    "caption_cosine": _rounded(pool.caption.get(hit.id)),
+                    "hubness": _rounded(pool.hub.get(hit.id)),
+                    "matched_caption": found,
+                    "path": [step.to_json() for step in steps],
+                }
+            )
+        return out
+
+    def _matched(self, hits: Sequence[Hit], caption_W: FloatArray) -> list[dict[str, Any] | None]:
+        """The caption of each hit that is nearest to the query."""
+        texts = [[c["text"] for c in hit.payload.get("captions") or []] for hit in hits]
+        flat = list(dict.fromkeys(text for one in texts for text in one))
+        if not flat:
+            return [None] * len(hits)
+        x = self._library.text_encoder().embed(flat) @ caption_W
+        cosine = dict(zip(flat, x.tolist(), strict=True))
+        out: list[dict[str, Any] | None] = []
+        for one in texts:
+            best = max(one, key=lambda text: cosine[text], default=None)
+            out.append(None if best is None else {"text": best, "cosine": round(cosine[best], 4)})
+        return out
+
+    def _paths(self, hits: Sequence[Hit], encoded: Encoded) -> list[list[Step]]:
+        info, trie, codec = self._library.manifest.identifiers, self._trie, self._codec
+        if info is None or trie is None or codec is None:
+            return [[] for _ in hits]
+        out: list[list[Step]] = []
+        by_space: dict[str, list[int]] = {}
+        codes: list[list[int]] = []
+        for n, hit in enumerate(hits):
+            cart = hit.payload.get(info.field)
+            codes.append([*cart["codes"]] if cart else [])
+            space = self._library.space(hit.modality)
+            if cart and space in encoded.media and space in codec.quantizers:
+                by_space.setdefault(str(space), []).append(n)
+        log_probs: dict[int, list[float]] = {}
+        for space, rows in by_space.items():
+            found = self._log_probs(space, np.asarray([codes[n] for n in rows], np.int32), encoded)
+            log_probs |= dict(zip(rows, found, strict=True))
+        for n, row in enumerate(codes):
+            nodes = trie.path(row)
+            known = log_probs.get(n)
+            out.append(
+                [
+                    Step(
+                        code=row[level],
+                        items=trie.leaves(level, node),
+                        log_prob=None if known is None else known[level],
+                        words=self._describe(row[0]) if level == 0 else None,
+                    )
+                    for level, node in enumerate(nodes)
+                ]
+            )
+        return out
+
+    def _log_probs(
+        self, space: str, codes_HL: npt.NDArray[np.int32], encoded: Encoded
+    ) -> list[list[float]]:
+        """Log-probability of each level's code among its siblings in the tree."""
+        assert self._trie is not None and self._codec is not None
+        trie, calibration = self._trie, self._calibration
+        levels = prior_logits(self._codec, encoded.media, space, calibration.scale)
+        scorer: Scorer = PriorScorer(levels)
+        if self._model is not None and any(calibration.gates) and encoded.taps is not None:
+            scorer = GeneratorScorer.of(
+                self._model.generator, encoded.taps, encoded.mask_BS, encoded.media[space],
+                levels, calibration.gates,
+            )  # fmt: skip
+        count = len(codes_HL)
+        out: list[list[float]] = [[] for _ in range(count)]
+        paths = [trie.path(row.tolist()) for row in codes_HL]
+        for level in range(codes_HL.shape[1]):
+            query_R = np.zeros(1 if level == 0 else count, dtype=np.intp)
+            parent_R = np.zeros_like(query_R) if level < 2 else np.arange(count)
+            table = scorer(level, query_R, codes_HL[: len(query_R), :level], parent_R)
+            for n, nodes in enumerate(paths):
+                begin, end = 0, len(trie.levels[0].tokens)
+                if level:
+                    first = trie.levels[level - 1].first
+                    begin, end = int(first[nodes[level - 1]]), int(first[nodes[level - 1] + 1])
+                scores = table[0 if len(table) == 1 else n][trie.levels[level].tokens[begin:end]]
+                if self._gains is not None:
+                    scores = scores + self._gains[level][begin:end]
+                own = scores[nodes[level] - begin]
+                out[n].append(float(own - np.logaddexp.reduce(scores)))
+        return out
+
+    def _describe(self, cluster: int) -> str | None:
+        """Words for a coarse cluster."""
+        if cluster not in self._words:
+            self._words[cluster] = self._typical(cluster) or self._label(cluster)
+        return self._words[cluster]
+
+    def _typical(self, cluster: int) -> str | None:
+        """The caption that is nearest to the mean of the cluster's captions."""
+        info = self._library.manifest.identifiers
+        assert info is not None
+        match = models.MatchValue(value=str(cluster))
+        of = models.Filter(must=[models.FieldCondition(key=f"{info.field}.p1", match=match)])
+        records = self._library.store.scroll(
+            of, with_payload=["captions"], with_vectors=[CAPTION], batch=SAMPLE
+        )
+        found = [
+            ((r.payload or {})["captions"][0]["text"], x)
+            for r in islice(records, SAMPLE)
+            if (x := vector_of(r, CAPTION)) is not None
+        ]
+        if not found:
+            return None
+        x_ND = np.asarray([x for _, x in found], dtype=np.float32)
+        return str(found[int(np.argmax(x_ND @ x_ND.mean(axis=0)))][0])
+
+    def _label(self, cluster: int) -> str | None:
+        """The text, of those that the embedder knows, that is nearest to the cluster's centre."""
+        lexicon = self._library.lexicon()
+        if lexicon is None or self._codec is None:
+            return None
+        for space, quantizer in self._codec.quantizers.items():
+            row = cluster - quantizer.offset
+            if 0 <= row < len(quantizer.centers_KD):
+                names = lexicon.name(quantizer.centers_KD[row : row + 1], space)
+                return names[0] if names else None
+        return None
+
+
+def _ranks(scores: Mapping[str, float]) -> dict[str, int]:
+    order: Iterable[str] = sorted(scores, key=lambda one: -scores[one])
+    return {one: n for n, one in enumerate(order, start=1)}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or np.isnan(value) else round(float(value), 4)
