@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 CARTQ = Path(sys.executable).with_name("cartq")
-LANES = ("dense", "generative", "fused", "auto")
+BASELINES = ("dense", "caption", "bm25", "rrf")
+LANES = (*BASELINES, "generative", "fused", "auto")
 
 
 def main() -> None:
@@ -34,6 +36,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder to work in; it is kept")
     parser.add_argument("--profile", default="default", help="of `cartq train`")
     parser.add_argument("--again", action="store_true", help="train again on what is ingested")
+    parser.add_argument("--seeds", type=int, default=1, help="train so often, from 0 on")
     parser.add_argument("--no-zero-shot", action="store_true", help="do not search before training")
     given = parser.parse_args()
     work: Path = given.work
@@ -51,15 +54,21 @@ def main() -> None:
         say(f"ingest: {report['files']} files, {report['seconds']:.0f} s")
         if not given.no_zero_shot:
             for chosen in filters:
-                rows += evaluate(work, "before", ["dense", "fused"], chosen)
-    if given.again or not (work / "train.json").exists():
-        report = run(work, "train", "--profile", given.profile)
-        (work / "train.json").write_text(json.dumps(report, indent=1))
-    report = json.loads((work / "train.json").read_text())
-    keys = ("profile", "seconds", "val_r10", "identifiers", "gates", "router")
-    say("train: " + json.dumps({key: report[key] for key in keys}))
-    for chosen in filters:
-        rows += evaluate(work, given.profile, LANES, chosen)
+                rows += evaluate(work, "before", [*BASELINES, "fused"], chosen)
+    trained: list[list[list[str]]] = []
+    for seed in range(given.seeds):
+        path = work / f"train-{seed}.json"
+        # Of several seeds the index holds the last one only.
+        if given.again or given.seeds > 1 or not path.exists():
+            report = run(work, "train", "--profile", given.profile, "--seed", str(seed))
+            path.write_text(json.dumps(report, indent=1))
+        report = json.loads(path.read_text())
+        keys = ("profile", "seconds", "val_r10", "identifiers", "gates", "router", "ece")
+        say("train: " + json.dumps({key: report[key] for key in keys}))
+        trained.append(
+            [row for chosen in filters for row in evaluate(work, given.profile, LANES, chosen)]
+        )
+    rows += [over_seeds(same) for same in zip(*trained, strict=True)]
     print(f"| trained | pool | lane | {' | '.join(COLUMNS)} |")
     print("|---|---|---|" + "---:|" * len(COLUMNS))
     for row in rows:
@@ -67,6 +76,18 @@ def main() -> None:
 
 
 COLUMNS = ("queries", "R@1", "R@5", "R@10", "MRR@10", "p50 ms", "p95 ms")
+
+
+def over_seeds(rows: Sequence[Sequence[str]]) -> list[str]:
+    """One row of the same lane over all seeds: means, with standard deviations if there are
+    several."""
+    out = list(rows[0])
+    for n in range(4, len(out)):
+        values = [float(row[n]) for row in rows]
+        out[n] = f"{statistics.fmean(values):.1f}"
+        if len(values) > 1:
+            out[n] += f" ± {statistics.pstdev(values):.1f}"
+    return out
 
 
 def evaluate(

@@ -28,9 +28,16 @@ Method = Literal["rkmeans", "rvq"]
 CELLS = 50
 """Possible identifiers for each item under which a size is not tried."""
 
-# Sizes tried in order until U is reached. M grows last: a level more costs a decoder step more.
-_LADDER = ((1, 3), (4, 3), (8, 3), (16, 3), (32, 3), (64, 3), (128, 3), (256, 3), (256, 4))
-_LADDER_BIG = ((512, 4), (1024, 4))
+CLUSTER = 24
+"""Items of a coarse cluster, about: few beams then lead to most of what is near
+(docs/experiments.md)."""
+MAX_COARSE = 4_096
+"""Coarse clusters at most: a query is compared with each."""
+
+# V and M, tried in order until U is reached. M grows last: a level more costs a decoder step more.
+_LADDER = (
+    (1, 3), (4, 3), (8, 3), (16, 3), (32, 3), (64, 3), (128, 3), (256, 3), (256, 4), (256, 5)
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -312,13 +319,14 @@ def _sizes(n: int, config: IdentifierConfig) -> Iterator[tuple[int, int, int]]:
     if config.coarse and config.codes and config.levels:
         yield config.coarse, config.codes, config.levels
         return
-    ladder = _LADDER + (_LADDER_BIG if n > 100_000 else ())
-    for wanted, m in ladder:
-        size = min(wanted, max(n, 1))
+    clusters = 1 << max(n // CLUSTER, 1).bit_length() - 1  # a power of two
+    for wanted, m in _LADDER:
+        v = min(wanted, max(n, 1))
+        k = max(v, min(clusters, MAX_COARSE))
         # Items crowd: with few cells for each, U was never reached (docs/experiments.md).
-        if size < n and size ** (m + 1) < CELLS * n:
+        if v < n and k * v**m < CELLS * n:
             continue
-        yield size, size, m
+        yield k, v, m
         if wanted >= n:
             return
 

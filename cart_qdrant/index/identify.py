@@ -402,7 +402,9 @@ def check(library: Library, target_u: float = 0.95) -> Health | None:
     if items < 20:
         remarks.append(f"{items} items: identifier statistics mean little below 20.")
     if items - distinct:
-        remarks.append(f"{items - distinct} items are exact copies of another item's vector.")
+        copies = items - distinct
+        are = "item is an exact copy" if copies == 1 else "items are exact copies"
+        remarks.append(f"{copies} {are} of another item's vector.")
     fitted_on = {space: q.fitted_on for space, q in codec.quantizers.items()}
     fitted_error = {space: q.error for space, q in codec.quantizers.items()}
     for space, x in vectors.by_space().items():

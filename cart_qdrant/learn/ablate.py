@@ -71,7 +71,7 @@ class Variant:
         group: Experiment that it belongs to.
         network: Fields of `GeneratorConfig` that differ.
         rdrop: Weight of R-Drop.
-        sizes: (K, V, M); None takes those of the index.
+        sizes: (K, V, M); None takes those of the index, of its largest space.
         method: How the residual books are made.
         prior: Whether logits correct the prior; the paper's generator has none.
         correct: Whether there is a transformer at all.
@@ -174,7 +174,13 @@ class _Ablation:
         self.calibration = model.calibration
         lexicon = library.lexicon()
         whole = read_corpus(library, None if lexicon is None else lexicon.name)
-        split = split_pairs(whole, int(generator.summary.get("seed", 0)))
+        if generator.summary.get("corpus") != whole.digest():
+            # What is held out depends on what there is: the tower may have learned it by now.
+            raise UsageError(
+                "The index has changed since it was trained: what was held out is not known.",
+                "Train again: `cartq train`.",
+            )
+        split = split_pairs(whole, int(generator.summary["seed"]))
         self.corpus, self.split = _sample(whole, split, options)
         if not len(self.split.new_P):
             raise UsageError(
@@ -184,7 +190,7 @@ class _Ablation:
         reporter.phase("reading captions", None)
         self.states = TextStates(self.encoder, self.corpus.texts)
         self.query_PD = self._queries()
-        quantizer = next(iter(codec.quantizers.values()))
+        quantizer = max(codec.quantizers.values(), key=lambda q: q.fitted_on)
         self.sizes = (
             len(quantizer.centers_KD), quantizer.books_MVD.shape[1], len(quantizer.books_MVD)
         )  # fmt: skip
@@ -240,7 +246,7 @@ class _Ablation:
         with tempfile.TemporaryDirectory() as folder:
             fit_generator(
                 generator, self.encoder, data,
-                FitConfig(epochs=self.options.epochs, rdrop=variant.rdrop), seed=seed,
+                FitConfig(epochs=self.options.epochs, min_steps=0, rdrop=variant.rdrop), seed=seed,
                 checkpoint=Path(folder) / "generator.safetensors", fingerprint="",
                 reporter=_Quiet(), log=lambda _: None,
             )  # fmt: skip
@@ -256,8 +262,6 @@ class _Ablation:
                 metric_DD=self.metrics.get(space), seed=seed, offset=offset,
             )  # fmt: skip
             offset += len(quantizers[space].centers_KD)
-        widest = max(q.books_MVD.shape[1] for q in quantizers.values())
-        assert all(q.books_MVD.shape[1] <= widest for q in quantizers.values())
         return Codec(quantizers)
 
     def _judge(
@@ -336,15 +340,19 @@ class _Ablation:
         self, seed: int, data: GeneratorData, trie: Trie, net: Generator | None
     ) -> Iterator[Growth]:
         """The same queries among ever more candidates; exact dense search beside the decoders."""
-        rows = self.split.new_P
+        spaces, rows = data.corpus.vectors.spaces, self.split.new_P
+        names, counts = np.unique(spaces[data.corpus.item_P[rows]], return_counts=True)
+        space = names[counts.argmax()]  # a query is asked within its item's space
+        rows = rows[spaces[data.corpus.item_P[rows]] == space]
+        among = np.flatnonzero(spaces == space)
         targets = np.unique(data.corpus.item_P[rows])
         rng = np.random.default_rng(seed)
-        others = rng.permutation(np.setdiff1d(np.arange(len(data.corpus)), targets))
+        others = rng.permutation(np.setdiff1d(among, targets))
         whole = trie.rows()
         item_of = _items(data, trie)
         place = np.asarray([item_of[one.tobytes()] for one in whole], dtype=np.intp)
-        sizes = [n for n in (500, 1_000, 2_000, 4_000) if len(targets) < n < len(data.corpus)]
-        for size in (*sizes, len(data.corpus)):
+        sizes = [n for n in (500, 1_000, 2_000, 4_000) if len(targets) < n < len(among)]
+        for size in (*sizes, len(among)):
             chosen = np.concatenate([targets, others[: size - len(targets)]])
             part = Trie.build(whole[np.isin(place, chosen)])
             r10: dict[str, float] = {}
@@ -375,7 +383,8 @@ def _items(data: GeneratorData, trie: Trie) -> dict[bytes, int]:
 
 
 def _recalls(ranks: IntArray) -> dict[int, float]:
-    return {k: round(float((ranks < k).mean()), 4) if len(ranks) else 0.0 for k in KS}
+    """By k; none where nothing was asked."""
+    return {k: round(float((ranks < k).mean()), 4) for k in KS if len(ranks)}
 
 
 def _sample(corpus: Corpus, split: Split, options: AblateOptions) -> tuple[Corpus, Split]:

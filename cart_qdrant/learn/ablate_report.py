@@ -61,17 +61,17 @@ def markdown(rows: Sequence[Row], growth: Sequence[Growth], options: AblateOptio
         mine = [row for row in rows if row.variant == name]
         cells = [mine[0].group, name, f"{np.mean([row.U for row in mine]):.3f}"]
         for stratum in STRATA:
-            first = _spread(mine, lambda row, s=stratum: row.beams[s][1])  # type: ignore[misc]
-            tenth = _spread(mine, lambda row, s=stratum: row.beams[s][10])  # type: ignore[misc]
-            again = _spread(mine, lambda row, s=stratum: row.reranked[s][10])  # type: ignore[misc]
+            first = _spread(mine, lambda row, s=stratum: row.beams[s].get(1))  # type: ignore[misc]
+            tenth = _spread(mine, lambda row, s=stratum: row.beams[s].get(10))  # type: ignore[misc]
+            again = _spread(mine, lambda row, s=stratum: row.reranked[s].get(10))  # type: ignore[misc]
             cells += [f"{first} / {tenth}", again]
         cells.append(f"{np.mean([row.decode_ms for row in mine]):.2f}")
         lines.append(f"| {' | '.join(cells)} |")
-    dense = [_spread(rows, lambda row, s=s: row.dense[s][10]) for s in STRATA]  # type: ignore[misc]
+    full = [row for row in rows if row.variant == "full"]
+    dense = [_spread(full, lambda row, s=s: row.dense[s].get(10)) for s in STRATA]  # type: ignore[misc]
     lines += [
         "",
-        f"Exact dense search on the same queries, R@10: new {dense[0]}, known {dense[1]} (the "
-        "spread is that of the variants with noise).",
+        f"Exact dense search on the same queries, R@10: new {dense[0]}, known {dense[1]}.",
         "",
         "| candidates | " + " | ".join(f"{m}: R@10, queries/s" for m in METHODS) + " |",
         "|---:|" + "---:|" * len(METHODS),
@@ -107,7 +107,11 @@ def plots(rows: Sequence[Row], growth: Sequence[Growth], out: Path) -> list[Path
     for axis, stratum in zip(axes, STRATA, strict=True):
         for shift, label, color in ((0.2, "reranked", "#7aa6c2"), (-0.2, "beams", "#1f4e79")):
             found = [
-                [100 * getattr(row, label)[stratum][10] for row in rows if row.variant == name]
+                [
+                    100 * getattr(row, label)[stratum].get(10, 0.0)
+                    for row in rows
+                    if row.variant == name
+                ]
                 for name in names
             ]
             axis.barh(
@@ -158,6 +162,8 @@ def _names(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row.variant for row in rows))
 
 
-def _spread(rows: Sequence[Row], value: Callable[[Row], float]) -> str:
-    found = [100 * value(row) for row in rows]
+def _spread(rows: Sequence[Row], value: Callable[[Row], float | None]) -> str:
+    found = [100 * one for row in rows if (one := value(row)) is not None]
+    if not found:
+        return "-"
     return f"{np.mean(found):.1f}" + (f" ± {np.std(found):.1f}" if len(found) > 1 else "")

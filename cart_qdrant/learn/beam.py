@@ -103,7 +103,7 @@ def beam_search(
     """The best identifiers of the tree for each query.
 
     Args:
-        trie: Stored identifiers; its last level is the counter, which costs nothing.
+        trie: Stored identifiers; its last level is the counter, which no scorer is asked for.
         scorer: Scores of the semantic levels.
         queries: B.
         width: Beams kept of each query at every level.

@@ -97,12 +97,12 @@ def corrections(
     encoder: QueryEncoder,
     data: GeneratorData,
     batch: IntArray,
-    rng: np.random.Generator | None = None,
+    reads: str = "both",
 ) -> list[Tensor]:
     """Correction logits (B, V) of each level for pairs, right prefixes given.
 
     Args:
-        rng: Given in training: a third of the batches reads text alone, a third the vector alone.
+        reads: `text`, `vector`, or `both` of a query.
     """
     low, mask, _ = data.states.get(batch)
     codes = torch.from_numpy(data.codes_NL[data.corpus.item_P[batch]]).long()
@@ -111,10 +111,9 @@ def corrections(
         with torch.no_grad():
             states = encoder.tune(low, mask)
         taps: tuple[Tensor, ...] | None = (low, states[-2], states[-1])
-        draw = rng.random() if rng is not None else 1.0
-        if draw < 1 / 3:
+        if reads == "text":
             media = None
-        elif draw < 2 / 3:
+        elif reads == "vector":
             taps = None
         memory = generator.memory(taps, mask if taps is not None else None, media)
         hidden = generator(memory, codes[:, :-1])
@@ -208,14 +207,17 @@ def fit_generator(
             own = rng.choice(items, max(1, int(config.own_share * config.batch)))
             loss = _own_loss(generator, data, own, config.own_noise)
             if len(batch):
-                logits = corrections(generator, encoder, data, batch, rng)
+                # A third of the batches reads text alone, a third the vector alone.
+                reads = ("text", "vector", "both")[rng.integers(3)]
+                logits = corrections(generator, encoder, data, batch, reads)
                 target = corpus.item_P[batch]
                 codes = torch.from_numpy(data.codes_NL[target]).long()
                 prior = data.prior(data.query_PD[batch], target)
                 loss = loss * config.own_share + _cross_entropy(logits, prior, codes)
                 if config.rdrop:
-                    again = corrections(generator, encoder, data, batch, None)
-                    loss = loss + config.rdrop * _symmetric_kl(logits, again)
+                    again = corrections(generator, encoder, data, batch, reads)
+                    both = [[p + c for p, c in zip(prior, x, strict=True)] for x in (logits, again)]
+                    loss = loss + config.rdrop * _symmetric_kl(*both)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(generator.parameters(), 1.0)

@@ -125,8 +125,8 @@ class Calibration:
         hub_means: Mean hubness in each space, then of captions.
         confidence: Slope and intercept from a fused score's log-odds to those of being right;
             empty where too little was held out to fit them.
-        ece: Expected calibration error of the confidence, on held-out queries it was not fitted
-            to; None like `confidence`.
+        ece: Expected calibration error of the confidence, each half of the held-out queries
+            judged by a line fitted to the other; None where there is no confidence.
         held_out: Recall on held-out queries, per stratum and lane; empty when nothing was held out.
     """
 
@@ -161,12 +161,21 @@ class Calibration:
             order = np.concatenate([order[named], order[~named]]) if fill else order[named]
         return order, scores
 
-    def confidences(self, evidence: Evidence) -> FloatArray | None:
-        """Probability (C,) that each candidate is what is meant; None where it is not known."""
+    def confidences(self, evidence: Evidence, files: IntArray | None = None) -> FloatArray | None:
+        """Probability (C,) that each candidate is what is meant; None where it is not known.
+
+        Args:
+            evidence: With captions, as `auto` and `fused` collect it: what it is calibrated on.
+            files: Number of each candidate's file, where a file counts as one answer: the shares
+                of its segments are summed.
+        """
         if not self.confidence:
             return None
         slope, intercept = self.confidence
-        odds = slope * log_odds(self.score("fused", evidence)) + intercept
+        log_p = self.score("fused", evidence)
+        if files is not None and len(files):
+            log_p = np.log(np.bincount(files, np.exp(log_p)) + 1e-30)[files].astype(np.float32)
+        odds = slope * log_odds(log_p) + intercept
         return np.asarray(1 / (1 + np.exp(-odds)), dtype=np.float32)
 
     def score(self, lane: str, evidence: Evidence) -> FloatArray:

@@ -7,6 +7,7 @@ memorises its items. Shape legend: N items, P pairs, D vector width, W sentence 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +57,15 @@ class Corpus:
 
     def __len__(self) -> int:
         return len(self.vectors.ids)
+
+    def digest(self) -> str:
+        """Of items, texts and vectors: what a training saw, and a split depends on."""
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update("\0".join(self.vectors.ids).encode())
+        digest.update("\0".join(self.texts).encode())
+        digest.update(np.ascontiguousarray(self.item_P).tobytes())
+        digest.update(np.ascontiguousarray(self.vectors.x_ND).tobytes())
+        return digest.hexdigest()
 
 
 def read_corpus(

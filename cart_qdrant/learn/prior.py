@@ -49,9 +49,9 @@ def prior_logits(
 def node_gains(trie: Trie, weight: float) -> list[FloatArray]:
     """What each node adds to a beam that enters it, level by level.
 
-    Along a path they sum to `-weight * hubness` of the identifier; on the way, to that of the mean
-    identifier under the node. A beam thus knows early which branches every query leads to, which
-    the code vectors alone do not tell (docs/experiments.md).
+    Along a path they sum to `-weight * (hubness - mean of all)` of the identifier; on the way, to
+    that of the mean identifier under the node. A beam thus knows early which branches every query
+    leads to, which the code vectors alone do not tell (docs/experiments.md).
     """
     hubs = trie.node_hubs()
     out: list[FloatArray] = []

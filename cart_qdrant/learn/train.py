@@ -8,7 +8,6 @@ Shape legend: P pairs, N items, D vector width, L levels.
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -59,6 +58,8 @@ BEAMS = 200
 ZERO_SHOT = 0.6
 """Share of the embedder's own text vectors in a query vector after training on next to nothing; it
 falls to none at `DISTILL_UNTIL` captions (docs/experiments.md)."""
+PARTS = 2
+"""Counts changes of what the networks are made of."""
 SHARPNESS = 1.5
 """Of hubness in media spaces, over the tower's own scale (docs/experiments.md)."""
 JUDGED = 1_000
@@ -96,6 +97,7 @@ class _Training:
     def run(self) -> TrainReport:
         begin = time.perf_counter()
         library, options = self.library, self.options
+        library.add_indexes()
         remove_stale(library)
         lexicon = library.lexicon()
         corpus = read_corpus(library, None if lexicon is None else lexicon.name)
@@ -143,7 +145,8 @@ class _Training:
         )
         fit_generator(
             generator, encoder, data, self.fit_config, seed=options.seed,
-            checkpoint=self.work / "generator.safetensors", fingerprint=mark,
+            checkpoint=self.work / "generator.safetensors",
+            fingerprint=f"{mark} {hashlib.blake2b(rows_NL.tobytes(), digest_size=8).hexdigest()}",
             reporter=self.reporter, log=self.log,
         )  # fmt: skip
         self.reporter.phase("calibration", None)
@@ -151,7 +154,10 @@ class _Training:
         signs = measure_signs(generator, encoder, data, trie, calibration.gates, options.seed)
         self._flip(
             Model(encoder, generator, calibration), bank, info,
-            {"val_r10": round(val_r10, 4), "pairs": len(split.train_P), "signs": signs},
+            {
+                "val_r10": round(val_r10, 4), "pairs": len(split.train_P), "signs": signs,
+                "corpus": corpus.digest(),
+            },
         )  # fmt: skip
         return TrainReport(
             profile=options.profile,
@@ -178,13 +184,8 @@ class _Training:
             )
 
     def _fingerprint(self, corpus: Corpus) -> str:
-        """Of data and options; a checkpoint of another one is not resumed."""
-        digest = hashlib.blake2b(digest_size=16)
-        digest.update(json.dumps([self.options.profile, self.options.seed]).encode())
-        digest.update("\0".join(corpus.vectors.ids).encode())
-        digest.update("\0".join(corpus.texts).encode())
-        digest.update(np.ascontiguousarray(corpus.vectors.x_ND).tobytes())
-        return digest.hexdigest()
+        """Of data, options and parts; a checkpoint of another one is not resumed."""
+        return f"{PARTS} {self.options.profile} {self.options.seed} {corpus.digest()}"
 
     def _distillation(self, encoder: QueryEncoder, spaces: list[str]) -> Distillation | None:
         """Texts that the embedder knows vectors of, where there are some."""

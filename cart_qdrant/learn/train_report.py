@@ -64,6 +64,7 @@ class TrainReport:
             },
             "gates": self.calibration.gates,
             "held_out": self.calibration.held_out,
+            "ece": self.calibration.ece,
             "history": self.history,
             "remarks": self.remarks,
         }
@@ -89,4 +90,6 @@ class TrainReport:
                 if lane != "queries"
             )
             lines.append(f"held-out {stratum}, {queries} queries, R@1/R@10: {found}")
+        if c.ece is not None:
+            lines.append(f"confidence of hits: expected calibration error {c.ece:.3f}")
         return lines + self.remarks

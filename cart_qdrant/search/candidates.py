@@ -21,6 +21,7 @@ from cart_qdrant.learn.fusion import SINGLE, Evidence
 from cart_qdrant.search.filters import merge_filters
 
 FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.intp]
 
 POOL = 100
 """Candidates of each lane at least; more when more hits are asked for."""
@@ -60,7 +61,8 @@ class Encoded:
 
 @dataclass(slots=True)
 class Pool:
-    """Candidates of one query: scores by point id, the number of each one's space, hubness."""
+    """Candidates of one query: scores by point id, the number of each one's space, hubness,
+    file."""
 
     media: dict[str, float] = field(default_factory=dict)
     caption: dict[str, float] = field(default_factory=dict)
@@ -69,6 +71,16 @@ class Pool:
     hub: dict[str, float] = field(default_factory=dict)
     caption_hub: dict[str, float] = field(default_factory=dict)
     words: dict[str, float] = field(default_factory=dict)
+    path: dict[str, str] = field(default_factory=dict)
+    ranks: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Places of candidates, from 1, in each list that found them."""
+
+    def files(self) -> IntArray:
+        """A number for the file of each candidate, in the order of `space`."""
+        number: dict[str, int] = {}
+        return np.asarray(
+            [number.setdefault(self.path[one], len(number)) for one in self.space], np.intp
+        )
 
     def evidence(self) -> Evidence:
         """Of the candidates, in the order of `space`; NaN where a lane says nothing."""
@@ -116,22 +128,23 @@ class Collector:
         """
         pools = [Pool() for _ in encoded.caption_BW]
         requests: list[models.QueryRequest] = []
-        owners: list[tuple[int, dict[str, float] | None]] = []
+        owners: list[tuple[int, str]] = []
         media = any(lane not in ("generative", *SINGLE) for lane in lanes)
-        caption = any(lane in ("fused", "caption", "rrf") for lane in lanes)
+        # Two lanes: the router looks at the best caption.
+        caption = len(lanes) > 1 or any(lane in ("fused", "caption", "rrf") for lane in lanes)
         words = any(lane in ("bm25", "rrf") for lane in lanes)
-        for b, pool in enumerate(pools):
+        for b in range(len(pools)):
             if len(encoded.beams[b].scores_K):
                 requests.append(self._named(encoded.beams[b], filter))
-                owners.append((b, None))
+                owners.append((b, "beam"))
             for space, q_BD in encoded.media.items() if media else ():
                 within = self._in_space(space, filter)
                 requests.append(_nearest(q_BD[b], MEDIA, within, limit, self._payload))
-                owners.append((b, pool.media))
+                owners.append((b, "dense"))
             if caption:
                 x_W = encoded.caption_BW[b]
                 requests.append(_nearest(x_W, CAPTION, filter, limit, self._payload))
-                owners.append((b, pool.caption))
+                owners.append((b, "caption"))
             if words:
                 requests.append(
                     models.QueryRequest(
@@ -139,10 +152,10 @@ class Collector:
                         filter=filter, limit=limit, with_payload=self._payload,
                     )
                 )  # fmt: skip
-                owners.append((b, pool.words))
+                owners.append((b, "bm25"))
         answers = self._library.store.query_batch(requests) if requests else []
-        for (b, scores), points in zip(owners, answers, strict=True):
-            self._add(pools[b], scores, points, encoded.beams[b])
+        for (b, by), points in zip(owners, answers, strict=True):
+            self._add(pools[b], by, points, encoded.beams[b])
         if not set(lanes) <= {*SINGLE, "rrf"}:
             self._complete(pools, encoded, captions=set(lanes) != {"dense"})
         return pools
@@ -160,23 +173,20 @@ class Collector:
     @property
     def _payload(self) -> list[str]:
         """What is read of each candidate."""
-        return ["modality", f"{self._field}.hub"]
+        return ["modality", "path", f"{self._field}.hub"]
 
     @property
     def _field(self) -> str:
         info = self._library.manifest.identifiers
         return info.field if info is not None else "cart"
 
-    def _add(
-        self,
-        pool: Pool,
-        scores: dict[str, float] | None,
-        points: Sequence[models.ScoredPoint],
-        beams: Beams,
-    ) -> None:
-        """Candidates with their scores; those that beams name when no scores are given."""
+    def _add(self, pool: Pool, by: str, points: Sequence[models.ScoredPoint], beams: Beams) -> None:
+        """Candidates with their scores; those that beams name have none of the store's."""
+        scores = {
+            "beam": pool.beam, "dense": pool.media, "caption": pool.caption, "bm25": pool.words
+        }[by]  # fmt: skip
         share: dict[str, float] = {}
-        if scores is None:
+        if by == "beam":
             share = dict(zip(beams.ids(), beams.log_probs().tolist(), strict=True))
         for point in points:
             payload, one = point.payload or {}, str(point.id)
@@ -184,13 +194,15 @@ class Collector:
             if space is None:
                 continue
             pool.space[one] = self._spaces.index(space) if space in self._spaces else -1
-            hub = payload.get(self._field, {}).get("hub", {})
+            pool.path[one] = payload.get("path", one)
+            cart = payload.get(self._field, {})
+            hub = cart.get("hub", {})
             pool.hub[one] = hub.get("media", np.nan)
             pool.caption_hub[one] = hub.get("caption", np.nan)
-            if scores is None:
-                pool.beam[one] = share[payload[self._field]["id"]]
-            else:
-                scores[one] = point.score
+            scores[one] = share[cart["id"]] if by == "beam" else point.score
+        place = pool.ranks.setdefault(by, {})
+        for n, one in enumerate(sorted(scores, key=lambda one: -scores[one]), start=1):
+            place[one] = n
 
     def _complete(self, pools: Sequence[Pool], encoded: Encoded, *, captions: bool) -> None:
         """A second round: the scores that a candidate's own lane did not give."""

@@ -37,6 +37,8 @@ FloatArray = npt.NDArray[np.float32]
 Lane = Literal["auto", "generative", "dense", "fused", "caption", "bm25", "rrf"]
 
 LANES: tuple[Lane, ...] = ("auto", "generative", "dense", "fused", "caption", "bm25", "rrf")
+CONFIDENT: tuple[Lane, ...] = ("auto", "fused")
+"""Lanes that collect all that the confidence of a hit is calibrated on."""
 BLOCK = 64
 """Queries answered together."""
 
@@ -192,6 +194,12 @@ class Retriever:
             raise UsageError("The query is empty.", 'Say what to find: cartq search "a dog".')
         if not 0 <= min_confidence <= 1:
             raise UsageError(f"--min-confidence is {min_confidence}, but must be in 0..1.")
+        if min_confidence and lane not in CONFIDENT:
+            raise UsageError(
+                f"--min-confidence is given, but in the lane {lane} it is not known how sure a hit "
+                "is.",
+                f"Search in the lane {' or '.join(CONFIDENT)}.",
+            )
         if min_confidence and not self._calibration.confidence:
             raise UsageError(
                 "--min-confidence is given, but how sure hits of this index are is not known: "
@@ -212,10 +220,12 @@ class Retriever:
         resolve = time.perf_counter()
         calibration = self._calibration
         lanes = {calibration.strong, calibration.weak} if lane == "auto" else {lane}
+        if lane == "auto" and calibration.confidence:
+            lanes.add("fused")
         pools = self._collector.collect(
             encoded, limit=max(POOL, 5 * k), lanes=sorted(lanes), filter=wanted.filter
         )
-        answers = [self._rank(pool, lane) for pool in pools]
+        answers = [self._rank(pool, wanted) for pool in pools]
         hits = self._hits([a[1] for a in answers], wanted)
         if wanted.explain:
             for b, found in enumerate(hits):
@@ -304,15 +314,17 @@ class Retriever:
             found = {space: embedder.embed_text(queries, space) for space in self._modalities}
         return {space: x for space, x in found.items() if x is not None}
 
-    def _rank(self, pool: Pool, lane: Lane) -> tuple[str, list[_Scored]]:
+    def _rank(self, pool: Pool, wanted: _Wanted) -> tuple[str, list[_Scored]]:
         """The lane that answers, and its candidates, best first."""
+        lane = wanted.lane
         ids, evidence, calibration = list(pool.space), pool.evidence(), self._calibration
         chosen = calibration.route(evidence) if lane == "auto" else lane
         if not ids:
             return chosen, []
         # What no beam names is no answer of the generative lane; `auto` fills up with it.
         order, scores = calibration.order(chosen, evidence, fill=lane == "auto")
-        sure = calibration.confidences(evidence)
+        files = pool.files() if wanted.group_by == "file" else None
+        sure = calibration.confidences(evidence, files) if lane in CONFIDENT else None
         return chosen, [
             _Scored(ids[n], float(scores[n]), None if sure is None else float(sure[n]))
             for n in order

@@ -5,7 +5,7 @@ Shape legend: H hits, L levels, V codes, D vector width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -85,16 +85,15 @@ class Explainer:
             pool: Its candidates.
             encoded: The query alone, with the text states that the generator reads.
         """
-        ranks = {
-            "dense": _ranks(pool.media), "caption": _ranks(pool.caption), "beam": _ranks(pool.beam)
-        }  # fmt: skip
         matched = self._matched(hits, encoded.caption_BW[0])
         paths = self._paths(hits, encoded)
         out: list[dict[str, Any]] = []
         for hit, found, steps in zip(hits, matched, paths, strict=True):
             out.append(
                 {
-                    "rank_in": {name: of[hit.id] for name, of in ranks.items() if hit.id in of},
+                    "rank_in": {
+                        name: of[hit.id] for name, of in pool.ranks.items() if hit.id in of
+                    },
                     "cosine": _rounded(pool.media.get(hit.id)),
                     "caption_cosine": _rounded(pool.caption.get(hit.id)),
                     "hubness": _rounded(pool.hub.get(hit.id)),
@@ -129,7 +128,9 @@ class Explainer:
             cart = hit.payload.get(info.field)
             codes.append([*cart["codes"]] if cart else [])
             space = self._library.space(hit.modality)
-            if cart and space in encoded.media and space in codec.quantizers:
+            # A point may be newer than the tree that was loaded.
+            known = len(trie.path(codes[n])) == codec.levels
+            if known and space in encoded.media and space in codec.quantizers:
                 by_space.setdefault(str(space), []).append(n)
         log_probs: dict[int, list[float]] = {}
         for space, rows in by_space.items():
@@ -137,13 +138,13 @@ class Explainer:
             log_probs |= dict(zip(rows, found, strict=True))
         for n, row in enumerate(codes):
             nodes = trie.path(row)
-            known = log_probs.get(n)
+            shares = log_probs.get(n)
             out.append(
                 [
                     Step(
                         code=row[level],
                         items=trie.leaves(level, node),
-                        log_prob=None if known is None else known[level],
+                        log_prob=None if shares is None else shares[level],
                         words=self._describe(row[0]) if level == 0 else None,
                     )
                     for level, node in enumerate(nodes)
@@ -219,11 +220,6 @@ class Explainer:
                 names = lexicon.name(quantizer.centers_KD[row : row + 1], space)
                 return names[0] if names else None
         return None
-
-
-def _ranks(scores: Mapping[str, float]) -> dict[str, int]:
-    order: Iterable[str] = sorted(scores, key=lambda one: -scores[one])
-    return {one: n for n, one in enumerate(order, start=1)}
 
 
 def _rounded(value: float | None) -> float | None:

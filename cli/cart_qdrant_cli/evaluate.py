@@ -142,9 +142,9 @@ def _ablate(target: Target, out: Path, seeds: int, pairs: int, *, json: bool) ->
         for found in ablate(library, options, reporter):
             if isinstance(found, Row):
                 rows.append(found)
+                r10 = ", ".join(f"{s} {r[10]:.3f}" for s, r in found.beams.items() if r)
                 reporter.say(
-                    f"seed {found.seed} {found.variant}: R@10 new {found.beams['new'][10]:.3f}, "
-                    f"known {found.beams['known'][10]:.3f}, {found.decode_ms:.2f} ms"
+                    f"seed {found.seed} {found.variant}: R@10 {r10}, {found.decode_ms:.2f} ms"
                 )
             else:
                 growth.append(found)

@@ -43,6 +43,14 @@ def test_a_caption_is_found_before_training(small_index: Path) -> None:
     assert hit.caption == "a dog on a surfboard"
 
 
+def test_the_lane_of_words_finds_what_holds_one(small_index: Path) -> None:
+    with Retriever.open(small_index) as retriever:
+        hits = retriever.search("surfboard", lane="bm25").hits
+        assert retriever.search("zyzzyva", lane="bm25").hits == []
+    assert hits
+    assert all("surfboard" in str(hit.payload["captions"]) for hit in hits)
+
+
 @pytest.mark.parametrize("lane", LANES)
 def test_every_lane_answers_after_training(trained: Path, lane) -> None:
     with Retriever.open(trained) as retriever:

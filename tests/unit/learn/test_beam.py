@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cart_qdrant.errors import ConfigError
+from cart_qdrant.index.identifiers import Counters, IdentifierConfig, fit_codec
 from cart_qdrant.index.trie import Trie
 from cart_qdrant.learn.beam import Beams, PriorScorer, beam_search
+from cart_qdrant.learn.decode import decode
 from cart_qdrant.learn.prior import node_gains
 
 FloatArray = npt.NDArray[np.float32]
@@ -205,3 +207,21 @@ def test_gains_of_the_nodes_sum_to_the_hubness_of_the_identifier(
 def test_a_tree_without_hubness_gains_nothing() -> None:
     trie = Trie.build([(0, 1, 2, 0), (0, 1, 1, 0)])
     assert not np.concatenate(node_gains(trie, 3.0)).any()
+
+
+def test_a_filter_widens_the_beams_of_the_prior() -> None:
+    x = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    codec = fit_codec({"visual": x}, IdentifierConfig(method="rkmeans"))
+    codes = codec.quantizers["visual"].encode(x)
+    u = Counters().assign(codes)
+    trie = Trie.build(np.concatenate([codes, u[:, None]], axis=1))
+    found = {
+        widen: decode(
+            trie, codec, {"visual": x[:3]}, scale=20, width=4, gates=[0.0] * 4, widen=widen
+        )
+        for widen in (0.1, 1.0, 2.5, 1e9)
+    }
+    assert {w: [len(b.scores_K) for b in beams] for w, beams in found.items()} == {
+        0.1: [4] * 3, 1.0: [4] * 3, 2.5: [10] * 3, 1e9: [60] * 3
+    }  # fmt: skip
