@@ -49,6 +49,7 @@ bench: $(VENV)/.installed-test ## Run the benchmarks of docs/benchmarks.md, abou
 	$(BIN)/python benchmarks/ingest.py $(DATA)/photos --again
 	@set -e; for protocol in new captioned videos; do echo "== $$protocol"; \
 		$(BIN)/python benchmarks/quality.py $$protocol $(DATA) --work $(BENCH)/$$protocol; done
+	$(BIN)/python benchmarks/scale.py $(BENCH)/new/.cartq $(BENCH)/new/queries.jsonl
 	@set -e; for what in ingest renew train; do echo "== kill -9, $$what"; \
 		$(BIN)/python -m benchmarks.crash $$what --times 10; done
 

@@ -48,7 +48,7 @@ IntArray = npt.NDArray[np.intp]
 
 SPACE = "visual"
 WIDTHS = (200, 400, 1_000, 2_000)
-EF = (16, 32, 64, 128, 256)
+EF = (128, 256, 512, 1_024)
 NOISE = 0.5
 
 

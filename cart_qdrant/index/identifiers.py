@@ -357,7 +357,8 @@ def fit_codec(
     for space, x_ND in samples.items():
         # Copies of one vector clash whatever the size, so they do not count against it.
         distinct = np.unique(x_ND, axis=0)
-        chosen[space] = _choose(distinct, config, metric.get(space))
+        reachable = len(distinct) / len(x_ND)
+        chosen[space] = _choose(distinct, vectors[space], reachable, config, metric.get(space))
     m = max(len(q.books_MVD) for q in chosen.values())
     out: dict[str, Quantizer] = {}
     offset = 0
@@ -374,17 +375,30 @@ def fit_codec(
     return Codec(out)
 
 
-def _choose(x_ND: FloatArray, config: IdentifierConfig, metric: FloatArray | None) -> Quantizer:
+def _choose(
+    x_ND: FloatArray,
+    all_ND: FloatArray,
+    reachable: float,
+    config: IdentifierConfig,
+    metric: FloatArray | None,
+) -> Quantizer:
+    """The smallest size whose U on all vectors reaches the target.
+
+    Args:
+        x_ND: Distinct vectors to fit on; a sample of a large corpus.
+        all_ND: All vectors: of a sample, U would be too high.
+        reachable: Share of distinct vectors among all.
+    """
     methods: tuple[Method, ...] = (
         ("rkmeans", "rvq") if config.method == "auto" else (config.method,)
     )
     best: tuple[float, float, Quantizer] | None = None
-    for k, v, m in _sizes(len(x_ND), config):
+    for k, v, m in _sizes(max(1, round(len(all_ND) * reachable)), config):
         for method in methods:
             q = fit_quantizer(
                 x_ND, k=k, v=v, m=m, method=method, metric_DD=metric, seed=config.seed
             )
-            u = unique_ratio(q.encode(x_ND))
+            u = unique_ratio(q.encode(all_ND)) / reachable
             if best is None or (round(u, 3), -q.error) > best[:2]:
                 best = (round(u, 3), -q.error, q)
             if u >= config.target_u:

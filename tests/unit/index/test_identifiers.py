@@ -162,3 +162,9 @@ def test_level_reports_count_dead_codes() -> None:
 def test_config_is_checked(bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         IdentifierConfig(**bad)
+
+
+def test_u_is_that_of_all_items_not_of_the_sample_that_was_fitted_on() -> None:
+    x = unit(np.random.default_rng(0), 3_000, 16)
+    codec = fit_codec({"visual": x}, IdentifierConfig(method="rkmeans", fit_limit=200))
+    assert unique_ratio(codec.quantizers["visual"].encode(x)) >= 0.95
