@@ -294,15 +294,21 @@ def fit_quantizer(
     metric_DD: FloatArray | None = None,
     seed: int = 0,
     offset: int = 0,
+    coarse: dict[int, FloatArray] | None = None,
 ) -> Quantizer:
     """Fit one quantiser of a given size.
 
     Args:
         x_ND: Unit vectors, at least one.
         metric_DD: Invertible map in which distances are taken.
+        coarse: Centres of each K that were found before for the same vectors, metric and seed;
+            added to.
     """
     y_ND = x_ND @ metric_DD if metric_DD is not None else x_ND
-    centers = _kmeans(y_ND, k, seed)
+    coarse = {} if coarse is None else coarse
+    if k not in coarse:
+        coarse[k] = _kmeans(y_ND, k, seed)
+    centers = coarse[k]
     rest = y_ND - centers[_nearest(y_ND, centers)]
     v = max(1, min(v, len(x_ND)))
     fit = _residual_kmeans if method == "rkmeans" or len(x_ND) < 2 * v else _residual_vq
@@ -393,11 +399,13 @@ def _choose(
         ("rkmeans", "rvq") if config.method == "auto" else (config.method,)
     )
     best: tuple[float, float, Quantizer] | None = None
+    coarse: dict[int, FloatArray] = {}
     for k, v, m in _sizes(max(1, round(len(all_ND) * reachable)), config):
         for method in methods:
             q = fit_quantizer(
-                x_ND, k=k, v=v, m=m, method=method, metric_DD=metric, seed=config.seed
-            )
+                x_ND, k=k, v=v, m=m, method=method, metric_DD=metric, seed=config.seed,
+                coarse=coarse,
+            )  # fmt: skip
             u = unique_ratio(q.encode(all_ND)) / reachable
             if best is None or (round(u, 3), -q.error) > best[:2]:
                 best = (round(u, 3), -q.error, q)
