@@ -31,6 +31,7 @@ from cart_qdrant.learn.fusion import (
     log_odds,
     log_sum,
 )
+from cart_qdrant.learn.read_signs import MEANINGFUL
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.intp]
@@ -41,8 +42,6 @@ SHIFTS = (0.0, *(sign * step / 2 for step in range(1, 11) for sign in (-1, 1)))
 """Tried on the belief's log-odds: the one of highest gain that is safe for either expert."""
 CLEAR = 0.005
 """Gain (recall at 1 and 10, summed) from which a costlier routing is taken."""
-MEANINGFUL = 50
-"""Held-out queries under which a recall says nothing (its error is then 7 points)."""
 HITS = 10
 """Hits of a query whose confidence is calibrated."""
 FEW = 20

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cart_qdrant.errors import UsageError
-from cart_qdrant.learn.calibrate import MEANINGFUL
 from cart_qdrant.learn.fit_generator import FitConfig
 from cart_qdrant.learn.fusion import Calibration
+from cart_qdrant.learn.read_signs import MEANINGFUL
 from cart_qdrant.learn.tower import TowerConfig
 
 PROFILES: Mapping[str, tuple[TowerConfig, FitConfig]] = {

@@ -23,11 +23,11 @@ from cart_qdrant.index.identify import load_codec, load_trie
 from cart_qdrant.index.library import Library
 from cart_qdrant.index.store import CAPTION
 from cart_qdrant.learn.beam import Beams
-from cart_qdrant.learn.calibrate import MEANINGFUL
 from cart_qdrant.learn.decode import decode
 from cart_qdrant.learn.fusion import Calibration, blend, untrained
 from cart_qdrant.learn.model import Model
 from cart_qdrant.learn.prior import HUB, node_gains
+from cart_qdrant.learn.read_signs import MEANINGFUL
 from cart_qdrant.records import Hit, Modality
 from cart_qdrant.search.candidates import POOL, Collector, Encoded, Pool
 from cart_qdrant.search.explain import Explainer
