@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +37,7 @@ from cart_qdrant.index.library import Library
 from cart_qdrant.index.querybank import media_space
 from cart_qdrant.index.store import MEDIA, CollectionSpec
 from cart_qdrant.index.store_edge import EdgeStore
-from cart_qdrant.index.trie import Trie
+from cart_qdrant.index.trie import Trie, row_keys
 from cart_qdrant.learn.beam import PriorScorer, beam_search
 from cart_qdrant.learn.model import Model
 from cart_qdrant.learn.prior import HUB, node_gains, prior_logits
@@ -185,7 +184,7 @@ def identify(
         f"{len(quantizer.books_MVD)}: U {unique_ratio(codes_NL):.3f}, error "
         f"{quantizer.error:.3f}, fitted and coded in {time.perf_counter() - begin:.0f} s"
     )
-    return codec, np.concatenate([codes_NL, Counters().assign(codes_NL)[:, None]], axis=1)
+    return codec, Counters().complete(codes_NL)
 
 
 def decoder(
@@ -200,20 +199,14 @@ def decoder(
     )
     gains = None if hub_N is None else node_gains(trie, HUB * scale)
     order = np.lexsort(rows_NL.T[::-1])
-    keys = _keys(rows_NL[order])
+    keys = row_keys(rows_NL[order])
 
     def decode(q_D: FloatArray, width: int) -> IntArray:
         levels = prior_logits(codec, {SPACE: q_D[None]}, SPACE, scale)
         (beams,) = beam_search(trie, PriorScorer(levels), 1, width, gains)
-        return order[np.searchsorted(keys, _keys(beams.rows_KL))]
+        return order[np.searchsorted(keys, row_keys(beams.rows_KL))]
 
     return decode
-
-
-def _keys(rows_NL: npt.NDArray[np.int32]) -> npt.NDArray[Any]:
-    """Rows as byte strings that sort as they do."""
-    big = np.ascontiguousarray(rows_NL.astype(">u4"))
-    return big.view(f"S{4 * rows_NL.shape[1]}").reshape(-1)
 
 
 def graph(path: Path, x_ND: FloatArray) -> EdgeStore:

@@ -216,6 +216,10 @@ class Counters:
             self.taken[key] = int(out[n]) + 1
         return out
 
+    def complete(self, codes_NL: IntArray) -> IntArray:
+        """Codes with their next free counters: whole identifiers (N, L + 1)."""
+        return np.concatenate([codes_NL, self.assign(codes_NL)[:, None]], axis=1)
+
 
 def _kmeans(x_ND: FloatArray, k: int, seed: int) -> FloatArray:
     from sklearn.cluster import KMeans, MiniBatchKMeans  # a second; searches do without

@@ -138,12 +138,12 @@ def write_identifiers(
     store: Store, field: str, ids: Sequence[str], codes_NL: IntArray, counters: Counters
 ) -> IntArray:
     """Store identifiers in the payload; returns them whole (N, L + 1)."""
-    u_N = counters.assign(codes_NL)
-    rows = np.concatenate([codes_NL, u_N[:, None]], axis=1)
+    rows = counters.complete(codes_NL)
     for begin in range(0, len(ids), BLOCK):
         updates: list[tuple[str, Mapping[str, Any]]] = []
         for n in range(begin, min(begin + BLOCK, len(ids))):
-            identifier = Identifier(tuple(codes_NL[n].tolist()), int(u_N[n]))
+            *codes, u = rows[n].tolist()
+            identifier = Identifier(tuple(codes), u)
             updates.append((ids[n], {field: identifier.to_payload()}))
         store.set_payload(updates)
     return rows
@@ -235,11 +235,12 @@ def prepare(
     for name in identifier_fields(field, codec.levels):
         library.store.create_keyword_index(name)
     codes = encode(codec, vectors.x_ND, vectors.spaces)
-    write_identifiers(library.store, field, vectors.ids, codes, Counters())
+    rows = write_identifiers(library.store, field, vectors.ids, codes, Counters())
+    trie = Trie.build(rows, codec.levels + 1)
     if bank is not None:
         write_hubness(library, field, bank, _named(field))
+        trie = build_trie(library, field, codec.levels)
     library.store.flush()
-    trie = build_trie(library, field, codec.levels)
     name = f"identifiers-{version}.safetensors"
     books = Artifact(name, save_arrays(library.folder.root / name, codec.to_arrays()))
     return IdentifierInfo(
@@ -306,7 +307,8 @@ def assign_new(library: Library) -> int:
     missing = models.Filter(must=[_lacks(f"{info.field}.id")], must_not=[_lacks("hash")])
     trie = build_trie(library, info.field, info.levels)
     counters = Counters(trie.counters())
-    unnamed = written = 0
+    fresh: list[IntArray] = []
+    unnamed = 0
     for chunk in _chunks(store.scroll(missing, with_payload=["modality"], with_vectors=[MEDIA])):
         ids = [str(r.id) for r in chunk]
         x = np.asarray([vector_of(r) for r in chunk], dtype=np.float32)
@@ -315,21 +317,21 @@ def assign_new(library: Library) -> int:
         known = codes[:, 0] >= 0
         unnamed += int((~known).sum())
         kept = [one for one, ok in zip(ids, known, strict=True) if ok]
-        write_identifiers(store, info.field, kept, codes[known], counters)
-        written += len(kept)
+        fresh.append(write_identifiers(store, info.field, kept, codes[known], counters))
     if unnamed and library.manifest.generator is None:
         renew(library)
         return 0
+    if fresh:
+        trie = trie.insert(np.concatenate(fresh))
     bank = library.querybank()
     if bank is not None:
         lacks = models.Filter(
             must=[_lacks(f"{info.field}.hub")],
             must_not=[_lacks(f"{info.field}.id"), _lacks("hash")],
         )
-        written += write_hubness(library, info.field, bank, lacks)
+        if write_hubness(library, info.field, bank, lacks):
+            trie = build_trie(library, info.field, info.levels)
     store.flush()
-    if written:
-        trie = build_trie(library, info.field, info.levels)
     artifact = _save_trie(library, trie)
     if artifact != info.trie:
         u = unique_ratio(trie.rows()[:, :-1])

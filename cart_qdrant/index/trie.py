@@ -36,7 +36,7 @@ class Level:
     first: IntArray
 
 
-def _keys(rows_NL: IntArray) -> npt.NDArray[Any]:
+def row_keys(rows_NL: IntArray) -> npt.NDArray[Any]:
     """Rows as fixed-width byte strings that sort as the rows do."""
     width = rows_NL.shape[1] * 4
     return np.ascontiguousarray(rows_NL.astype(">u4")).view(f"S{width}").reshape(-1)
@@ -121,17 +121,17 @@ class Trie:
 
     def rows(self) -> IntArray:
         """All identifiers (N, L) in order."""
-        n = len(self)
-        out_NL = np.empty((n, self.depth), dtype=np.int32)
-        out_NL[:, -1] = self.levels[-1].tokens
-        counts = np.ones(n, dtype=np.int64)
-        for level in range(self.depth - 2, -1, -1):
-            first = self.levels[level].first
-            # Leaves under a node: sum of the leaves under its children.
-            ends = np.concatenate([[0], np.cumsum(counts)])[first]
-            counts = np.diff(ends)
-            out_NL[:, level] = np.repeat(self.levels[level].tokens, counts)
-        return out_NL
+        counts = self._sums(np.ones(len(self), dtype=np.int64))
+        pairs = zip(self.levels, counts, strict=True)
+        return np.stack([np.repeat(level.tokens, count) for level, count in pairs], axis=1)
+
+    def _sums(self, leaf_N: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+        """Sum over the identifiers under each node, level by level."""
+        out = [leaf_N]
+        for level in self.levels[-2::-1]:
+            ends = np.concatenate([np.zeros(1, leaf_N.dtype), np.cumsum(out[-1])])[level.first]
+            out.append(np.diff(ends))
+        return out[::-1]
 
     def hub_mean(self) -> float:
         """Mean of the hubness that is known; 0 if none is."""
@@ -141,27 +141,27 @@ class Trie:
     def node_hubs(self) -> list[FloatArray]:
         """Mean hubness of the identifiers under each node, level by level; what is not known
         counts as the mean of all."""
-        sums = np.nan_to_num(self.hub_N, nan=self.hub_mean()).astype(np.float64)
-        counts = np.ones(len(sums), dtype=np.int64)
-        out = [sums.astype(np.float32)]
-        for level in range(self.depth - 2, -1, -1):
-            first = self.levels[level].first
-            sums = np.diff(np.concatenate([[0.0], np.cumsum(sums)])[first])
-            counts = np.diff(np.concatenate([[0], np.cumsum(counts)])[first])
-            out.append((sums / np.maximum(counts, 1)).astype(np.float32))
-        return out[::-1]
+        known = np.nan_to_num(self.hub_N, nan=self.hub_mean()).astype(np.float64)
+        sums, counts = self._sums(known), self._sums(np.ones(len(self), dtype=np.int64))
+        return [(a / b).astype(np.float32) for a, b in zip(sums, counts, strict=True)]
+
+    def children(self, depth: int, node: int | None) -> tuple[int, int]:
+        """Range of nodes, in the level `depth`, under a node of the level before; all nodes of the
+        first level, which are under none."""
+        if node is None:
+            return 0, len(self.levels[0].tokens)
+        first = self.levels[depth - 1].first
+        return int(first[node]), int(first[node + 1])
 
     def path(self, row_L: Sequence[int]) -> list[int]:
         """Nodes of an identifier or prefix, from the first level on; it ends where that does."""
         out: list[int] = []
-        begin, end = 0, len(self.levels[0].tokens)
-        for level, code in zip(self.levels, row_L, strict=False):
+        for depth, (level, code) in enumerate(zip(self.levels, row_L, strict=False)):
+            begin, end = self.children(depth, out[-1] if out else None)
             node = begin + int(np.searchsorted(level.tokens[begin:end], code))
             if node == end or level.tokens[node] != code:
                 break
             out.append(node)
-            if len(level.first):
-                begin, end = int(level.first[node]), int(level.first[node + 1])
         return out
 
     def leaves(self, depth: int, node: int) -> int:
@@ -179,7 +179,7 @@ class Trie:
         old = self.rows()
         if len(old) == 0:
             return Trie._from_sorted(new, hubs)
-        old_keys, new_keys = _keys(old), _keys(new)
+        old_keys, new_keys = row_keys(old), row_keys(new)
         at = np.searchsorted(old_keys, new_keys)
         fresh = old_keys[np.minimum(at, len(old) - 1)] != new_keys
         rows = np.insert(old, at[fresh], new[fresh], axis=0)
@@ -189,13 +189,13 @@ class Trie:
         """A tree without `rows_NL`; unknown ones change nothing."""
         gone = np.asarray(rows_NL, dtype=np.int32).reshape(-1, self.depth)
         old = self.rows()
-        keep = ~np.isin(_keys(old), _keys(gone)) if len(gone) and len(old) else slice(None)
+        keep = ~np.isin(row_keys(old), row_keys(gone)) if len(gone) and len(old) else slice(None)
         return Trie._from_sorted(old[keep], self.hub_N[keep])
 
     def contains(self, rows_NL: npt.ArrayLike) -> npt.NDArray[np.bool_]:
         """Which of `rows_NL` are stored (N,)."""
         rows = np.asarray(rows_NL, dtype=np.int32).reshape(-1, self.depth)
-        return np.isin(_keys(rows), _keys(self.rows()))
+        return np.isin(row_keys(rows), row_keys(self.rows()))
 
     def counters(self) -> dict[tuple[int, ...], int]:
         """Next free counter of each semantic part."""

@@ -32,15 +32,15 @@ from cart_qdrant.index.identify import Vectors, encode, load_codec
 from cart_qdrant.index.ingest import Reporter, Silent
 from cart_qdrant.index.library import Library
 from cart_qdrant.index.trie import Trie
-from cart_qdrant.learn.beam import Beams, PriorScorer, Scorer, beam_search
+from cart_qdrant.learn.beam import Beams, PriorScorer, Scorer, beam_search, places
 from cart_qdrant.learn.fit_generator import FitConfig, GeneratorData, fit_generator, read_taps
 from cart_qdrant.learn.generator import Generator, GeneratorConfig, GeneratorScorer
 from cart_qdrant.learn.model import Model
+from cart_qdrant.learn.pair_vectors import pair_vectors
 from cart_qdrant.learn.pairs import Corpus, Split, read_corpus, split_pairs
 from cart_qdrant.learn.prior import level_sizes, prior_logits
 from cart_qdrant.learn.query_encoder import QueryEncoder
 from cart_qdrant.learn.states import TextStates
-from cart_qdrant.learn.tower import tower_vectors
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.intp]
@@ -159,8 +159,19 @@ def ablate(
     yield from _Ablation(library, options or AblateOptions(), reporter or Silent()).run()
 
 
-class _Quiet(Silent):
-    """Training inside an ablation shows no bars of its own."""
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """Identifiers, tree and generator of a variant.
+
+    Attributes:
+        place_of: Item of each identifier.
+        generator: None for the prior alone.
+    """
+
+    data: GeneratorData
+    trie: Trie
+    place_of: dict[bytes, int]
+    generator: Generator | None
 
 
 class _Ablation:
@@ -189,7 +200,10 @@ class _Ablation:
             )
         reporter.phase("reading captions", None)
         self.states = TextStates(self.encoder, self.corpus.texts)
-        self.query_PD = self._queries()
+        share = self.calibration.zero_shot
+        self.query_PD = pair_vectors(
+            self.encoder, self.corpus, self.states, lexicon if share else None, share
+        )
         quantizer = max(codec.quantizers.values(), key=lambda q: q.fitted_on)
         self.sizes = (
             len(quantizer.centers_KD), quantizer.books_MVD.shape[1], len(quantizer.books_MVD)
@@ -202,22 +216,12 @@ class _Ablation:
         for seed in range(self.options.seeds):
             for variant in rows:
                 made = self._make(variant, seed)
-                yield self._judge(variant, seed, *made)
+                yield self._judge(variant, seed, made)
                 self.reporter.advance()
                 if variant.name == "full":
-                    yield from self._grow(seed, *made)
+                    yield from self._grow(seed, made)
 
-    def _queries(self) -> FloatArray:
-        corpus = self.corpus
-        out = np.zeros((len(corpus.texts), corpus.vectors.x_ND.shape[1]), dtype=np.float32)
-        for space in self.encoder.heads:
-            rows = np.flatnonzero(corpus.vectors.spaces[corpus.item_P] == space)
-            if len(rows):
-                out[rows] = tower_vectors(self.encoder, self.states, rows, space)
-        return out
-
-    def _make(self, variant: Variant, seed: int) -> tuple[GeneratorData, Trie, Generator | None]:
-        """Identifiers, tree and generator of a variant."""
+    def _make(self, variant: Variant, seed: int) -> _Made:
         corpus = self.corpus
         x_ND = corpus.vectors.x_ND
         if variant.noise:
@@ -228,14 +232,14 @@ class _Ablation:
         vectors = Vectors(corpus.vectors.ids, x_ND, corpus.vectors.spaces)
         codec = self._codec(vectors, variant, seed)
         codes_NL = encode(codec, x_ND, vectors.spaces)
-        u_N = Counters().assign(codes_NL)
-        trie = Trie.build(np.concatenate([codes_NL, u_N[:, None]], axis=1))
+        rows_NL = Counters().complete(codes_NL)
+        trie, place_of = Trie.build(rows_NL), places(rows_NL)
         data = GeneratorData(
             replace(corpus, vectors=vectors), self.split, self.states, codec, self.query_PD,
             codes_NL, self.calibration.scale if variant.prior else 0.0,
         )  # fmt: skip
         if not variant.correct:
-            return data, trie, None
+            return _Made(data, trie, place_of, None)
         torch.manual_seed(seed)
         generator = Generator(
             GeneratorConfig(
@@ -248,9 +252,9 @@ class _Ablation:
                 generator, self.encoder, data,
                 FitConfig(epochs=self.options.epochs, min_steps=0, rdrop=variant.rdrop), seed=seed,
                 checkpoint=Path(folder) / "generator.safetensors", fingerprint="",
-                reporter=_Quiet(), log=lambda _: None,
+                reporter=Silent(), log=lambda _: None,
             )  # fmt: skip
-        return data, trie, generator
+        return _Made(data, trie, place_of, generator)
 
     def _codec(self, vectors: Vectors, variant: Variant, seed: int) -> Codec:
         k, v, m = variant.sizes or self.sizes
@@ -264,22 +268,21 @@ class _Ablation:
             offset += len(quantizers[space].centers_KD)
         return Codec(quantizers)
 
-    def _judge(
-        self, variant: Variant, seed: int, data: GeneratorData, trie: Trie, net: Generator | None
-    ) -> Row:
+    def _judge(self, variant: Variant, seed: int, made: _Made) -> Row:
         beams: dict[str, dict[int, float]] = {}
         reranked: dict[str, dict[int, float]] = {}
         dense: dict[str, dict[int, float]] = {}
         spent, asked = 0.0, 0
         for name, rows in zip(STRATA, (self.split.new_P, self.split.known_P), strict=True):
-            found, seconds = self._decode(data, trie, net, rows)
+            found, seconds = self._decode(made.data, made.trie, made.generator, rows)
             spent, asked = spent + seconds, asked + len(rows)
-            by_beam, by_vector = self._ranks(data, trie, rows, found)
+            by_beam, by_vector = self._ranks(made, rows, found)
             beams[name], reranked[name] = _recalls(by_beam), _recalls(by_vector)
-            dense[name] = _recalls(self._dense_ranks(data, rows))
+            dense[name] = _recalls(self._dense_ranks(made.data, rows))
         return Row(
             variant=variant.name, group=variant.group, seed=seed,
-            U=round(unique_ratio(data.codes_NL), 4), beams=beams, reranked=reranked, dense=dense,
+            U=round(unique_ratio(made.data.codes_NL), 4),
+            beams=beams, reranked=reranked, dense=dense,
             decode_ms=round(1e3 * spent / max(asked, 1), 3),
         )  # fmt: skip
 
@@ -287,36 +290,31 @@ class _Ablation:
         self, data: GeneratorData, trie: Trie, net: Generator | None, rows: IntArray
     ) -> tuple[list[Beams], float]:
         """Beams of queries in their items' space, and the seconds that decoding took."""
-        out: list[Beams] = []
+        out: dict[int, Beams] = {}
         spent = 0.0
-        spaces = data.corpus.vectors.spaces[data.corpus.item_P[rows]]
-        order = np.argsort(spaces, kind="stable")
-        for space in np.unique(spaces):
-            mine = rows[order[spaces[order] == space]]
-            for begin in range(0, len(mine), 64):
-                part = mine[begin : begin + 64]
-                taps, mask = read_taps(self.encoder, data, part)
-                start = time.perf_counter()
-                q_BD = data.query_PD[part]
-                levels = prior_logits(data.codec, {str(space): q_BD}, str(space), data.scale)
-                scorer: Scorer = PriorScorer(levels)
-                if net is not None:
-                    gates = [1.0] * len(levels)
-                    scorer = GeneratorScorer.of(net, taps, mask, q_BD, levels, gates)
-                out += beam_search(trie, scorer, len(part), self.options.beams)
-                spent += time.perf_counter() - start
-        back = np.argsort(order, kind="stable")
-        return [out[n] for n in back], spent
+        for space, at in data.blocks(rows):
+            part = rows[at]
+            taps, mask = read_taps(self.encoder, data, part)
+            start = time.perf_counter()
+            q_BD = data.query_PD[part]
+            levels = prior_logits(data.codec, {space: q_BD}, space, data.scale)
+            scorer: Scorer = PriorScorer(levels)
+            if net is not None:
+                gates = [1.0] * len(levels)
+                scorer = GeneratorScorer.of(net, taps, mask, q_BD, levels, gates)
+            found = beam_search(trie, scorer, len(part), self.options.beams)
+            spent += time.perf_counter() - start
+            out |= zip(at.tolist(), found, strict=True)
+        return [out[n] for n in range(len(rows))], spent
 
-    def _ranks(
-        self, data: GeneratorData, trie: Trie, rows: IntArray, found: Sequence[Beams]
-    ) -> tuple[IntArray, IntArray]:
+    @staticmethod
+    def _ranks(made: _Made, rows: IntArray, found: Sequence[Beams]) -> tuple[IntArray, IntArray]:
         """Rank of the right item by probability and by the query vector; huge if it is lost."""
-        item_of = _items(data, trie)
+        data = made.data
         by_beam = np.full(len(rows), np.iinfo(np.intp).max)
         by_vector = by_beam.copy()
         for n, (row, beams) in enumerate(zip(rows, found, strict=True)):
-            items = np.asarray([item_of[one.tobytes()] for one in beams.rows_KL], dtype=np.intp)
+            items = beams.items(made.place_of)
             right = data.corpus.item_P[row]
             at = np.flatnonzero(items == right)
             if len(at):
@@ -336,10 +334,9 @@ class _Ablation:
             out[mine] = (scores > own[:, None] + 1e-6).sum(axis=1)
         return out
 
-    def _grow(
-        self, seed: int, data: GeneratorData, trie: Trie, net: Generator | None
-    ) -> Iterator[Growth]:
+    def _grow(self, seed: int, made: _Made) -> Iterator[Growth]:
         """The same queries among ever more candidates; exact dense search beside the decoders."""
+        data = made.data
         spaces, rows = data.corpus.vectors.spaces, self.split.new_P
         names, counts = np.unique(spaces[data.corpus.item_P[rows]], return_counts=True)
         space = names[counts.argmax()]  # a query is asked within its item's space
@@ -348,18 +345,17 @@ class _Ablation:
         targets = np.unique(data.corpus.item_P[rows])
         rng = np.random.default_rng(seed)
         others = rng.permutation(np.setdiff1d(among, targets))
-        whole = trie.rows()
-        item_of = _items(data, trie)
-        place = np.asarray([item_of[one.tobytes()] for one in whole], dtype=np.intp)
+        whole = Beams(made.trie.rows(), np.empty(0, np.float32))
+        place = whole.items(made.place_of)
         sizes = [n for n in (500, 1_000, 2_000, 4_000) if len(targets) < n < len(among)]
         for size in (*sizes, len(among)):
             chosen = np.concatenate([targets, others[: size - len(targets)]])
-            part = Trie.build(whole[np.isin(place, chosen)])
+            part = Trie.build(whole.rows_KL[np.isin(place, chosen)])
             r10: dict[str, float] = {}
             rate: dict[str, float] = {}
-            for name, generator in (("prior", None), ("prior + correction", net)):
+            for name, generator in (("prior", None), ("prior + correction", made.generator)):
                 found, seconds = self._decode(data, part, generator, rows)
-                _, by_vector = self._ranks(data, trie, rows, found)
+                _, by_vector = self._ranks(made, rows, found)
                 r10[name] = float((by_vector < 10).mean())
                 rate[name] = len(rows) / seconds
             x_MD = np.ascontiguousarray(data.corpus.vectors.x_ND[chosen])
@@ -372,14 +368,6 @@ class _Ablation:
             own = scores[np.arange(len(rows)), right]
             r10["dual tower"] = float(((scores > own[:, None]).sum(axis=1) < 10).mean())
             yield Growth(seed=seed, candidates=len(chosen), r10=r10, per_second=rate)
-
-
-def _items(data: GeneratorData, trie: Trie) -> dict[bytes, int]:
-    """Item of each identifier."""
-    u_N = Counters().assign(data.codes_NL)
-    rows = np.ascontiguousarray(np.concatenate([data.codes_NL, u_N[:, None]], axis=1))
-    assert len(rows) == len(trie)
-    return {row.tobytes(): n for n, row in enumerate(rows)}
 
 
 def _recalls(ranks: IntArray) -> dict[int, float]:

@@ -7,7 +7,7 @@ Shape legend: B queries, K beams of a query, R beams of all queries, V codes, L 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -69,6 +69,11 @@ class PriorScorer:
         return self.levels_BV[level]
 
 
+def places(rows_NL: IntArray) -> dict[bytes, int]:
+    """Where each identifier stands, see `Beams.items`."""
+    return {row.tobytes(): n for n, row in enumerate(np.ascontiguousarray(rows_NL))}
+
+
 @dataclass(frozen=True, slots=True)
 class Beams:
     """Decoded identifiers of one query, best first.
@@ -84,6 +89,11 @@ class Beams:
     def ids(self) -> list[str]:
         """Identifiers as stored in `cart.id`."""
         return ["-".join(map(str, row)) for row in self.rows_KL.tolist()]
+
+    def items(self, place_of: Mapping[bytes, int]) -> IndexArray:
+        """Places (K,) of the identifiers in the rows that `places` was made of."""
+        rows = np.ascontiguousarray(self.rows_KL)
+        return np.asarray([place_of[row.tobytes()] for row in rows], dtype=np.intp)
 
     def log_probs(self) -> FloatArray:
         """Log of the beams' shares of the probability that all beams have together."""

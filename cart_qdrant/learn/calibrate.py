@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from cart_qdrant.learn.beam import Beams
+from cart_qdrant.learn.beam import Beams, places
 from cart_qdrant.learn.fusion import (
     CAPTIONED,
     LANES,
@@ -117,7 +117,7 @@ def evidence_of(
     query: int,
     all_items: Items,
     spaces: Sequence[str],
-    row_of: Mapping[bytes, int],
+    place_of: Mapping[bytes, int],
 ) -> tuple[IntArray, Evidence, int]:
     """Candidates of a held-out query as a search would find them, with the right one added.
 
@@ -135,9 +135,9 @@ def evidence_of(
     caption[known] = held.caption_NW[known] @ held.caption_BW[query]
     beam = np.full(n, np.nan, dtype=np.float32)
     beams = held.beams[query]
-    named = [row_of[row.tobytes()] for row in np.ascontiguousarray(beams.rows_KL)]
+    named = beams.items(place_of)
     beam[named] = beams.log_probs()
-    found = [_top(media, POOL), _top(caption, POOL), np.asarray(named[:POOL], dtype=np.intp)]
+    found = [_top(media, POOL), _top(caption, POOL), named[:POOL]]
     right = int(held.item_B[query])
     items = np.unique(np.concatenate([*found, [right]]))
     # Other segments of the right file are no wrong answers, nor the one asked for.
@@ -172,14 +172,14 @@ def calibrate(
         items: What is searched.
         base: Spaces, scale, gates, beam width and mean hubness; returned with the rest filled in.
     """
-    row_of = {row.tobytes(): n for n, row in enumerate(np.ascontiguousarray(items.rows_NL))}
+    place_of = places(items.rows_NL)
     features: list[FloatArray] = []
     targets: list[int] = []
     names: list[str] = []
     evidences: list[Evidence] = []
     for name, held in strata.items():
         for query in range(len(held.item_B)):
-            _, evidence, right = evidence_of(held, query, items, base.spaces, row_of)
+            _, evidence, right = evidence_of(held, query, items, base.spaces, place_of)
             features.append(evidence.features(base.hub_means))
             targets.append(right)
             names.append(name)

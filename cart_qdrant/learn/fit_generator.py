@@ -6,7 +6,7 @@ Shape legend: B batch, P pairs, N items, L levels, V codes, D vector width.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +67,14 @@ class GeneratorData:
     codes_NL: npt.NDArray[np.int32]
     scale: float
 
+    def blocks(self, rows: IntArray, size: int = 64) -> Iterator[tuple[str, IntArray]]:
+        """Pairs `rows` in blocks whose items are of one space: the space, and places in `rows`."""
+        spaces = self.corpus.vectors.spaces[self.corpus.item_P[rows]]
+        for space in np.unique(spaces):
+            mine = np.flatnonzero(spaces == space)
+            for begin in range(0, len(mine), size):
+                yield str(space), mine[begin : begin + size]
+
     def prior(self, q_BD: FloatArray, item_B: IntArray) -> list[Tensor]:
         """Prior logits (B, V) of each level, each row in its item's space."""
         spaces = self.corpus.vectors.spaces[item_B]
@@ -81,7 +89,7 @@ class GeneratorData:
         return [torch.from_numpy(level) for level in out]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def read_taps(
     encoder: QueryEncoder, data: GeneratorData, rows: IntArray
 ) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -104,18 +112,11 @@ def corrections(
     Args:
         reads: `text`, `vector`, or `both` of a query.
     """
-    low, mask, _ = data.states.get(batch)
     codes = torch.from_numpy(data.codes_NL[data.corpus.item_P[batch]]).long()
-    media: Tensor | None = torch.from_numpy(data.query_PD[batch])
+    media = None if reads == "text" else torch.from_numpy(data.query_PD[batch])
+    taps, mask = (None, None) if reads == "vector" else read_taps(encoder, data, batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        with torch.no_grad():
-            states = encoder.tune(low, mask)
-        taps: tuple[Tensor, ...] | None = (low, states[-2], states[-1])
-        if reads == "text":
-            media = None
-        elif reads == "vector":
-            taps = None
-        memory = generator.memory(taps, mask if taps is not None else None, media)
+        memory = generator.memory(taps, mask, media)
         hidden = generator(memory, codes[:, :-1])
     return [generator.logits(hidden[:, n].float(), n) for n in range(codes.shape[1])]
 

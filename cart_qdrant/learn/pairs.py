@@ -170,10 +170,16 @@ def caption_vectors(
     Returns:
         Unit vectors (N, W), zero where an item has none, and which items have one (N,).
     """
-    n = len(corpus)
-    sums = np.zeros((n, text_PW.shape[1]), dtype=np.float32)
-    kept = np.flatnonzero(keep_P)
-    np.add.at(sums, corpus.item_P[kept], text_PW[kept])
-    has = np.bincount(corpus.item_P[kept], minlength=n) > 0
+    sums, counts = caption_sums(corpus, text_PW, np.flatnonzero(keep_P))
     norm = np.linalg.norm(sums, axis=1, keepdims=True)
-    return sums / np.maximum(norm, 1e-12), has
+    return sums / np.maximum(norm, 1e-12), counts > 0
+
+
+def caption_sums(
+    corpus: Corpus, text_PW: FloatArray, rows: IntArray
+) -> tuple[FloatArray, IntArray]:
+    """Of each item's captions among `rows`: sum of the sentence vectors (N, W), and number (N,)."""
+    owner = corpus.item_P[rows]
+    sums = np.zeros((len(corpus), text_PW.shape[1]), dtype=np.float32)
+    np.add.at(sums, owner, text_PW[rows])
+    return sums, np.bincount(owner, minlength=len(corpus))

@@ -59,23 +59,19 @@ def _valid(
     """Share of queries whose likeliest codes, chosen level by level without the tree, are the
     semantic part of a stored identifier."""
     stored = {row.tobytes() for row in np.ascontiguousarray(trie.rows()[:, :-1])}
-    spaces = data.corpus.vectors.spaces[data.corpus.item_P[rows]]
     found = 0
-    for space in np.unique(spaces):
-        mine = rows[spaces == space]
-        if str(space) not in data.codec.quantizers:
+    for space, places in data.blocks(rows):
+        if space not in data.codec.quantizers:
             continue
-        for begin in range(0, len(mine), 64):
-            part = mine[begin : begin + 64]
-            q_BD = data.query_PD[part]
-            levels = prior_logits(data.codec, {str(space): q_BD}, str(space), data.scale)
-            taps, mask = read_taps(encoder, data, part)
-            scorer = GeneratorScorer.of(generator, taps, mask, q_BD, levels, gates)
-            each = np.arange(len(part))
-            codes_BL = np.empty((len(part), 0), dtype=np.int32)
-            for level in range(len(levels)):
-                scores_BV = scorer(level, each, codes_BL, each)
-                best_B1 = scores_BV.argmax(axis=1)[:, None].astype(np.int32)
-                codes_BL = np.concatenate([codes_BL, best_B1], axis=1)
-            found += sum(row.tobytes() in stored for row in np.ascontiguousarray(codes_BL))
+        part = rows[places]
+        q_BD = data.query_PD[part]
+        levels = prior_logits(data.codec, {space: q_BD}, space, data.scale)
+        taps, mask = read_taps(encoder, data, part)
+        scorer = GeneratorScorer.of(generator, taps, mask, q_BD, levels, gates)
+        each = np.arange(len(part))
+        codes_BL = np.empty((len(part), 0), dtype=np.int32)
+        for level in range(len(levels)):
+            best_B1 = scorer(level, each, codes_BL, each).argmax(axis=1)[:, None]
+            codes_BL = np.concatenate([codes_BL, best_B1.astype(np.int32)], axis=1)
+        found += sum(row.tobytes() in stored for row in np.ascontiguousarray(codes_BL))
     return round(found / len(rows), 4)

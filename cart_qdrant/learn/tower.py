@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cart_qdrant.index.ingest import Reporter
 from cart_qdrant.learn.checkpoint import load_checkpoint, read_meta, save_checkpoint
-from cart_qdrant.learn.pairs import Corpus, Split
+from cart_qdrant.learn.pairs import Corpus, Split, caption_sums
 from cart_qdrant.learn.query_encoder import QueryEncoder
 from cart_qdrant.learn.states import TextStates
 
@@ -126,10 +126,7 @@ class _Captions:
 
     @classmethod
     def of(cls, corpus: Corpus, split: Split, states: TextStates) -> _Captions:
-        owner = corpus.item_P[split.train_P]
-        sums = np.zeros((len(corpus), states.text_PW.shape[1]), dtype=np.float32)
-        np.add.at(sums, owner, states.text_PW[split.train_P])
-        count = np.bincount(owner, minlength=len(corpus))
+        sums, count = caption_sums(corpus, states.text_PW, split.train_P)
         return cls(torch.from_numpy(sums), np.flatnonzero(count), count > 1)
 
 

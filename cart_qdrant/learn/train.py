@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,9 +32,10 @@ from cart_qdrant.learn.fit_generator import (
     fit_generator,
     read_taps,
 )
-from cart_qdrant.learn.fusion import Calibration, blend, untrained
+from cart_qdrant.learn.fusion import Calibration, untrained
 from cart_qdrant.learn.generator import Generator, GeneratorConfig
 from cart_qdrant.learn.model import Model, parameters
+from cart_qdrant.learn.pair_vectors import blended_vectors, pair_vectors
 from cart_qdrant.learn.pairs import (
     Corpus,
     Split,
@@ -78,6 +79,15 @@ def train(
         IndexMissingError: The index has no item.
     """
     return _Training(library, options or TrainOptions(), reporter or Silent()).run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What is stored of each item: identifier (N, L + 1), hubness; NaN where there is none."""
+
+    rows_NL: npt.NDArray[np.int32]
+    hub_N: FloatArray
+    caption_hub_N: FloatArray
 
 
 class _Training:
@@ -124,14 +134,16 @@ class _Training:
         val_r10 = 0.0
         if spaces:
             val_r10 = trainer.train(self.reporter, self.work / "tower.safetensors", mark, self.log)
-        query_PD = self._query_vectors(encoder, corpus, states)
+        lexicon = self.library.lexicon() if self.zero_shot else None
+        query_PD = pair_vectors(encoder, corpus, states, lexicon, self.zero_shot)
         self.reporter.phase("identifiers", None)
         codec = self._codec(corpus, split, query_PD)
         scale = float(encoder.log_scale.detach().exp().clamp(max=100)) if spaces else 20.0
         bank = self._querybank(encoder, corpus, split, states, query_PD, scale)
         info = prepare(library, corpus.vectors, codec, bank)
         trie = Trie.load(library.folder.root / info.trie.name)
-        rows_NL = self._identifiers(info, corpus)
+        written = self._written(info, corpus)
+        rows_NL = written.rows_NL
         data = GeneratorData(
             corpus, split, states, codec, query_PD, np.ascontiguousarray(rows_NL[:, :-1]), scale
         )
@@ -150,7 +162,7 @@ class _Training:
             reporter=self.reporter, log=self.log,
         )  # fmt: skip
         self.reporter.phase("calibration", None)
-        calibration = self._calibrate(encoder, generator, data, bank, trie, rows_NL, list(spaces))
+        calibration = self._calibrate(encoder, generator, data, bank, trie, written, list(spaces))
         signs = measure_signs(generator, encoder, data, trie, calibration.gates, options.seed)
         self._flip(
             Model(encoder, generator, calibration), bank, info,
@@ -198,25 +210,6 @@ class _Training:
         targets = {space: x for space, x in vectors.items() if x is not None}
         return Distillation(states, targets) if targets else None
 
-    def _query_vectors(
-        self, encoder: QueryEncoder, corpus: Corpus, states: TextStates
-    ) -> FloatArray:
-        """Query vector (P, D) of each pair in its item's space."""
-        out = np.zeros((len(corpus.texts), self.library.manifest.embedder.dim), dtype=np.float32)
-        for space in encoder.heads:
-            rows = np.flatnonzero(corpus.vectors.spaces[corpus.item_P] == space)
-            if len(rows):
-                out[rows] = self._toward(encoder, states, rows, space)
-        return out
-
-    def _toward(
-        self, encoder: QueryEncoder, states: TextStates, rows: IntArray, space: str
-    ) -> FloatArray:
-        """Query vectors (B, D) of some texts in a space, as a search makes them."""
-        lexicon = self.library.lexicon() if self.zero_shot else None
-        zero_shot = None if lexicon is None else lexicon.embed(states.text_PW[rows], space)
-        return blend(tower_vectors(encoder, states, rows, space), zero_shot, self.zero_shot)
-
     def _querybank(
         self,
         encoder: QueryEncoder,
@@ -255,16 +248,18 @@ class _Training:
         config = IdentifierConfig(seed=self.options.seed, method="rkmeans")
         return fit_codec(corpus.vectors.by_space(), config, metrics)
 
-    def _identifiers(self, info: IdentifierInfo, corpus: Corpus) -> npt.NDArray[np.int32]:
-        """Identifiers (N, L + 1) as written, in the corpus's order."""
+    def _written(self, info: IdentifierInfo, corpus: Corpus) -> _Written:
+        """Identifiers and hubness as stored, in the corpus's order."""
         row = {one: n for n, one in enumerate(corpus.vectors.ids)}
-        out = np.zeros((len(corpus), info.levels + 1), dtype=np.int32)
+        rows_NL = np.zeros((len(corpus), info.levels + 1), dtype=np.int32)
+        hub_N2 = np.full((len(corpus), 2), np.nan, dtype=np.float32)
         for record in self.library.store.scroll(with_payload=[info.field]):
             n = row.get(str(record.id))
             if n is not None:
                 cart = (record.payload or {})[info.field]
-                out[n] = [*cart["codes"], cart["u"]]
-        return out
+                rows_NL[n] = [*cart["codes"], cart["u"]]
+                hub_N2[n] = [cart["hub"].get(name, np.nan) for name in ("media", "caption")]
+        return _Written(rows_NL, hub_N2[:, 0], hub_N2[:, 1])
 
     def _calibrate(
         self,
@@ -273,16 +268,13 @@ class _Training:
         data: GeneratorData,
         bank: Querybank,
         trie: Trie,
-        rows_NL: npt.NDArray[np.int32],
+        written: _Written,
         spaces: list[str],
     ) -> Calibration:
         corpus, split, codec = data.corpus, data.split, data.codec
         captions = bool(corpus.captioned.any())
-        everything = np.ones(len(corpus.texts), dtype=bool)
-        hub_N = self._hubness(bank, corpus)
-        caption_NW, has_N = caption_vectors(corpus, data.states.text_PW, everything)
-        means = [_mean(hub_N[corpus.vectors.spaces == space]) for space in spaces]
-        means.append(_mean(bank.hubness(caption_NW[has_N], CAPTION)))
+        means = [_mean(written.hub_N[corpus.vectors.spaces == space]) for space in spaces]
+        means.append(_mean(written.caption_hub_N))
         base = replace(
             untrained(spaces, codec.levels, captions),
             scale=data.scale, beams=BEAMS, zero_shot=self.zero_shot, hub_means=means,
@@ -308,9 +300,13 @@ class _Training:
         gains = node_gains(trie, base.scale * HUB)
         number = {space: n for n, space in enumerate(spaces)}
         space_N = np.asarray([number.get(str(s), -1) for s in corpus.vectors.spaces], np.intp)
+        lexicon = self.library.lexicon() if self.zero_shot else None
         strata: dict[str, HeldOut] = {}
         for name, rows in judged.items():
-            media = {space: self._toward(encoder, data.states, rows, space) for space in spaces}
+            media = {
+                space: blended_vectors(encoder, data.states, rows, space, lexicon, self.zero_shot)
+                for space in spaces
+            }
             beams = []
             for begin in range(0, len(rows), 64):
                 part = rows[begin : begin + 64]
@@ -324,17 +320,8 @@ class _Training:
             strata[name] = HeldOut(
                 corpus.item_P[rows], media, caption_BW, beams, caption_NW, known_N, caption_hub_N
             )
-        items = Items(corpus.vectors.x_ND, space_N, rows_NL, corpus.file_N, hub_N)
+        items = Items(corpus.vectors.x_ND, space_N, written.rows_NL, corpus.file_N, written.hub_N)
         return calibrate(strata, shares, items, base)
-
-    @staticmethod
-    def _hubness(bank: Querybank, corpus: Corpus) -> FloatArray:
-        """Of each item's media vector (N,)."""
-        out = np.full(len(corpus), np.nan, dtype=np.float32)
-        for space in np.unique(corpus.vectors.spaces):
-            rows = corpus.vectors.spaces == space
-            out[rows] = bank.hubness(corpus.vectors.x_ND[rows], media_space(str(space)))
-        return out
 
     @staticmethod
     def _gates(

@@ -23,6 +23,15 @@ from cart_qdrant.search.filters import merge_filters
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.intp]
 
+LISTS: Mapping[str, tuple[str, ...]] = {
+    "generative": (),
+    "dense": ("dense",),
+    "fused": ("dense", "caption"),
+    "caption": ("caption",),
+    "bm25": ("bm25",),
+    "rrf": ("dense", "caption", "bm25"),
+}
+"""Lists that a lane takes its candidates from, besides what beams name."""
 POOL = 100
 """Candidates of each lane at least; more when more hits are asked for."""
 
@@ -72,8 +81,23 @@ class Pool:
     caption_hub: dict[str, float] = field(default_factory=dict)
     words: dict[str, float] = field(default_factory=dict)
     path: dict[str, str] = field(default_factory=dict)
-    ranks: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Places of candidates, from 1, in each list that found them."""
+    found: dict[str, list[str]] = field(default_factory=dict)
+    """Candidates by the list that found them."""
+
+    def ranks(self) -> dict[str, dict[str, int]]:
+        """Places of candidates, from 1, in each list that found them."""
+        out: dict[str, dict[str, int]] = {}
+        for by, ids in self.found.items():
+            scores = self.scores(by)
+            order = sorted(ids, key=lambda one: -scores[one])
+            out[by] = {one: n for n, one in enumerate(order, start=1)}
+        return out
+
+    def scores(self, by: str) -> dict[str, float]:
+        """Scores of one list."""
+        return {
+            "beam": self.beam, "dense": self.media, "caption": self.caption, "bm25": self.words
+        }[by]  # fmt: skip
 
     def files(self) -> IntArray:
         """A number for the file of each candidate, in the order of `space`."""
@@ -129,23 +153,22 @@ class Collector:
         pools = [Pool() for _ in encoded.caption_BW]
         requests: list[models.QueryRequest] = []
         owners: list[tuple[int, str]] = []
-        media = any(lane not in ("generative", *SINGLE) for lane in lanes)
-        # Two lanes: the router looks at the best caption.
-        caption = len(lanes) > 1 or any(lane in ("fused", "caption", "rrf") for lane in lanes)
-        words = any(lane in ("bm25", "rrf") for lane in lanes)
+        wanted = {by for lane in lanes for by in LISTS[lane]}
+        if len(lanes) > 1:
+            wanted.add("caption")  # the router looks at the best one
         for b in range(len(pools)):
             if len(encoded.beams[b].scores_K):
                 requests.append(self._named(encoded.beams[b], filter))
                 owners.append((b, "beam"))
-            for space, q_BD in encoded.media.items() if media else ():
+            for space, q_BD in encoded.media.items() if "dense" in wanted else ():
                 within = self._in_space(space, filter)
                 requests.append(_nearest(q_BD[b], MEDIA, within, limit, self._payload))
                 owners.append((b, "dense"))
-            if caption:
+            if "caption" in wanted:
                 x_W = encoded.caption_BW[b]
                 requests.append(_nearest(x_W, CAPTION, filter, limit, self._payload))
                 owners.append((b, "caption"))
-            if words:
+            if "bm25" in wanted:
                 requests.append(
                     models.QueryRequest(
                         query=models.TextQuery(text=encoded.texts[b]), using=CAPTION_TEXTS,
@@ -182,9 +205,7 @@ class Collector:
 
     def _add(self, pool: Pool, by: str, points: Sequence[models.ScoredPoint], beams: Beams) -> None:
         """Candidates with their scores; those that beams name have none of the store's."""
-        scores = {
-            "beam": pool.beam, "dense": pool.media, "caption": pool.caption, "bm25": pool.words
-        }[by]  # fmt: skip
+        scores = pool.scores(by)
         share: dict[str, float] = {}
         if by == "beam":
             share = dict(zip(beams.ids(), beams.log_probs().tolist(), strict=True))
@@ -200,9 +221,7 @@ class Collector:
             pool.hub[one] = hub.get("media", np.nan)
             pool.caption_hub[one] = hub.get("caption", np.nan)
             scores[one] = share[cart["id"]] if by == "beam" else point.score
-        place = pool.ranks.setdefault(by, {})
-        for n, one in enumerate(sorted(scores, key=lambda one: -scores[one]), start=1):
-            place[one] = n
+            pool.found.setdefault(by, []).append(one)
 
     def _complete(self, pools: Sequence[Pool], encoded: Encoded, *, captions: bool) -> None:
         """A second round: the scores that a candidate's own lane did not give."""

@@ -87,13 +87,12 @@ class Explainer:
         """
         matched = self._matched(hits, encoded.caption_BW[0])
         paths = self._paths(hits, encoded)
+        ranks = pool.ranks()
         out: list[dict[str, Any]] = []
         for hit, found, steps in zip(hits, matched, paths, strict=True):
             out.append(
                 {
-                    "rank_in": {
-                        name: of[hit.id] for name, of in pool.ranks.items() if hit.id in of
-                    },
+                    "rank_in": {name: of[hit.id] for name, of in ranks.items() if hit.id in of},
                     "cosine": _rounded(pool.media.get(hit.id)),
                     "caption_cosine": _rounded(pool.caption.get(hit.id)),
                     "hubness": _rounded(pool.hub.get(hit.id)),
@@ -124,20 +123,22 @@ class Explainer:
         out: list[list[Step]] = []
         by_space: dict[str, list[int]] = {}
         codes: list[list[int]] = []
+        paths: list[list[int]] = []
         for n, hit in enumerate(hits):
             cart = hit.payload.get(info.field)
             codes.append([*cart["codes"]] if cart else [])
+            paths.append(trie.path(codes[n]))
             space = self._library.space(hit.modality)
             # A point may be newer than the tree that was loaded.
-            known = len(trie.path(codes[n])) == codec.levels
+            known = len(paths[n]) == codec.levels
             if known and space in encoded.media and space in codec.quantizers:
                 by_space.setdefault(str(space), []).append(n)
         log_probs: dict[int, list[float]] = {}
         for space, rows in by_space.items():
-            found = self._log_probs(space, np.asarray([codes[n] for n in rows], np.int32), encoded)
+            codes_HL = np.asarray([codes[n] for n in rows], np.int32)
+            found = self._log_probs(space, codes_HL, [paths[n] for n in rows], encoded)
             log_probs |= dict(zip(rows, found, strict=True))
-        for n, row in enumerate(codes):
-            nodes = trie.path(row)
+        for n, (row, nodes) in enumerate(zip(codes, paths, strict=True)):
             shares = log_probs.get(n)
             out.append(
                 [
@@ -153,9 +154,17 @@ class Explainer:
         return out
 
     def _log_probs(
-        self, space: str, codes_HL: npt.NDArray[np.int32], encoded: Encoded
+        self,
+        space: str,
+        codes_HL: npt.NDArray[np.int32],
+        paths: Sequence[list[int]],
+        encoded: Encoded,
     ) -> list[list[float]]:
-        """Log-probability of each level's code among its siblings in the tree."""
+        """Log-probability of each level's code among its siblings in the tree.
+
+        Args:
+            paths: Nodes of each row of codes.
+        """
         assert self._trie is not None and self._codec is not None
         trie, calibration = self._trie, self._calibration
         levels = prior_logits(self._codec, encoded.media, space, calibration.scale)
@@ -167,16 +176,12 @@ class Explainer:
             )  # fmt: skip
         count = len(codes_HL)
         out: list[list[float]] = [[] for _ in range(count)]
-        paths = [trie.path(row.tolist()) for row in codes_HL]
         for level in range(codes_HL.shape[1]):
             query_R = np.zeros(1 if level == 0 else count, dtype=np.intp)
             parent_R = np.zeros_like(query_R) if level < 2 else np.arange(count)
             table = scorer(level, query_R, codes_HL[: len(query_R), :level], parent_R)
             for n, nodes in enumerate(paths):
-                begin, end = 0, len(trie.levels[0].tokens)
-                if level:
-                    first = trie.levels[level - 1].first
-                    begin, end = int(first[nodes[level - 1]]), int(first[nodes[level - 1] + 1])
+                begin, end = trie.children(level, nodes[level - 1] if level else None)
                 scores = table[0 if len(table) == 1 else n][trie.levels[level].tokens[begin:end]]
                 if self._gains is not None:
                     scores = scores + self._gains[level][begin:end]

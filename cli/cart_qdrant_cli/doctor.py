@@ -78,13 +78,10 @@ def doctor(
 
     Exit code 1: it fails; what is wrong is listed with the remedy.
     """
-    from cart_qdrant.index.library import Library
     from cart_qdrant.persistence import IndexFolder
 
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
-    with Library.open(
-        target.index, url=target.url, api_key=target.api_key, collection=target.collection
-    ) as library:
+    with target.library() as library:
         found = diagnose(library)
         if fix and not found.passed:
             with IndexFolder(library.folder.root).lock(), reporting("items") as reporter:

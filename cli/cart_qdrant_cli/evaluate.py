@@ -125,7 +125,6 @@ def evaluate(
 
 
 def _ablate(target: Target, out: Path, seeds: int, pairs: int, *, json: bool) -> None:
-    from cart_qdrant.index.library import Library
     from cart_qdrant.learn.ablate import AblateOptions, Growth, Row, ablate
     from cart_qdrant.learn.ablate_report import markdown, require_plots, write_report
 
@@ -133,12 +132,7 @@ def _ablate(target: Target, out: Path, seeds: int, pairs: int, *, json: bool) ->
     options = AblateOptions(seeds=seeds, pairs=pairs)
     rows: list[Row] = []
     growth: list[Growth] = []
-    with (
-        Library.open(
-            target.index, url=target.url, api_key=target.api_key, collection=target.collection
-        ) as library,
-        reporting("variants") as reporter,
-    ):
+    with target.library() as library, reporting("variants") as reporter:
         for found in ablate(library, options, reporter):
             if isinstance(found, Row):
                 rows.append(found)

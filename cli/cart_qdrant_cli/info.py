@@ -54,11 +54,8 @@ def describe_index(target: Target) -> dict[str, Any]:
     Raises:
         IndexMissingError: There is no index.
     """
-    from cart_qdrant.index.library import Library
 
-    with Library.open(
-        target.index, url=target.url, api_key=target.api_key, collection=target.collection
-    ) as library:
+    with target.library() as library:
         manifest, folder = library.manifest, library.folder
         kinds: Counter[str] = Counter()
         files: set[str] = set()

@@ -8,12 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from cart_qdrant.records import Modality
+
+if TYPE_CHECKING:
+    from cart_qdrant.index.library import Library
 
 DEFAULT_INDEX = Path(".cartq")
 INDEX_VARIABLE = "CARTQ_INDEX"
@@ -117,6 +120,18 @@ class Target:
     collection: str | None = None
     api_key: str | None = field(default=None, repr=False)
     verbose: bool = False
+
+    def library(self) -> Library:
+        """The index, opened.
+
+        Raises:
+            IndexMissingError: There is none.
+        """
+        from cart_qdrant.index.library import Library
+
+        return Library.open(
+            self.index, url=self.url, api_key=self.api_key, collection=self.collection
+        )
 
     @property
     def hint(self) -> str:

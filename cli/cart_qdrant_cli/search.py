@@ -29,7 +29,7 @@ from cart_qdrant_cli.options import (
     examples,
     resolve,
 )
-from cart_qdrant_cli.output import facts, grid, plain, print_json, remark, stdout
+from cart_qdrant_cli.output import counted, facts, grid, plain, print_json, remark, stdout
 
 if TYPE_CHECKING:
     from cart_qdrant.search.engine import Retriever
@@ -180,7 +180,7 @@ def show_whys(console: Console, hits: Sequence[Hit]) -> None:
             if step["log_prob"] is not None:
                 chance = 100 * math.exp(step["log_prob"])
                 share = f", {chance:.0f} % of its branch (log {_number(step['log_prob'])})"
-            items = f"{step['items']} item{'' if step['items'] == 1 else 's'}"
+            items = counted(step["items"], "item")
             words = f" like “{step['words']}”" if step["words"] else ""
             rows[f"level {level + 1}"] = f"{step['code']}: {items}{words}{share}"
         console.print(Padding(facts(rows), (0, 0, 0, 3)))

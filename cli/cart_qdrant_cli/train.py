@@ -73,18 +73,12 @@ def run_train(
     Raises:
         IndexMissingError: There is no index, or it is empty.
     """
-    from cart_qdrant.index.library import Library
     from cart_qdrant.learn.train import TrainOptions, train
     from cart_qdrant.persistence import IndexFolder
 
     folder = IndexFolder(target.index.absolute())
     folder.read()  # the lock makes the folder: no index, no lock
-    with (
-        folder.lock(),
-        Library.open(
-            folder.root, url=target.url, api_key=target.api_key, collection=target.collection
-        ) as library,
-    ):
+    with folder.lock(), target.library() as library:
         options = TrainOptions(profile=profile.value, seed=seed, resume=resume)
         return train(library, options, reporter)
 
