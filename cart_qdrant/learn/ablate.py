@@ -40,6 +40,7 @@ from cart_qdrant.learn.pair_vectors import pair_vectors
 from cart_qdrant.learn.pairs import Corpus, Split, read_corpus, split_pairs
 from cart_qdrant.learn.prior import level_sizes, prior_logits
 from cart_qdrant.learn.query_encoder import QueryEncoder
+from cart_qdrant.learn.read_signs import MEANINGFUL
 from cart_qdrant.learn.states import TextStates
 
 FloatArray = npt.NDArray[np.float32]
@@ -197,6 +198,11 @@ class _Ablation:
             raise UsageError(
                 "Nothing was held out of the training: fewer than 20 items are described.",
                 "Describe more of the media, then `cartq train`.",
+            )
+        if len(self.split.new_P) < MEANINGFUL:
+            reporter.say(
+                f"{len(self.split.new_P)} queries were held out: recalls mean little under "
+                f"{MEANINGFUL}"
             )
         reporter.phase("reading captions", None)
         self.states = TextStates(self.encoder, self.corpus.texts)
