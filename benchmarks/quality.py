@@ -1,13 +1,19 @@
-"""Recall of every lane on real photos and clips, before and after training.
+"""Retrieval quality of every lane on real media, before and after training.
 
-    python benchmarks/quality.py new ../shared/data --work /tmp/new
-    python benchmarks/quality.py captioned ../shared/data --work /tmp/captioned
-    python benchmarks/quality.py videos ../shared/data --work /tmp/videos
+    python benchmarks/quality.py new ../shared/data --work /tmp/new --seeds 3
+    python benchmarks/quality.py captioned ../shared/data --work /tmp/captioned --seeds 3
+    python benchmarks/quality.py videos ../shared/data --work /tmp/videos --seeds 3
+    python benchmarks/quality.py sounds ../shared/data --work /tmp/sounds --seeds 3
+    python benchmarks/quality.py mixed ../shared/data --work /tmp/mixed
 
 `new`: the dev photos are ingested without captions; queries are all their captions. `captioned`:
 they keep captions 0 to 3; the query is caption 4. `videos`: every second clip has its caption as a
-sidecar; queries are the captions of all. Runs the command line as a user would, in `--work`; what
-is ingested or trained already is used again. Prints one Markdown table.
+sidecar, then the other half; queries are the captions of all. `sounds`: every second sound has its
+first caption, then the other half; queries are the second wordings of the ten labels of ESC-10,
+right are all clips of the label. `mixed`: photos as in `new`, clips and sounds as in the first
+half, in one collection. Runs the command line as a user would, in `--work`; what is ingested or
+trained already is used again. Prints one Markdown table: means over seeds and halves, with standard
+deviations.
 """
 
 from __future__ import annotations
@@ -17,7 +23,8 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,86 +32,117 @@ CARTQ = Path(sys.executable).with_name("cartq")
 BASELINES = ("dense", "caption", "bm25", "rrf")
 LANES = (*BASELINES, "generative", "fused", "auto")
 
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One folder that is ingested and asked.
+
+    Attributes:
+        queries: By kind; each `{"query": ..., "relevant": [...]}`.
+        pools: What is searched, by name: further words of the command line.
+        own: The pool of a kind of queries alone; others are asked in every pool.
+        depth: Of average precision; 10 unless a query has many answers.
+    """
+
+    folder: Path
+    queries: Mapping[str, list[Row]]
+    pools: Mapping[str, list[str]]
+    own: Mapping[str, str] = field(default_factory=dict)
+    depth: int = 10
+
 
 def main() -> None:
-    """Make the folder, run the command line, print the table."""
+    """Make the folders, run the command line, print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("protocol", choices=["new", "captioned", "videos"])
-    parser.add_argument("data", type=Path, help="folder with photos/ and videos/")
+    parser.add_argument("protocol", choices=[*PROTOCOLS])
+    parser.add_argument("data", type=Path, help="folder with photos/, videos/ and sounds/")
     parser.add_argument("--work", type=Path, required=True, help="folder to work in; it is kept")
     parser.add_argument("--profile", default="default", help="of `cartq train`")
     parser.add_argument("--again", action="store_true", help="train again on what is ingested")
-    parser.add_argument("--seeds", type=int, default=1, help="train so often, from 0 on")
+    parser.add_argument("--seeds", type=int, default=1, help="train so often")
+    parser.add_argument("--first-seed", type=int, default=0, help="where to begin instead of 0")
     parser.add_argument("--no-zero-shot", action="store_true", help="do not search before training")
     given = parser.parse_args()
-    work: Path = given.work
-    work.mkdir(parents=True, exist_ok=True)
-    if given.protocol == "videos":
-        queries = make_videos(given.data / "videos", work)
-        filters: list[list[str]] = [[]]
-    else:
-        queries = make_photos(given.data / "photos", work, given.protocol)
-        filters = [["--filter", "split=dev"], []]
-    (work / "queries.jsonl").write_text("".join(json.dumps(q) + "\n" for q in queries))
-    rows: list[list[str]] = []
-    if not (work / ".cartq").exists():
-        report = run(work, "ingest", "media")
-        say(f"ingest: {report['files']} files, {report['seconds']:.0f} s")
-        if not given.no_zero_shot:
-            for chosen in filters:
-                rows += evaluate(work, "before", [*BASELINES, "fused"], chosen)
-    trained: list[list[list[str]]] = []
-    for seed in range(given.seeds):
-        path = work / f"train-{seed}.json"
-        # Of several seeds the index holds the last one only.
-        if given.again or given.seeds > 1 or not path.exists():
-            report = run(work, "train", "--profile", given.profile, "--seed", str(seed))
-            path.write_text(json.dumps(report, indent=1))
-        report = json.loads(path.read_text())
-        keys = ("profile", "seconds", "val_r10", "identifiers", "gates", "router", "ece")
-        say("train: " + json.dumps({key: report[key] for key in keys}))
-        trained.append(
-            [row for chosen in filters for row in evaluate(work, given.profile, LANES, chosen)]
-        )
-    rows += [over_seeds(same) for same in zip(*trained, strict=True)]
-    print(f"| trained | pool | lane | {' | '.join(COLUMNS)} |")
-    print("|---|---|---|" + "---:|" * len(COLUMNS))
-    for row in rows:
-        print(f"| {' | '.join(row)} |", flush=True)
-
-
-COLUMNS = ("queries", "R@1", "R@5", "R@10", "MRR@10", "p50 ms", "p95 ms")
-
-
-def over_seeds(rows: Sequence[Sequence[str]]) -> list[str]:
-    """One row of the same lane over all seeds: means, with standard deviations if there are
-    several."""
-    out = list(rows[0])
-    for n in range(4, len(out)):
-        values = [float(row[n]) for row in rows]
-        out[n] = f"{statistics.fmean(values):.1f}"
-        if len(values) > 1:
-            out[n] += f" ± {statistics.pstdev(values):.1f}"
-    return out
+    found: dict[tuple[str, ...], list[Row]] = {}
+    for task in PROTOCOLS[given.protocol](given.data, given.work):
+        fresh = not (task.folder / ".cartq").exists()
+        if fresh:
+            report = run(task.folder, "ingest", "media")
+            say(f"ingest: {report['files']} files, {report['seconds']:.0f} s")
+            if not given.no_zero_shot:
+                evaluate(task, "before", [*BASELINES, "fused"], found)
+        for seed in range(given.first_seed, given.first_seed + given.seeds):
+            path = task.folder / f"train-{seed}.json"
+            # Of several seeds the index holds the last one only.
+            if given.again or given.seeds > 1 or not path.exists():
+                report = run(
+                    task.folder, "train", "--profile", given.profile, "--seed", str(seed)
+                )  # fmt: skip
+                path.write_text(json.dumps(report, indent=1))
+            report = json.loads(path.read_text())
+            keys = ("profile", "seconds", "val_r10", "identifiers", "gates", "router", "ece")
+            say("train: " + json.dumps({key: report[key] for key in keys}))
+            evaluate(task, given.profile, LANES, found)
+    show(found)
 
 
 def evaluate(
-    work: Path, trained: str, lanes: Sequence[str], chosen: Sequence[str]
-) -> list[list[str]]:
-    """Rows of the table."""
-    given = [word for lane in lanes for word in ("--lane", lane)]
-    found = run(work, "eval", "queries.jsonl", *given, *chosen)
-    pool = chosen[-1] if chosen else "all"
-    return [
-        [
-            trained, pool, one["lane"], str(one["queries"]),
-            *(f"{100 * one['recall'][k]:.1f}" for k in ("1", "5", "10")),
-            f"{100 * one['mrr@10']:.1f}", f"{one['p50_ms']:.1f}", f"{one['p95_ms']:.1f}",
-        ]
-        for one in found["lanes"]
-    ]  # fmt: skip
+    task: Task, trained: str, lanes: Sequence[str], found: dict[tuple[str, ...], list[Row]]
+) -> None:
+    """Ask every kind of queries in its pools; adds to `found`."""
+    words = [word for lane in lanes for word in ("--lane", lane)]
+    words += [word for k in sorted({1, 5, 10, task.depth}) for word in ("-k", str(k))]
+    for kind, queries in task.queries.items():
+        path = task.folder / f"queries-{kind}.jsonl"
+        path.write_text("".join(json.dumps(query) + "\n" for query in queries))
+        for pool, chosen in task.pools.items():
+            if pool in task.own.values() and task.own.get(kind) != pool:
+                continue
+            report = run(task.folder, "eval", path.name, *words, *chosen)
+            for one in report["lanes"]:
+                found.setdefault((trained, kind, pool, one["lane"]), []).append(one)
+
+
+def show(found: Mapping[tuple[str, ...], list[Row]]) -> None:
+    """The table."""
+    depth = max(int(name.removeprefix("map@")) for rows in found.values() for row in rows
+                for name in row if name.startswith("map@"))  # fmt: skip
+    mixed = any(len(row["modalities"]) > 1 for rows in found.values() for row in rows)
+    columns: dict[str, Callable[[Row], float]] = {
+        "R@1": lambda row: 100 * row["recall"]["1"],
+        "R@5": lambda row: 100 * row["recall"]["5"],
+        "R@10": lambda row: 100 * row["recall"]["10"],
+        "MRR@10": lambda row: 100 * row["mrr@10"],
+    }
+    if depth > 10:
+        columns = {f"mAP@{depth}": lambda row: 100 * row[f"map@{depth}"]}
+        columns["MRR@10"] = lambda row: 100 * row["mrr@10"]
+    columns["p50 ms"] = lambda row: row["p50_ms"]
+    columns["p95 ms"] = lambda row: row["p95_ms"]
+    names = ["trained", "queries", "pool", "lane", "n", *columns]
+    print(f"| {' | '.join(names)} |" + (" hits |" if mixed else ""))
+    print("|---|---|---|---|" + "---:|" * (1 + len(columns)) + ("---|" if mixed else ""))
+    for key, rows in found.items():
+        cells = [*key, str(sum(row["queries"] for row in rows))]
+        cells += [spread([value(row) for row in rows]) for value in columns.values()]
+        if mixed:
+            kinds = sorted({kind for row in rows for kind in row["modalities"]})
+            shares = [
+                100 * statistics.fmean(row["modalities"].get(kind, 0.0) for row in rows)
+                for kind in kinds
+            ]
+            cells.append(", ".join(f"{k} {s:.0f}" for k, s in zip(kinds, shares, strict=True)))
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean, with the standard deviation if there are several."""
+    mean = f"{statistics.fmean(values):.1f}"
+    return mean + (f" ± {statistics.pstdev(values):.1f}" if len(values) > 1 else "")
 
 
 def run(work: Path, *words: str) -> Any:
@@ -122,46 +160,134 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def read(table: Path) -> list[dict[str, Any]]:
+def read(table: Path) -> list[Row]:
     """Rows of a `metadata.jsonl`."""
     return [json.loads(line) for line in table.read_text().splitlines()]
 
 
-def link(source: Path, media: Path, names: Sequence[str]) -> None:
-    """The same media under `media`, without copying."""
-    media.mkdir(exist_ok=True)
-    for name in names:
-        if not (media / name).exists():
-            (media / name).symlink_to((source / name).resolve())
-
-
-def make_photos(source: Path, work: Path, protocol: str) -> list[dict[str, Any]]:
-    """Photos with a table that hides what is asked; returns the queries."""
-    rows = read(source / "metadata.jsonl")
-    link(source, work / "media", [row["file_name"] for row in rows])
-    hidden = 0 if protocol == "new" else 4  # captions of a dev photo that are known
-    queries = []
+def place(source: Path, media: Path, rows: Sequence[Row]) -> None:
+    """The same media under `media`, without copying, with a table of what may be known."""
+    media.mkdir(parents=True, exist_ok=True)
     for row in rows:
-        if row["split"] != "dev":
-            continue
-        asked = row["captions"][hidden:]
-        queries += [{"query": text, "relevant": [row["file_name"]]} for text in asked]
-        row["captions"] = row["captions"][:hidden]
-        if not row["captions"]:
-            del row["captions"]
+        link = media / row["file_name"]
+        if not link.exists():
+            link.symlink_to((source / row["file_name"]).resolve())
     table = "".join(json.dumps(row) + "\n" for row in rows)
-    (work / "media" / "metadata.jsonl").write_text(table)
+    (media / "metadata.jsonl").write_text(table)
+
+
+def without_captions(row: Row) -> Row:
+    """A row of which nothing is told."""
+    return {key: value for key, value in row.items() if key != "captions"}
+
+
+def make_photos(source: Path, media: Path, known: int) -> list[Row]:
+    """Photos, of which the dev ones keep `known` captions; queries are their others."""
+    queries, told = [], []
+    for row in read(source / "metadata.jsonl"):
+        if row["split"] == "dev":
+            queries += [
+                {"query": text, "relevant": [row["file_name"]]} for text in row["captions"][known:]
+            ]
+            kept = row["captions"][:known]
+            row = {**row, "captions": kept} if kept else without_captions(row)
+        told.append(row)
+    place(source, media, told)
     return queries
 
 
-def make_videos(source: Path, work: Path) -> list[dict[str, Any]]:
-    """Clips, every second one with a sidecar; returns the queries."""
+def make_videos(source: Path, media: Path, half: int) -> dict[str, list[Row]]:
+    """Clips of which every second one is described; queries for both halves."""
     rows = read(source / "metadata.jsonl")
-    link(source, work / "media", [row["file_name"] for row in rows])
-    for row in rows[::2]:
-        name = (work / "media" / row["file_name"]).with_suffix(".txt")
-        name.write_text(row["captions"][0] + "\n")
-    return [{"query": row["captions"][0], "relevant": [row["file_name"]]} for row in rows]
+    place(source, media, [row if n % 2 == half else without_captions(row)
+                          for n, row in enumerate(rows)])  # fmt: skip
+    asked = [{"query": row["captions"][0], "relevant": [row["file_name"]]} for row in rows]
+    return {"described": asked[half::2], "new": asked[1 - half :: 2]}
+
+
+def make_sounds(source: Path, media: Path, half: int) -> list[Row]:
+    """Sounds of which every second one has its first caption; queries for the labels of ESC-10."""
+    rows = read(source / "metadata.jsonl")
+    told: list[Row] = []
+    seen: dict[str, int] = {}
+    of_label: dict[str, list[Row]] = {}
+    for row in rows:
+        label = row.get("label") or row["set"]
+        seen[label] = seen.get(label, -1) + 1
+        described = seen[label] % 2 == half
+        plain = {**without_captions(row), "half": "described" if described else "new"}
+        told.append({**plain, "captions": row["captions"][:1]} if described else plain)
+        if row["set"] == "esc10":
+            of_label.setdefault(label, []).append(row)
+    place(source, media, told)
+    return [
+        {"query": text, "relevant": [row["file_name"] for row in group]}
+        for group in of_label.values()
+        for text in sorted({row["captions"][1] for row in group if len(row["captions"]) > 1})
+    ]
+
+
+def photos(known: int) -> Callable[[Path, Path], list[Task]]:
+    """The protocols over photos."""
+
+    def tasks(data: Path, work: Path) -> list[Task]:
+        queries = make_photos(data / "photos", work / "media", known)
+        pools = {"dev": ["--filter", "split=dev"], "all": []}
+        return [Task(work, {"dev": queries}, pools)]
+
+    return tasks
+
+
+def videos(data: Path, work: Path) -> list[Task]:
+    """Both halves of the clips."""
+    return [
+        Task(work / str(half), make_videos(data / "videos", work / str(half) / "media", half),
+             {"all": []})
+        for half in (0, 1)
+    ]  # fmt: skip
+
+
+def sounds(data: Path, work: Path) -> list[Task]:
+    """Both halves of the sounds. The pool of one half: what is right there alone is counted."""
+    out = []
+    for half in (0, 1):
+        folder = work / str(half)
+        queries = make_sounds(data / "sounds", folder / "media", half)
+        told = {row["file_name"]: row["half"] for row in read(folder / "media/metadata.jsonl")}
+        kinds = {
+            name: [
+                {**one, "relevant": [path for path in one["relevant"] if told[path] == name]}
+                for one in queries
+            ]
+            for name in ("described", "new")
+        }
+        pools = {name: ["--filter", f"half={name}"] for name in kinds}
+        own = {name: name for name in kinds}
+        out.append(Task(folder, {**kinds, "all": queries}, {**pools, "all": []}, own, depth=50))
+    return out
+
+
+def mixed(data: Path, work: Path) -> list[Task]:
+    """Photos, clips and sounds in one collection; one caption of each dev photo is asked."""
+    clips = make_videos(data / "videos", work / "media/videos", 0)
+    queries = {
+        "photos": make_photos(data / "photos", work / "media/photos", 0)[::5],
+        "videos": clips["described"] + clips["new"],
+        "sounds": make_sounds(data / "sounds", work / "media/sounds", 0),
+    }
+    kinds = {"photos": "image", "videos": "video", "sounds": "audio"}
+    pools = {f"{modality} alone": ["--modality", modality] for modality in kinds.values()}
+    own = {kind: f"{modality} alone" for kind, modality in kinds.items()}
+    return [Task(work, queries, {"all": [], **pools}, own)]
+
+
+PROTOCOLS: dict[str, Callable[[Path, Path], list[Task]]] = {
+    "new": photos(0),
+    "captioned": photos(4),
+    "videos": videos,
+    "sounds": sounds,
+    "mixed": mixed,
+}
 
 
 if __name__ == "__main__":

@@ -65,3 +65,9 @@ class CaptionError(CartError):
 
 class VectorError(CartError):
     """A vector is not finite, is zero, or has the wrong dimension."""
+
+
+class DownloadError(CartError):
+    """A model could not be fetched, or is not what it should be."""
+
+    exit_code = 3

@@ -32,12 +32,21 @@ class CaptionSource(StrEnum):
     JSON = "json"  # NAME.json
     SUBTITLE = "subtitle"  # NAME.srt / NAME.vtt
     CONTAINER = "container"  # title and comment tags of the file
+    SPEECH = "speech"  # a transcript
     GENERATED = "generated"  # a captioning model
     FILENAME = "filename"  # words of the file name
     LABEL = "label"  # labels of the embedder's classifier
 
 
 WEAK_SOURCES = frozenset({CaptionSource.FILENAME, CaptionSource.LABEL})
+MADE_SOURCES = frozenset({CaptionSource.SPEECH, CaptionSource.GENERATED, CaptionSource.LABEL})
+"""Made by `cartq caption`: no file beside the media holds them."""
+
+TRUST = {
+    source: 0.3 if source in WEAK_SOURCES else 0.7 if source in MADE_SOURCES else 1.0
+    for source in CaptionSource
+}
+"""Weight of a text in training, by its source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +57,21 @@ class Caption:
     source: CaptionSource
     start: float | None = None
     end: float | None = None
+    by: str | None = None
+    """The model that made it."""
+    confidence: float | None = None
+    """Share of other items that it fits worse than its own; None where it was not compared."""
 
     @property
     def is_weak(self) -> bool:
         """Whether the text is a guess: used only where nothing better is known."""
         return self.source in WEAK_SOURCES
+
+    @property
+    def trust(self) -> float:
+        """Weight in training, in (0, 1]."""
+        sure = 1.0 if self.confidence is None else max(self.confidence, 0.05)
+        return TRUST[self.source] * sure
 
     def covers(self, start: float, end: float) -> bool:
         """Whether the caption speaks about the stretch from `start` to `end` (seconds)."""
@@ -65,6 +84,10 @@ class Caption:
         out: dict[str, Any] = {"text": self.text, "source": str(self.source)}
         if self.start is not None and self.end is not None:
             out["start"], out["end"] = self.start, self.end
+        if self.by is not None:
+            out["by"] = self.by
+        if self.confidence is not None:
+            out["confidence"] = round(self.confidence, 3)
         return out
 
     @classmethod
@@ -75,6 +98,8 @@ class Caption:
             source=CaptionSource(payload["source"]),
             start=payload.get("start"),
             end=payload.get("end"),
+            by=payload.get("by"),
+            confidence=payload.get("confidence"),
         )
 
 
@@ -150,11 +175,14 @@ class Hit:
     lane: str
     identifier: str | None
     caption: str | None
+    """Of its captions the one that shares most words with the query, else the best source's."""
     payload: dict[str, Any] = field(repr=False)
     confidence: float | None = None
     """Probability that this is what was meant; None where nothing was held out to tell it by."""
     why: dict[str, Any] | None = field(default=None, repr=False)
     """What speaks for it, when asked; see `search.explain`."""
+    moment: tuple[float, float] | None = None
+    """Seconds that the caption speaks about, where it has times."""
 
     def to_json(self) -> dict[str, Any]:
         """The object of the `--json` contract."""
@@ -171,6 +199,7 @@ class Hit:
             "lane": self.lane,
             "identifier": self.identifier,
             "caption": self.caption,
+            "moment": None if self.moment is None else list(self.moment),
             "payload": self.payload,
             **why,
         }

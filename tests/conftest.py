@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,19 @@ def small_index(small_media: Path) -> Path:
     root = small_media.parent / ".cartq"
     with Library.create(root, open_embedder("lite")) as library, library.folder.lock():
         Ingest(library, IngestOptions(paths=[small_media])).run()
+    return root
+
+
+@pytest.fixture(scope="session")
+def trained(small_index: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of `small_index`, trained; the media lie beside the original."""
+    from cart_qdrant.learn.train import TrainOptions, train
+
+    root = tmp_path_factory.mktemp("trained") / ".cartq"
+    shutil.copytree(small_index, root)
+    with Library.open(root) as library, library.folder.lock():
+        report = train(library, TrainOptions(profile="quick"))
+    assert report.items == report.to_json()["items"] > 10
     return root
 
 

@@ -27,7 +27,7 @@ TITLE_COLUMNS = ("title", "description")
 RESERVED = frozenset(
     [
         *("cart", "cart_2", "path", "modality", "start", "end", "captions", "hash", "size"),
-        *("mtime", "segments", "caption_digest", "meta"),
+        *("mtime", "segments", "caption_digest", "captioned_by", "meta"),
     ]
 )
 """Payload names of this package: a column of the same name is stored as `meta_<name>`."""

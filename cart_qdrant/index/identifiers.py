@@ -12,7 +12,8 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -31,8 +32,15 @@ CELLS = 50
 CLUSTER = 24
 """Items of a coarse cluster, about: few beams then lead to most of what is near
 (docs/experiments.md)."""
-MAX_COARSE = 4_096
-"""Coarse clusters at most: a query is compared with each."""
+MAX_COARSE = 65_536
+"""Coarse clusters at most."""
+GROUPED = 4_096
+"""Coarse clusters from which on they are fitted and searched by groups: a query or an item is
+compared with the groups, then with the clusters of the nearest ones."""
+PROBED_BY_QUERY, PROBED_BY_ITEM = 48, 12
+"""Groups whose clusters are compared (docs/experiments.md)."""
+PER_CLUSTER = 12
+"""Vectors used for fitting, for each coarse cluster, at least."""
 
 # V and M, tried in order until U is reached. M grows last: a level more costs a decoder step more.
 _LADDER = (
@@ -67,6 +75,67 @@ class IdentifierConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Groups:
+    """Coarse clusters that lie together, so that not all need to be looked at.
+
+    Attributes:
+        first_G: Where each group's clusters begin; the last entry is K.
+        means_GD: Mean centre of each group.
+    """
+
+    first_G: IntArray
+    means_GD: FloatArray
+
+    @classmethod
+    def of(cls, centers_KD: FloatArray, first_G: IntArray) -> Groups:
+        """Groups of centres that stand in their order."""
+        counts = np.diff(first_G)[:, None]
+        sums = np.add.reduceat(centers_KD, first_G[:-1], axis=0)
+        return cls(first_G, (sums / counts).astype(np.float32))
+
+    def scores(self, q_BD: FloatArray, centers_KD: FloatArray) -> FloatArray:
+        """`q . c_k` (B, K) where the group is among the nearest to the query; else -inf."""
+        probed = min(PROBED_BY_QUERY, len(self.means_GD))
+        top_BP = np.argpartition(-(q_BD @ self.means_GD.T), probed - 1, axis=1)[:, :probed]
+        first = self.first_G
+        out = np.full((len(q_BD), len(centers_KD)), -np.inf, dtype=np.float32)
+        if len(q_BD) < PROBED_BY_QUERY // 4:
+            for q_D, row, groups in zip(q_BD, out, top_BP, strict=True):
+                for g in groups:
+                    part = slice(first[g], first[g + 1])
+                    row[part] = centers_KD[part] @ q_D
+            return out
+        near_BG = np.zeros((len(q_BD), len(self.means_GD)), dtype=bool)
+        np.put_along_axis(near_BG, top_BP, True, axis=1)
+        for g in range(len(self.means_GD)):
+            rows = np.flatnonzero(near_BG[:, g])
+            part = slice(first[g], first[g + 1])
+            out[rows, part] = q_BD[rows] @ centers_KD[part].T
+        return out
+
+    def nearest(
+        self, x_ND: FloatArray, centers_KD: FloatArray, means_GD: FloatArray
+    ) -> npt.NDArray[np.intp]:
+        """The nearest centre (N,) among those of the nearest groups."""
+        probed = min(PROBED_BY_ITEM, len(means_GD))
+        far_NG = (means_GD**2).sum(axis=1) - 2 * (x_ND @ means_GD.T)
+        top_NP = np.argpartition(far_NG, probed - 1, axis=1)[:, :probed]
+        near_NG = np.zeros(far_NG.shape, dtype=bool)
+        np.put_along_axis(near_NG, top_NP, True, axis=1)
+        best = np.full(len(x_ND), np.inf, dtype=np.float32)
+        out = np.zeros(len(x_ND), dtype=np.intp)
+        norm_K = (centers_KD**2).sum(axis=1)
+        for g, (begin, end) in enumerate(pairwise(self.first_G.tolist())):
+            rows = np.flatnonzero(near_NG[:, g])
+            far = norm_K[begin:end] - 2 * (x_ND[rows] @ centers_KD[begin:end].T)
+            at = far.argmin(axis=1)
+            distance = far[np.arange(len(rows)), at]
+            better = distance < best[rows]
+            best[rows[better]], out[rows[better]] = distance[better], begin + at[better]
+        return out
+
+
+@dataclass(frozen=True, slots=True)
 class Quantizer:
     """Frozen centres and code books of one vector space.
 
@@ -79,6 +148,7 @@ class Quantizer:
         error: Mean squared distance to the approximation at fitting (relative to mean |x|^2).
         fitted_on: Items seen at fitting.
         method: How the residual books were made.
+        groups: Of the centres, where they are many.
     """
 
     centers_KD: FloatArray
@@ -88,6 +158,7 @@ class Quantizer:
     error: float = 0.0
     fitted_on: int = 0
     method: str = "rkmeans"
+    groups: Groups | None = None
 
     @property
     def levels(self) -> int:
@@ -114,13 +185,19 @@ class Quantizer:
         if self.metric_DD is not None:
             books = [b @ self.metric_DD for b in books]
         norms = [(b * b).sum(axis=1) for b in books]
+        means = self.groups.means_GD if self.groups is not None else None
+        if means is not None and self.metric_DD is not None:
+            means = means @ self.metric_DD
         out_NL = np.empty((len(x_ND), self.levels), dtype=np.int32)
         for begin in range(0, len(x_ND), 16_384):
             rest = x_ND[begin : begin + 16_384]
             if self.metric_DD is not None:
                 rest = rest @ self.metric_DD
             for level, (book, norm) in enumerate(zip(books, norms, strict=True)):
-                codes = np.argmin(norm - 2 * (rest @ book.T), axis=1)
+                if level == 0 and self.groups is not None and means is not None:
+                    codes = self.groups.nearest(rest, book, means)
+                else:
+                    codes = np.argmin(norm - 2 * (rest @ book.T), axis=1)
                 out_NL[begin : begin + len(rest), level] = codes
                 rest = rest - book[codes]
         out_NL[:, 0] += self.offset
@@ -140,8 +217,15 @@ class Quantizer:
         return float((rest**2).sum() / max(float((x_ND**2).sum()), 1e-12))
 
     def level_scores(self, q_BD: FloatArray) -> list[FloatArray]:
-        """`q . c_k` and `q . e_{m,v}` per level, (B, K) then (B, V): the prior of the decoder."""
-        return [q_BD @ self.centers_KD.T, *(q_BD @ book.T for book in self.books_MVD)]
+        """`q . c_k` and `q . e_{m,v}` per level, (B, K) then (B, V): the prior of the decoder.
+
+        Of many centres, those of far groups are -inf.
+        """
+        if self.groups is None:
+            coarse = q_BD @ self.centers_KD.T
+        else:
+            coarse = self.groups.scores(q_BD, self.centers_KD)
+        return [coarse, *(q_BD @ book.T for book in self.books_MVD)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,13 +249,15 @@ class Codec:
         """V: codes of the largest residual book."""
         return max((q.books_MVD.shape[1] for q in self.quantizers.values()), default=0)
 
-    def to_arrays(self) -> dict[str, FloatArray]:
+    def to_arrays(self) -> dict[str, FloatArray | IntArray]:
         """Arrays for a safetensors file; `to_meta` holds the rest."""
-        out: dict[str, FloatArray] = {}
+        out: dict[str, FloatArray | IntArray] = {}
         for space, q in self.quantizers.items():
             out[f"{space}.centers"], out[f"{space}.books"] = q.centers_KD, q.books_MVD
             if q.metric_DD is not None:
                 out[f"{space}.metric"] = q.metric_DD
+            if q.groups is not None:
+                out[f"{space}.groups"] = q.groups.first_G
         return out
 
     def to_meta(self) -> dict[str, Any]:
@@ -187,19 +273,16 @@ class Codec:
         }
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, FloatArray], meta: Mapping[str, Any]) -> Codec:
+    def from_arrays(cls, arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> Codec:
         """Inverse of `to_arrays` and `to_meta`."""
-        return cls(
-            {
-                space: Quantizer(
-                    arrays[f"{space}.centers"],
-                    arrays[f"{space}.books"],
-                    metric_DD=arrays.get(f"{space}.metric"),
-                    **info,
-                )
-                for space, info in meta.items()
-            }
-        )
+        out: dict[str, Quantizer] = {}
+        for space, info in meta.items():
+            centers, first = arrays[f"{space}.centers"], arrays.get(f"{space}.groups")
+            out[space] = Quantizer(
+                centers, arrays[f"{space}.books"], metric_DD=arrays.get(f"{space}.metric"),
+                groups=None if first is None else Groups.of(centers, first), **info,
+            )  # fmt: skip
+        return cls(out)
 
 
 @dataclass(slots=True)
@@ -235,6 +318,22 @@ def _kmeans(x_ND: FloatArray, k: int, seed: int) -> FloatArray:
         # Near copies that are one to it: spare centres are never chosen.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return np.asarray(model.fit(x_ND).cluster_centers_, dtype=np.float32)
+
+
+def _grouped_kmeans(x_ND: FloatArray, k: int, seed: int) -> tuple[FloatArray, IntArray]:
+    """Many centres (K, D) in groups, and where each group begins: k-means within the clusters of a
+    k-means, each with its share of the centres."""
+    groups = 1 << (k.bit_length() // 2)  # about the root of k
+    means = _kmeans(x_ND, groups, seed)
+    owner = _nearest(x_ND, means)
+    sizes = np.bincount(owner, minlength=len(means))
+    share = np.maximum(1, np.floor(k * sizes / sizes.sum())).astype(int)
+    centers: list[FloatArray] = []
+    for g in np.flatnonzero(sizes):
+        mine = x_ND[owner == g]
+        centers.append(_kmeans(mine, int(min(share[g], len(mine))), seed + 1 + int(g)))
+    first = np.cumsum([0, *(len(part) for part in centers)])
+    return np.concatenate(centers), first.astype(np.int32)
 
 
 def _nearest(x_ND: FloatArray, book_VD: FloatArray) -> npt.NDArray[np.intp]:
@@ -298,22 +397,28 @@ def fit_quantizer(
     metric_DD: FloatArray | None = None,
     seed: int = 0,
     offset: int = 0,
-    coarse: dict[int, FloatArray] | None = None,
+    coarse: dict[int, tuple[FloatArray, IntArray | None]] | None = None,
 ) -> Quantizer:
     """Fit one quantiser of a given size.
 
     Args:
         x_ND: Unit vectors, at least one.
         metric_DD: Invertible map in which distances are taken.
-        coarse: Centres of each K that were found before for the same vectors, metric and seed;
-            added to.
+        coarse: Centres of each K, and their groups, that were found before for the same vectors,
+            metric and seed; added to.
     """
     y_ND = x_ND @ metric_DD if metric_DD is not None else x_ND
     coarse = {} if coarse is None else coarse
     if k not in coarse:
-        coarse[k] = _kmeans(y_ND, k, seed)
-    centers = coarse[k]
-    rest = y_ND - centers[_nearest(y_ND, centers)]
+        many = k > GROUPED
+        coarse[k] = _grouped_kmeans(y_ND, k, seed) if many else (_kmeans(y_ND, k, seed), None)
+    centers, first = coarse[k]
+    if first is None:
+        codes = _nearest(y_ND, centers)
+    else:
+        near = Groups.of(centers, first)
+        codes = near.nearest(y_ND, centers, near.means_GD)
+    rest = y_ND - centers[codes]
     v = max(1, min(v, len(x_ND)))
     fit = _residual_kmeans if method == "rkmeans" or len(x_ND) < 2 * v else _residual_vq
     books = fit(rest, v, m, seed)
@@ -321,18 +426,24 @@ def fit_quantizer(
         inverse = np.linalg.inv(metric_DD.astype(np.float64))
         centers = (centers @ inverse).astype(np.float32)
         books = (books @ inverse).astype(np.float32)
-    q = Quantizer(centers, books, offset, metric_DD, 0.0, len(x_ND), method)
-    return Quantizer(centers, books, offset, metric_DD, q.relative_error(x_ND), len(x_ND), method)
+    groups = None if first is None else Groups.of(centers, first)
+    q = Quantizer(centers, books, offset, metric_DD, 0.0, len(x_ND), method, groups)
+    return replace(q, error=q.relative_error(x_ND))
+
+
+def _clusters(n: int, config: IdentifierConfig) -> int:
+    """K for that many items: as it is given, or a power of two."""
+    return config.coarse or min(1 << max(n // CLUSTER, 1).bit_length() - 1, MAX_COARSE)
 
 
 def _sizes(n: int, config: IdentifierConfig) -> Iterator[tuple[int, int, int]]:
     if config.coarse and config.codes and config.levels:
         yield config.coarse, config.codes, config.levels
         return
-    clusters = 1 << max(n // CLUSTER, 1).bit_length() - 1  # a power of two
+    clusters = _clusters(n, config)
     for wanted, m in _LADDER:
         v = min(wanted, max(n, 1))
-        k = max(v, min(clusters, MAX_COARSE))
+        k = max(v, clusters)
         # Items crowd: with few cells for each, U was never reached (docs/experiments.md).
         if v < n and k * v**m < CELLS * n:
             continue
@@ -359,8 +470,9 @@ def fit_codec(
     rng = np.random.default_rng(config.seed)
     samples: dict[str, FloatArray] = {}
     for space, x_ND in vectors.items():
-        if len(x_ND) > config.fit_limit:
-            x_ND = x_ND[np.sort(rng.choice(len(x_ND), config.fit_limit, replace=False))]
+        limit = max(config.fit_limit, PER_CLUSTER * _clusters(len(x_ND), config))
+        if len(x_ND) > limit:
+            x_ND = x_ND[np.sort(rng.choice(len(x_ND), limit, replace=False))]
         samples[space] = x_ND
     metric = metrics_DD or {}
     chosen: dict[str, Quantizer] = {}
@@ -378,9 +490,7 @@ def fit_codec(
             q = fit_quantizer(
                 samples[space], k=k, v=v, m=m, metric_DD=metric.get(space), seed=config.seed
             )
-        out[space] = Quantizer(
-            q.centers_KD, q.books_MVD, offset, q.metric_DD, q.error, len(vectors[space]), q.method
-        )
+        out[space] = replace(q, offset=offset, fitted_on=len(vectors[space]))
         offset += k
     return Codec(out)
 
@@ -403,7 +513,7 @@ def _choose(
         ("rkmeans", "rvq") if config.method == "auto" else (config.method,)
     )
     best: tuple[float, float, Quantizer] | None = None
-    coarse: dict[int, FloatArray] = {}
+    coarse: dict[int, tuple[FloatArray, IntArray | None]] = {}
     for k, v, m in _sizes(max(1, round(len(all_ND) * reachable)), config):
         for method in methods:
             q = fit_quantizer(

@@ -26,8 +26,8 @@ from cart_qdrant.index.plan import Job, Plan, StoredFile, make_plan, read_stored
 from cart_qdrant.index.scan import scan
 from cart_qdrant.index.store import MEDIA
 from cart_qdrant.index.warmup import WORK, fitted_features
-from cart_qdrant.index.writer import PointWriter, Row, identifier_payload
-from cart_qdrant.records import Caption, CaptionSource, Failure, Segment
+from cart_qdrant.index.writer import MADE_BY, PointWriter, Row, identifier_payload
+from cart_qdrant.records import MADE_SOURCES, Caption, CaptionSource, Failure, Segment
 
 __all__ = ["Ingest", "IngestOptions", "IngestReport", "Reporter", "Silent"]
 
@@ -126,6 +126,7 @@ class Ingest:
         records = self._library.store.retrieve(source.ids, with_vectors=[MEDIA])
         rows: list[Row] = []
         tags: list[Caption] = []
+        made: list[Caption] = []
         for record in records:
             payload, vector = record.payload or {}, vector_of(record)
             # An earlier job of this run may have put other content under the source's name.
@@ -136,15 +137,15 @@ class Ingest:
             )
             # A copy needs an identifier of its own.
             keep = identifier_payload(payload) if job.source == job.entry.rel else {}
+            if MADE_BY in payload:
+                keep[MADE_BY] = payload[MADE_BY]
             rows.append(Row(segment, vector, keep))
-            tags += [
-                caption
-                for caption in map(Caption.from_payload, payload["captions"])
-                if caption.source is CaptionSource.CONTAINER
-            ]
+            captions = [Caption.from_payload(caption) for caption in payload["captions"]]
+            tags += [c for c in captions if c.source is CaptionSource.CONTAINER]
+            made += [c for c in captions if c.source in MADE_SOURCES]
         if len(rows) != source.segments:
             return [job]
-        self._writer.put(job, rows, job.digest, self._tags(job, tags))
+        self._writer.put(job, rows, job.digest, [*self._tags(job, tags), *made])
         return []
 
     def _tags(self, job: Job, stored: Sequence[Caption]) -> Sequence[Caption]:

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,13 @@ FloatArray = npt.NDArray[np.float32]
 
 TAU = 0.05
 """Temperature of the softmax (lab: R@10 26 among 1,000 photos)."""
+
+
+def class_names() -> list[str]:
+    """Names of ImageNet's thousand classes, each with its synonyms: "tench, Tinca tinca"."""
+    data = resources.files("cart_qdrant.index") / "data" / "imagenet_labels.json"
+    names: list[str] = json.loads(data.read_text())
+    return names
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,7 @@ F mel bands.
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +24,7 @@ from PIL import Image
 from cart_qdrant.errors import MediaError
 from cart_qdrant.index import efficientnet
 from cart_qdrant.index.embedders import Clip, text_encoder_folder
-from cart_qdrant.index.lexicon import Lexicon
+from cart_qdrant.index.lexicon import Lexicon, class_names
 from cart_qdrant.index.text_encoder import TextEncoder
 from cart_qdrant.records import Modality
 
@@ -213,11 +211,6 @@ class LiteEmbedder:
                 out[rows] = self.project(raw[rows], space)
         return out
 
-    def _label_texts(self) -> list[str]:
-        data = resources.files("cart_qdrant.index") / "data" / "imagenet_labels.json"
-        labels: list[str] = json.loads(data.read_text())
-        return labels
-
     def lexicon(self) -> Lexicon:
         """Class names and their weights in the whitened space: `w . (x - mean) = (w B) . z`.
 
@@ -226,7 +219,7 @@ class LiteEmbedder:
         """
         if not self._stats:
             self.fit({})
-        labels = self._label_texts()
+        labels = class_names()
         weights = self._class_weights()
         values = (weights - weights.mean(axis=0)) @ self._stats[f"{VISUAL}.back"]
         keys = self.text_encoder().embed(labels)

@@ -85,6 +85,11 @@ def scan(paths: Sequence[Path], *, base: Path, exclude: Sequence[str] = ()) -> S
     return Scan(entries, failures)
 
 
+def relative_name(path: Path, base: Path) -> str:
+    """A file's name in an index whose folder lies in `base`."""
+    return Path(os.path.relpath(path, base)).as_posix()
+
+
 def content_hash(path: Path) -> str:
     """blake2b of the content, 32 hexadecimal digits; reads the file in pieces.
 
@@ -185,7 +190,7 @@ class _Walk:
             self.entries[path] = FileEntry(path, rel, info.st_size, info.st_mtime_ns)
 
     def _rel(self, path: Path) -> str:
-        return Path(os.path.relpath(path, self.base)).as_posix()
+        return relative_name(path, self.base)
 
     def _excluded(self, path: Path, given: Path) -> bool:
         if not self.exclude:

@@ -13,9 +13,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 from qdrant_client import models
 
 from cart_qdrant.index.captions import merge_captions, segment_captions
@@ -26,12 +27,19 @@ from cart_qdrant.index.store_common import is_plain_key
 from cart_qdrant.persistence import write_atomic
 from cart_qdrant.records import Caption, Segment
 
+if TYPE_CHECKING:
+    from cart_qdrant.index.text_encoder import TextEncoder
+
+FloatArray = npt.NDArray[np.float32]
+
 WRITE = 512
 """Points written together, at least: a file is not divided."""
 COLUMNS = 16
 """Columns of caption tables that are indexed at most."""
 CATEGORY = 64
 """Characters of a value up to which its column is taken for a category."""
+MADE_BY = "captioned_by"
+"""Payload key: models that have looked at an item to describe it."""
 _IDENTIFIER_FIELD = re.compile(r"cart(_\d+)?")
 
 
@@ -159,7 +167,7 @@ class PointWriter:
         """Remove points."""
         if not ids:
             return
-        self._mark_changed()
+        self.mark_changed()
         for begin in range(0, len(ids), WRITE):
             self._library.store.delete(ids[begin : begin + WRITE])
 
@@ -167,7 +175,7 @@ class PointWriter:
         """Embed the captions of waiting points, write them, then remove what they replace."""
         if not self._points:
             return
-        self._mark_changed()
+        self.mark_changed()
         self._index_columns()
         self._embed_captions()
         written = {str(point.id) for point, _ in self._points}
@@ -187,31 +195,43 @@ class PointWriter:
             self._library.store.create_keyword_index(key)
             self._indexed.add(key)
 
-    def _mark_changed(self) -> None:
+    def mark_changed(self) -> None:
+        """Tell that identifiers and tree are behind the points until `settle`."""
         if not self.changed:
             _create(self._mark)
 
     def _embed_captions(self) -> None:
-        """Mean vector of each point's captions; weak ones count only where there is no other."""
-        texts: dict[str, int] = {}  # segments of a file share most of them
-        rows: list[int] = []
-        owner: list[int] = []
-        for n, (_, captions) in enumerate(self._points):
-            for caption in [c for c in captions if not c.is_weak] or captions:
-                rows.append(texts.setdefault(caption.text, len(texts)))
-                owner.append(n)
-        if not texts:
+        if not any(captions for _, captions in self._points):
             return
         begin = time.perf_counter()
-        x_BD = self._library.text_encoder().embed(list(texts))
+        means = caption_means(self._library.text_encoder(), [c for _, c in self._points])
         self.embed_seconds += time.perf_counter() - begin
-        means = np.zeros((len(self._points), x_BD.shape[1]), dtype=np.float32)
+        for (point, _), mean in zip(self._points, means, strict=True):
+            if mean is not None:
+                assert isinstance(point.vector, dict)
+                point.vector[CAPTION] = mean.tolist()
+
+
+def caption_means(
+    encoder: TextEncoder, captions: Sequence[Sequence[Caption]]
+) -> list[FloatArray | None]:
+    """Unit mean vector (D,) of each item's captions; weak ones count only where there is no
+    other. None where there is no caption."""
+    texts: dict[str, int] = {}  # segments of a file share most of them
+    rows: list[int] = []
+    owner: list[int] = []
+    for n, own in enumerate(captions):
+        for caption in [c for c in own if not c.is_weak] or own:
+            rows.append(texts.setdefault(caption.text, len(texts)))
+            owner.append(n)
+    out: list[FloatArray | None] = [None] * len(captions)
+    if texts:
+        x_BD = encoder.embed(list(texts))
+        means = np.zeros((len(captions), x_BD.shape[1]), dtype=np.float32)
         np.add.at(means, owner, x_BD[rows])
         for n in set(owner):
-            mean = means[n] / max(float(np.linalg.norm(means[n])), 1e-12)
-            vectors = self._points[n][0].vector
-            assert isinstance(vectors, dict)
-            vectors[CAPTION] = mean.tolist()
+            out[n] = means[n] / max(float(np.linalg.norm(means[n])), 1e-12)
+    return out
 
 
 def _create(path: Path) -> None:

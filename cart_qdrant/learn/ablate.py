@@ -400,6 +400,6 @@ def _sample(corpus: Corpus, split: Split, options: AblateOptions) -> tuple[Corpu
     n = np.arange(len(rows))
     small = replace(
         corpus, texts=[corpus.texts[row] for row in rows], item_P=corpus.item_P[rows],
-        weak_P=corpus.weak_P[rows],
+        trust_P=corpus.trust_P[rows],
     )  # fmt: skip
     return small, Split(n[: ends[0]], n[ends[0] : ends[1]], n[ends[1] :], split.held_items)

@@ -44,7 +44,7 @@ def decode(
         scale: Multiplies inner products.
         width: Beams of a query in each space, by the prior and again by the correction.
         gates: Weight of the generator's correction per level; all zero never runs it.
-        taps: Text states of the queries, needed with a generator.
+        taps: Text states of the queries; without them a generator reads their vectors alone.
         gains: Of the tree's nodes, see `prior.node_gains`.
         widen: Multiplies the prior's beams, up to `WIDEST`: where a filter lets only a part of the
             items through, most beams name none of them.
@@ -56,7 +56,7 @@ def decode(
             continue
         levels = prior_logits(codec, media, space, scale)
         found = beam_search(trie, PriorScorer(levels), len(q_BD), wide, gains)
-        if generator is not None and any(gates) and taps is not None:
+        if generator is not None and any(gates):
             scorer = GeneratorScorer.of(generator, taps, mask_BS, q_BD, levels, gates)
             corrected = beam_search(trie, scorer, len(q_BD), width, gains)
             found = [_union(a, b) for a, b in zip(corrected, found, strict=True)]

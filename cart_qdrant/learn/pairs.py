@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from qdrant_client import models
 
+from cart_qdrant.index.captions_text import text_key
 from cart_qdrant.index.identify import Vectors, read_vectors
 from cart_qdrant.index.library import Library
-from cart_qdrant.records import Caption, Modality
+from cart_qdrant.records import TRUST, Caption, CaptionSource, Modality
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.intp]
@@ -42,14 +43,14 @@ class Corpus:
         vectors: Media vectors, ids and spaces of the items.
         texts: Text of each pair (P).
         item_P: Item of each pair.
-        weak_P: Whether the text is a guess (file name, label).
+        trust_P: Weight of each pair, by the source of its text and how sure that is.
         captioned: Items that have a caption of whatever kind (N,).
     """
 
     vectors: Vectors
     texts: list[str]
     item_P: IntArray
-    weak_P: npt.NDArray[np.bool_]
+    trust_P: FloatArray
     captioned: npt.NDArray[np.bool_]
     file_N: IntArray
     """File of each item, by number: segments of one file share captions, so they are held out,
@@ -80,7 +81,7 @@ def read_corpus(
     row = {one: n for n, one in enumerate(vectors.ids)}
     texts: list[str] = []
     items: list[int] = []
-    weak: list[bool] = []
+    trust: list[float] = []
     captioned = np.zeros(len(vectors.ids), dtype=bool)
     files: dict[str, int] = {}
     file_N = np.zeros(len(vectors.ids), dtype=np.intp)
@@ -103,7 +104,7 @@ def read_corpus(
         for caption in strong[:MAX_CAPTIONS]:
             texts.append(caption.text)
             items.append(n)
-            weak.append(caption.is_weak)
+            trust.append(caption.trust)
         captioned[n] = bool(strong)
     if label is not None and not texts:
         for space in np.unique(vectors.spaces):
@@ -111,9 +112,9 @@ def read_corpus(
             labels = label(vectors.x_ND[rows], str(space)) or []
             texts += labels
             items += [int(row) for row in rows[: len(labels)]]
-            weak += [True] * len(labels)
+            trust += [TRUST[CaptionSource.LABEL]] * len(labels)
     return Corpus(
-        vectors, texts, np.asarray(items, np.intp), np.asarray(weak, np.bool_), captioned, file_N
+        vectors, texts, np.asarray(items, np.intp), np.asarray(trust, np.float32), captioned, file_N
     )
 
 
@@ -135,7 +136,10 @@ class Split:
 
 
 def split_pairs(corpus: Corpus, seed: int = 0) -> Split:
-    """Hold out files and captions; a collection of under 20 described files holds out nothing."""
+    """Hold out files and captions; a collection of under 20 described files holds out nothing.
+
+    A text that several files have (a label, a title) asks for all of them: it judges nothing.
+    """
     rng = np.random.default_rng(seed)
     file_P = corpus.file_N[corpus.item_P]
     described = np.unique(file_P)
@@ -159,7 +163,25 @@ def split_pairs(corpus: Corpus, seed: int = 0) -> Split:
     )
     known = np.flatnonzero(hidden)
     train = np.setdiff1d(everything, np.concatenate([new, known]))
+    shared = _shared_by_files(corpus, file_P)
+    new, known = new[~shared[new]], known[~shared[known]]
+    if not len(new):
+        return Split(everything, none, none, np.zeros(len(corpus), dtype=bool))
     return Split(train, new, known, held)
+
+
+def _shared_by_files(corpus: Corpus, file_P: IntArray) -> npt.NDArray[np.bool_]:
+    """Whether another file has the text of a pair too (P,)."""
+    text_P = text_numbers(corpus)
+    pairs = np.unique(np.stack([text_P, file_P], axis=1), axis=0)
+    return np.asarray(np.bincount(pairs[:, 0], minlength=len(text_P))[text_P] > 1)
+
+
+def text_numbers(corpus: Corpus) -> IntArray:
+    """A number for the text of each pair (P,); case and spaces do not count."""
+    number: dict[str, int] = {}
+    return np.asarray([number.setdefault(text_key(text), len(number)) for text in corpus.texts],
+                      dtype=np.intp)  # fmt: skip
 
 
 def caption_vectors(

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cart_qdrant.index.ingest import Reporter
 from cart_qdrant.learn.checkpoint import load_checkpoint, read_meta, save_checkpoint
-from cart_qdrant.learn.pairs import Corpus, Split, caption_sums
+from cart_qdrant.learn.pairs import Corpus, Split, caption_sums, text_numbers
 from cart_qdrant.learn.query_encoder import QueryEncoder
 from cart_qdrant.learn.states import TextStates
 
@@ -33,8 +33,6 @@ NEGATIVES = 8_192
 """Items of a larger collection that a batch is contrasted with."""
 DISTILL_UNTIL = 3_000
 """Pairs from which the embedder's text vectors are no longer distilled."""
-WEAK = 0.3
-"""Weight of a pair whose text is a guess."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,16 +145,19 @@ class TowerTrainer:
         self.config, self.distill, self.seed = config, distill, seed
         spaces = corpus.vectors.spaces
         self._x: dict[str, Tensor] = {}
-        self._row = np.full(len(corpus), -1, dtype=np.intp)
+        self._row: dict[str, IntArray] = {}
         # An item without a training text is no negative either: being wrong for every text, it
         # would be pushed away from all of them, also from those that ask for it.
         meant = np.zeros(len(corpus), dtype=bool)
         meant[corpus.item_P[split.train_P]] = True
         for space in encoder.heads:
             items = np.flatnonzero((spaces == space) & meant)
-            self._row[items] = np.arange(len(items))
+            self._row[space] = np.full(len(corpus), -1, dtype=np.intp)
+            self._row[space][items] = np.arange(len(items))
             self._x[space] = torch.from_numpy(corpus.vectors.x_ND[items])
         self._captions = _Captions.of(corpus, split, states)
+        self._text_P = text_numbers(corpus)
+        self._alike = _items_of_shared_texts(self._text_P, corpus, split)
         self._optimizer = torch.optim.AdamW(
             [
                 {"params": encoder.tuned.parameters(), "lr": config.lr, "weight_decay": 0.01},
@@ -204,7 +205,7 @@ class TowerTrainer:
         """
         config, encoder = self.config, self.encoder
         pairs = self.split.train_P
-        pairs = pairs[self._row[self.corpus.item_P[pairs]] >= 0]
+        pairs = pairs[np.isin(self.corpus.vectors.spaces[self.corpus.item_P[pairs]], list(self._x))]
         per_epoch = max(1, -(-len(pairs) // config.batch))
         epochs = max(config.epochs, -(-config.min_steps // per_epoch))
         steps = epochs * per_epoch
@@ -286,10 +287,13 @@ class TowerTrainer:
                 rows = np.flatnonzero(corpus.vectors.spaces[items] == space)
                 if len(rows) == 0:
                     continue
-                x_ND, target = self._contrast(space, self._row[items[rows]], rng)
+                x_ND, chosen, target = self._contrast(space, self._row[space][items[rows]], rng)
                 logits = scale * head(features[rows]) @ x_ND.T
+                alike = self._alike_in(batch[rows], self._row[space], chosen)
+                alike[np.arange(len(rows)), target] = False
+                logits = logits.masked_fill(torch.from_numpy(alike), -1e4)
                 each = F.cross_entropy(logits, torch.from_numpy(target), reduction="none")
-                weight = torch.from_numpy(np.where(corpus.weak_P[batch[rows]], WEAK, 1.0)).float()
+                weight = torch.from_numpy(corpus.trust_P[batch[rows]])
                 parts.append((each * weight).sum() / len(batch))
             parts += self._caption_loss(features, batch, rng)
         share = max(0.0, 1.0 - len(self.split.train_P) / DISTILL_UNTIL)
@@ -323,6 +327,7 @@ class TowerTrainer:
         logits = scale * q @ F.normalize(sums_MW, dim=-1).T
         # Segments of one file share captions: they are no wrong answers.
         same = corpus.file_N[among][None, :] == corpus.file_N[items][:, None]
+        same |= self._alike_in(batch[rows], np.arange(len(corpus)), among)
         logits = logits.masked_fill(torch.from_numpy(same), -1e4)
         target = torch.from_numpy(np.searchsorted(among, items))[:, None]
         logits = logits.scatter(1, target, scale * (q * others).sum(dim=1, keepdim=True))
@@ -330,9 +335,10 @@ class TowerTrainer:
 
     def _contrast(
         self, space: str, target: IntArray, rng: np.random.Generator
-    ) -> tuple[Tensor, IntArray]:
-        """Items that the batch is contrasted with, noised, and where its targets are."""
+    ) -> tuple[Tensor, IntArray, IntArray]:
+        """Items that the batch is contrasted with, noised; their rows; where its targets are."""
         x = self._x[space]
+        chosen = np.arange(len(x))
         if len(x) > NEGATIVES:
             extra = rng.choice(len(x), NEGATIVES, replace=False)
             chosen = np.union1d(extra, target)
@@ -341,4 +347,32 @@ class TowerTrainer:
         if self.config.media_noise:
             x = x + self.config.media_noise * torch.randn_like(x) / x.shape[1] ** 0.5
             x = F.normalize(x, dim=-1)
-        return x, target
+        return x, chosen, target
+
+    def _alike_in(self, batch: IntArray, row_N: IntArray, among: IntArray) -> npt.NDArray[np.bool_]:
+        """Which of some items (B, M) have the text of a pair: no wrong answers to it.
+
+        Args:
+            batch: Pairs.
+            row_N: Number of each item; negative for items that are not meant.
+            among: Numbers of the items, ascending.
+        """
+        out = np.zeros((len(batch), len(among)), dtype=bool)
+        for b, text in enumerate(self._text_P[batch].tolist()):
+            items = self._alike.get(text)
+            if items is not None:
+                rows = row_N[items]
+                out[b] = np.isin(among, rows[rows >= 0], assume_unique=True)
+        return out
+
+
+def _items_of_shared_texts(text_P: IntArray, corpus: Corpus, split: Split) -> dict[int, IntArray]:
+    """Items of each text that several have."""
+    train_P = split.train_P
+    pairs = np.unique(np.stack([text_P[train_P], corpus.item_P[train_P]], axis=1), axis=0)
+    texts, begin, count = np.unique(pairs[:, 0], return_index=True, return_counts=True)
+    return {
+        int(text): pairs[first : first + n, 1]
+        for text, first, n in zip(texts, begin, count, strict=True)
+        if n > 1
+    }

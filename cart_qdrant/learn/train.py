@@ -47,6 +47,7 @@ from cart_qdrant.learn.prior import HUB, level_sizes, node_gains
 from cart_qdrant.learn.query_encoder import QueryEncoder
 from cart_qdrant.learn.signs import measure_signs
 from cart_qdrant.learn.states import TextStates
+from cart_qdrant.learn.teacher import learn_from
 from cart_qdrant.learn.tower import DISTILL_UNTIL, Distillation, TowerTrainer, tower_vectors
 from cart_qdrant.learn.train_report import PROFILES, TrainOptions, TrainReport
 from cart_qdrant.persistence import Artifact, GeneratorInfo, IdentifierInfo, folder_hash
@@ -113,6 +114,8 @@ class _Training:
         corpus = read_corpus(library, None if lexicon is None else lexicon.name)
         if not len(corpus):
             raise IndexMissingError("The index is empty.", "Fill it: `cartq ingest FOLDER`.")
+        if lexicon is None:
+            learn_from(library, corpus.texts, options.seed, self.reporter)
         split = split_pairs(corpus, options.seed)
         self._remark(corpus, split)
         self.zero_shot = ZERO_SHOT * max(0.0, 1 - len(split.train_P) / DISTILL_UNTIL)

@@ -43,7 +43,7 @@ class Encoded:
     Attributes:
         texts: The queries.
         media: Query vectors (B, D) in each media space that they reach.
-        caption_BW: Query vectors in the caption space.
+        caption_BW: Query vectors in the caption space; zero where a query is no text.
         beams: Decoded identifiers.
         taps: Text states that the generator reads; None before training.
         mask_BS: Where they hold a token.
@@ -180,7 +180,8 @@ class Collector:
         for (b, by), points in zip(owners, answers, strict=True):
             self._add(pools[b], by, points, encoded.beams[b])
         if not set(lanes) <= {*SINGLE, "rrf"}:
-            self._complete(pools, encoded, captions=set(lanes) != {"dense"})
+            likened = bool(encoded.caption_BW.any())
+            self._complete(pools, encoded, captions=likened and set(lanes) != {"dense"})
         return pools
 
     def _named(self, beams: Beams, filter: models.Filter | None) -> models.QueryRequest:

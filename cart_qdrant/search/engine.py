@@ -1,4 +1,4 @@
-"""`Retriever`: text to hits. Query -> vectors and beams -> payload filter and dense lanes -> hits.
+"""`Retriever`: queries to hits. Query -> vectors and beams -> payload filter, dense lanes -> hits.
 
 The embedder is loaded only before training, and only where it embeds texts itself; afterwards the
 query encoder stands in for it.
@@ -20,7 +20,7 @@ from qdrant_client import models
 
 from cart_qdrant.errors import MismatchError, UsageError
 from cart_qdrant.index.identify import load_codec, load_trie
-from cart_qdrant.index.library import Library
+from cart_qdrant.index.library import TEXT_DIM, Library
 from cart_qdrant.index.store import CAPTION
 from cart_qdrant.learn.beam import Beams
 from cart_qdrant.learn.decode import decode
@@ -31,6 +31,9 @@ from cart_qdrant.learn.read_signs import MEANINGFUL
 from cart_qdrant.records import Hit, Modality
 from cart_qdrant.search.candidates import POOL, Collector, Encoded, Pool
 from cart_qdrant.search.explain import Explainer
+from cart_qdrant.search.filters import merge_filters
+from cart_qdrant.search.matched import best_caption, moment_of, words_of
+from cart_qdrant.search.query import Mixed, Mixer, Query
 from cart_qdrant.search.result import SearchResult
 
 FloatArray = npt.NDArray[np.float32]
@@ -39,6 +42,8 @@ Lane = Literal["auto", "generative", "dense", "fused", "caption", "bm25", "rrf"]
 LANES: tuple[Lane, ...] = ("auto", "generative", "dense", "fused", "caption", "bm25", "rrf")
 CONFIDENT: tuple[Lane, ...] = ("auto", "fused")
 """Lanes that collect all that the confidence of a hit is calibrated on."""
+MIXED: tuple[Lane, ...] = ("auto", "dense", "generative")
+"""Lanes of a query that is more than a text: captions are likened to texts alone."""
 BLOCK = 64
 """Queries answered together."""
 
@@ -143,7 +148,7 @@ class Retriever:
 
     def search(
         self,
-        query: str,
+        query: str | Query,
         *,
         k: int = 10,
         lane: Lane = "auto",
@@ -152,10 +157,10 @@ class Retriever:
         min_confidence: float = 0.0,
         explain: bool = False,
     ) -> SearchResult:
-        """The best `k` hits for a text.
+        """The best `k` hits for a text, a picture, a sound, an item, or a mix of them.
 
         Args:
-            query: What to find.
+            query: What to find; of several parts see `cart_qdrant.search.query`.
             k: Hits (files when grouped by file, each by its best segment).
             lane: Who answers; `auto` lets the router choose.
             filter: Condition on the payload; both lanes obey it.
@@ -165,7 +170,8 @@ class Retriever:
 
         Raises:
             UsageError: An empty query, k under 1, an unknown lane or grouping, a confidence
-                outside [0, 1] or where none is known.
+                outside [0, 1] or where none is known, a part that is not there.
+            MediaError: A file of the query cannot be decoded.
         """
         return self.search_many(
             [query], k=k, lane=lane, filter=filter, group_by=group_by,
@@ -174,7 +180,7 @@ class Retriever:
 
     def search_many(
         self,
-        queries: Sequence[str],
+        queries: Sequence[str | Query],
         *,
         k: int = 10,
         lane: Lane = "auto",
@@ -183,14 +189,18 @@ class Retriever:
         min_confidence: float = 0.0,
         explain: bool = False,
     ) -> list[SearchResult]:
-        """`search` for many texts at once."""
+        """`search` for many queries at once; texts are answered in blocks."""
         if k < 1:
             raise UsageError(f"k is {k}, but must be at least 1.")
         if lane not in LANES:
             raise UsageError(f"--lane is {lane!r}, but must be one of {', '.join(LANES)}.")
         if group_by not in ("file", "none"):
             raise UsageError(f"--group-by is {group_by!r}, but must be file or none.")
-        if any(not query.strip() for query in queries):
+        asked = [
+            query.parts[0].value if isinstance(query, Query) and query.is_text else query
+            for query in queries
+        ]
+        if any(isinstance(query, str) and not query.strip() for query in asked):
             raise UsageError("The query is empty.", 'Say what to find: cartq search "a dog".')
         if not 0 <= min_confidence <= 1:
             raise UsageError(f"--min-confidence is {min_confidence}, but must be in 0..1.")
@@ -207,10 +217,82 @@ class Retriever:
                 "Describe more of the media, then `cartq train`.",
             )
         wanted = _Wanted(k, lane, filter, group_by, min_confidence, explain)
-        out: list[SearchResult] = []
-        for begin in range(0, len(queries), BLOCK):
-            out += self._search_block(list(queries[begin : begin + BLOCK]), wanted)
-        return out
+        texts = [query for query in asked if isinstance(query, str)]
+        answered: list[SearchResult] = []
+        for begin in range(0, len(texts), BLOCK):
+            answered += self._search_block(texts[begin : begin + BLOCK], wanted)
+        of_texts = iter(answered)
+        return [
+            next(of_texts) if isinstance(query, str) else self._search_mixed(query, wanted)
+            for query in asked
+        ]
+
+    def _search_mixed(self, query: Query, wanted: _Wanted) -> SearchResult:
+        """Hits for a query that is more than a text, by its vector."""
+        lane, k = wanted.lane, wanted.k
+        if lane not in MIXED or wanted.min_confidence:
+            what = "--min-confidence" if lane in MIXED else f"The lane {lane}"
+            raise UsageError(
+                f"{what} is for texts alone, and the query is {query}.",
+                f"Ask without it, or in the lane {', '.join(MIXED)}.",
+            )
+        begin = time.perf_counter()
+        mixed = Mixer(self._library, self._text_vectors).mix(query)
+        media = {space: q_D[None] for space, q_D in mixed.media.items()}
+        middle = time.perf_counter()
+        encoded = Encoded(
+            [str(query)], media, np.zeros((1, TEXT_DIM), np.float32), self._named(media, wanted)
+        )
+        resolve = time.perf_counter()
+        only = merge_filters(wanted.filter, self._without(mixed, wanted.group_by))
+        lanes = ["generative" if lane == "generative" else "dense"]
+        (pool,) = self._collector.collect(encoded, limit=max(POOL, 5 * k), lanes=lanes, filter=only)
+        ranked = [
+            _Scored(one, score, None)
+            for one, score in pool.media.items()
+            if lane != "generative" or one in pool.beam
+        ]
+        ranked.sort(key=lambda one: -one.score)
+        (hits,) = self._hits([query.words], [ranked], wanted)
+        if wanted.explain:
+            whys = self._explainer.explain(hits, pool, encoded)
+            hits = [replace(hit, why=why) for hit, why in zip(hits, whys, strict=True)]
+        end = time.perf_counter()
+        took = {
+            "encode": (middle - begin) * 1e3, "decode": (resolve - middle) * 1e3,
+            "resolve": (end - resolve) * 1e3, "total": (end - begin) * 1e3,
+        }  # fmt: skip
+        return SearchResult(
+            str(query), lanes[0], self._version, took,
+            [replace(hit, lane=lanes[0]) for hit in hits],
+        )  # fmt: skip
+
+    def _text_vectors(self, text: str) -> dict[str, FloatArray]:
+        encoded, _, _ = self._encode([text], False, None)
+        return {space: q_BD[0] for space, q_BD in encoded.media.items()}
+
+    def _named(self, media: Mapping[str, FloatArray], wanted: _Wanted) -> list[Beams]:
+        """Beams of vectors: the generator reads them as it reads an item's own."""
+        empty = [Beams(np.empty((0, 1), np.int32), np.empty(0, np.float32))]
+        if self._trie is None or self._codec is None:
+            return empty
+        calibration = self._calibration
+        return decode(
+            self._trie, self._codec, media, scale=calibration.scale, width=calibration.beams,
+            gates=calibration.gates, generator=self._model.generator if self._model else None,
+            widen=self._rarity(wanted.filter),
+        ) or empty  # fmt: skip
+
+    def _without(self, mixed: Mixed, group_by: str) -> models.Filter | None:
+        """All but the items that a query was made of; all but their files, where files answer."""
+        if not mixed.exclude:
+            return None
+        if group_by == "none":
+            return models.Filter(must_not=[models.HasIdCondition(has_id=list(mixed.exclude))])
+        made_of = self._library.store.retrieve(mixed.exclude)
+        paths = [(record.payload or {})["path"] for record in made_of]
+        match = models.FieldCondition(key="path", match=models.MatchAny(any=paths))
+        return models.Filter(must_not=[match])
 
     def _search_block(self, queries: list[str], wanted: _Wanted) -> list[SearchResult]:
         begin = time.perf_counter()
@@ -226,7 +308,7 @@ class Retriever:
             encoded, limit=max(POOL, 5 * k), lanes=sorted(lanes), filter=wanted.filter
         )
         answers = [self._rank(pool, wanted) for pool in pools]
-        hits = self._hits([a[1] for a in answers], wanted)
+        hits = self._hits(queries, [a[1] for a in answers], wanted)
         if wanted.explain:
             for b, found in enumerate(hits):
                 whys = self._explainer.explain(found, pools[b], encoded.one(b))
@@ -330,7 +412,9 @@ class Retriever:
             for n in order
         ]
 
-    def _hits(self, ranked: list[list[_Scored]], wanted: _Wanted) -> list[list[Hit]]:
+    def _hits(
+        self, texts: Sequence[str], ranked: list[list[_Scored]], wanted: _Wanted
+    ) -> list[list[Hit]]:
         """Payloads of the best, grouped by file when asked."""
         # A file may hold many of the best segments: read some more than k, and all if need be.
         k = wanted.k
@@ -341,11 +425,12 @@ class Retriever:
         payloads = self._payloads(
             list(dict.fromkeys(one.id for rows in ranked for one in rows[:depth]))
         )
-        for rows in ranked:
-            found = self._take(rows, payloads, k, wanted.group_by)
+        for text, rows in zip(texts, ranked, strict=True):
+            words = words_of(text)
+            found = self._take(rows, payloads, k, wanted.group_by, words)
             if len(found) < min(k, len(rows)) and len(rows) > depth:
                 payloads |= self._payloads([one.id for one in rows[depth:]])
-                found = self._take(rows, payloads, k, wanted.group_by)
+                found = self._take(rows, payloads, k, wanted.group_by, words)
             out.append(found)
         return out
 
@@ -358,6 +443,7 @@ class Retriever:
         payloads: Mapping[str, dict[str, Any]],
         k: int,
         group_by: str,
+        words: frozenset[str],
     ) -> list[Hit]:
         info = self._library.manifest.identifiers
         hits: list[Hit] = []
@@ -367,7 +453,7 @@ class Retriever:
             if payload is None or (group_by == "file" and payload["path"] in seen):
                 continue
             seen.add(payload["path"])
-            captions = payload.get("captions") or []
+            caption = best_caption(payload.get("captions") or [], words)
             cart = payload.get(info.field) if info is not None else None
             hits.append(
                 Hit(
@@ -375,8 +461,8 @@ class Retriever:
                     modality=Modality(payload["modality"]), start=float(payload["start"]),
                     end=float(payload["end"]), score=one.score, lane="",
                     identifier=cart["id"] if cart else None,
-                    caption=captions[0]["text"] if captions else None, payload=payload,
-                    confidence=one.confidence,
+                    caption=caption["text"] if caption else None, payload=payload,
+                    confidence=one.confidence, moment=moment_of(caption),
                 )
             )  # fmt: skip
             if len(hits) == k:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -36,6 +37,11 @@ class LaneScore:
     queries: int
     recall: dict[int, float]
     mrr_10: float
+    mean_ap: float
+    """Average precision of the first `depth` hits, mean over queries."""
+    depth: int
+    modalities: dict[str, float]
+    """Share of each modality among the first ten hits."""
     p50_ms: float
     p95_ms: float
 
@@ -46,6 +52,8 @@ class LaneScore:
             "queries": self.queries,
             "recall": {str(k): round(v, 4) for k, v in self.recall.items()},
             "mrr@10": round(self.mrr_10, 4),
+            f"map@{self.depth}": round(self.mean_ap, 4),
+            "modalities": {name: round(v, 4) for name, v in self.modalities.items()},
             "p50_ms": round(self.p50_ms, 2),
             "p95_ms": round(self.p95_ms, 2),
         }
@@ -97,11 +105,11 @@ def evaluate(
     filter: models.Filter | None = None,
     reporter: Reporter | None = None,
 ) -> list[LaneScore]:
-    """Recall at each k and MRR@10 of files, and the latency of single queries.
+    """Recall at each k, MRR@10 and average precision of files, and the latency of single queries.
 
     Recall of a query is the share of its relevant files found among the first k.
     """
-    from ir_measures import RR, Qrel, R, ScoredDoc, calc_aggregate
+    from ir_measures import AP, RR, Qrel, R, ScoredDoc, calc_aggregate
 
     reporter = reporter or Silent()
     depth = max(10, *ks)
@@ -116,23 +124,28 @@ def evaluate(
             times.append((time.perf_counter() - begin) * 1e3)
         qrels: list[Qrel] = []
         run: list[ScoredDoc] = []
+        shown: Counter[str] = Counter()
         for begin_at in range(0, len(queries), 256):
             block = queries[begin_at : begin_at + 256]
             texts = [q.query for q in block]
             results = retriever.search_many(texts, k=depth, lane=lane, filter=filter)
             for n, (asked, result) in enumerate(zip(block, results, strict=True), start=begin_at):
                 qrels += [Qrel(str(n), relevant, 1) for relevant in asked.relevant]
+                shown.update(str(hit.modality) for hit in result.hits[:10])
                 for hit in result.hits:
                     name = next((r for r in asked.relevant if _is_tail(hit.path, r)), hit.path)
                     run.append(ScoredDoc(str(n), name, float(depth - hit.rank)))
             reporter.advance(len(block))
-        found = calc_aggregate([*measures.values(), RR @ 10], qrels, run)
+        found = calc_aggregate([*measures.values(), RR @ 10, AP @ depth], qrels, run)
         out.append(
             LaneScore(
                 lane=lane,
                 queries=len(queries),
                 recall={k: float(found[m]) for k, m in measures.items()},
                 mrr_10=float(found[RR @ 10]),
+                mean_ap=float(found[AP @ depth]),
+                depth=depth,
+                modalities={name: n / shown.total() for name, n in shown.most_common()},
                 p50_ms=float(np.percentile(times, 50)),
                 p95_ms=float(np.percentile(times, 95)),
             )

@@ -42,7 +42,8 @@ class Step:
         code: The code chosen.
         items: How many items share the identifier up to here.
         log_prob: Log-probability of the code among those that the tree allows after the prefix;
-            None where the query does not reach the item's space.
+            None where the query does not reach the item's space, or its cluster is too far to be
+            looked at.
         words: What items of the coarse cluster are like: their most typical caption, or a label.
     """
 
@@ -85,7 +86,8 @@ class Explainer:
             pool: Its candidates.
             encoded: The query alone, with the text states that the generator reads.
         """
-        matched = self._matched(hits, encoded.caption_BW[0])
+        x_W = encoded.caption_BW[0]
+        matched = self._matched(hits, x_W) if x_W.any() else [None] * len(hits)
         paths = self._paths(hits, encoded)
         ranks = pool.ranks()
         out: list[dict[str, Any]] = []
@@ -133,7 +135,7 @@ class Explainer:
             known = len(paths[n]) == codec.levels
             if known and space in encoded.media and space in codec.quantizers:
                 by_space.setdefault(str(space), []).append(n)
-        log_probs: dict[int, list[float]] = {}
+        log_probs: dict[int, list[float | None]] = {}
         for space, rows in by_space.items():
             codes_HL = np.asarray([codes[n] for n in rows], np.int32)
             found = self._log_probs(space, codes_HL, [paths[n] for n in rows], encoded)
@@ -159,7 +161,7 @@ class Explainer:
         codes_HL: npt.NDArray[np.int32],
         paths: Sequence[list[int]],
         encoded: Encoded,
-    ) -> list[list[float]]:
+    ) -> list[list[float | None]]:
         """Log-probability of each level's code among its siblings in the tree.
 
         Args:
@@ -175,7 +177,7 @@ class Explainer:
                 levels, calibration.gates,
             )  # fmt: skip
         count = len(codes_HL)
-        out: list[list[float]] = [[] for _ in range(count)]
+        out: list[list[float | None]] = [[] for _ in range(count)]
         for level in range(codes_HL.shape[1]):
             query_R = np.zeros(1 if level == 0 else count, dtype=np.intp)
             parent_R = np.zeros_like(query_R) if level < 2 else np.arange(count)
@@ -185,8 +187,9 @@ class Explainer:
                 scores = table[0 if len(table) == 1 else n][trie.levels[level].tokens[begin:end]]
                 if self._gains is not None:
                     scores = scores + self._gains[level][begin:end]
-                own = scores[nodes[level] - begin]
-                out[n].append(float(own - np.logaddexp.reduce(scores)))
+                own = float(scores[nodes[level] - begin])
+                seen = np.isfinite(own)
+                out[n].append(own - float(np.logaddexp.reduce(scores)) if seen else None)
         return out
 
     def _describe(self, cluster: int) -> str | None:

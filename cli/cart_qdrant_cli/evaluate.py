@@ -121,7 +121,7 @@ def evaluate(
     if json:
         print_json({"queries": len(rows), "lanes": [score.to_json() for score in scores]})
     else:
-        show_scores(stdout(), scores, ks)
+        show_scores(stdout(), scores, ks, several=any(len(row.relevant) > 1 for row in rows))
 
 
 def _ablate(target: Target, out: Path, seeds: int, pairs: int, *, json: bool) -> None:
@@ -152,9 +152,14 @@ def _ablate(target: Target, out: Path, seeds: int, pairs: int, *, json: bool) ->
         remark(f"written: {path}")
 
 
-def show_scores(console: Console, scores: list[LaneScore], ks: list[int]) -> None:
-    """One row a lane; recall in percent."""
-    names = ("queries", *(f"R@{k}" for k in ks), "MRR@10", "p50 ms", "p95 ms")
+def show_scores(
+    console: Console, scores: list[LaneScore], ks: list[int], *, several: bool = False
+) -> None:
+    """One row a lane; recall in percent, and mean average precision where a query has several
+    answers."""
+    depth = scores[0].depth if scores else 0
+    ap = (f"mAP@{depth}",) if several else ()
+    names = ("queries", *(f"R@{k}" for k in ks), "MRR@10", *ap, "p50 ms", "p95 ms")
     table = grid("lane", *names, right=names)
     for score in scores:
         row = score.to_json()
@@ -163,6 +168,7 @@ def show_scores(console: Console, scores: list[LaneScore], ks: list[int]) -> Non
             str(row["queries"]),
             *(f"{100 * row['recall'][str(k)]:.1f}" for k in ks),
             f"{row['mrr@10']:.3f}",
+            *(f"{row[f'map@{depth}']:.3f}" for _ in ap),
             f"{row['p50_ms']:.1f}",
             f"{row['p95_ms']:.1f}",
         )

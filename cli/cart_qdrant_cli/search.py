@@ -1,16 +1,17 @@
-"""`cartq search`: hits for a text."""
+"""`cartq search`: hits for a text, a picture, a sound, an item, or a mix of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
+from typer.core import TyperCommand
 
 from cart_qdrant.errors import UsageError
 from cart_qdrant.records import Hit, Modality
@@ -33,21 +34,71 @@ from cart_qdrant_cli.output import counted, facts, grid, plain, print_json, rema
 
 if TYPE_CHECKING:
     from cart_qdrant.search.engine import Retriever
+    from cart_qdrant.search.query import Kind, Query
     from cart_qdrant.search.result import SearchResult
 
 EXAMPLES = examples(
     'cartq search "a dog surfing"',
     'cartq search "a red car" --explain --min-confidence 0.1',
     'cartq search "waves at night" --modality video -k 5 --html hits.html',
+    "cartq search --image beach.jpg",
+    "cartq search --like clip.mp4@12",
+    'cartq search --mix "a dog" 0.7 --image beach.jpg 0.3 --minus snow',
     "cartq search rain --filter 'year>=2020' --filter camera=gopro,dji --json",
 )
+
+
+WEIGHED = ("--mix", "--image", "--audio", "--like", "--minus")
+"""Options whose value may be followed by a weight."""
+_BETWEEN = "\x1f"
+
+
+class WeighedCommand(TyperCommand):
+    """A command whose `WEIGHED` options take `VALUE` or `VALUE WEIGHT`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Join a weight to the value before it: for the parser an option has one value."""
+        joined: list[str] = []
+        words = iter([*args, None])
+        word = next(words)
+        while word is not None:
+            joined.append(word)
+            weighed = word in WEIGHED
+            word = next(words)
+            if weighed and word is not None:
+                value, word = word, next(words)
+                if word is not None and _is_number(word):
+                    value, word = value + _BETWEEN + word, next(words)
+                joined.append(value)
+        return super().parse_args(ctx, joined)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _weighed(help: str, metavar: str) -> typer.models.OptionInfo:
+    return typer.Option(  # type: ignore[no-any-return]
+        metavar=f"{metavar} [WEIGHT]", help=help, show_default=False, rich_help_panel="Query"
+    )
 
 
 def search(
     context: typer.Context,
     query: Annotated[
-        str, typer.Argument(help="What to look for.", metavar="TEXT", show_default=False)
-    ],
+        str | None, typer.Argument(help="What to look for.", metavar="TEXT", show_default=False)
+    ] = None,
+    mix: Annotated[list[str] | None, _weighed("A text as a part of the query.", "TEXT")] = None,
+    image: Annotated[list[str] | None, _weighed("Like this picture or film.", "FILE")] = None,
+    audio: Annotated[list[str] | None, _weighed("Like the sound of this file.", "FILE")] = None,
+    like: Annotated[
+        list[str] | None, _weighed("Like an item of the index.", "ID|PATH[@SECONDS]")
+    ] = None,
+    minus: Annotated[list[str] | None, _weighed("Unlike this text.", "TEXT")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Number of hits.")] = 10,
     lane: Annotated[Lane, typer.Option(help="How to search; auto chooses.")] = Lane.AUTO,
     filters: FilterOption = None,
@@ -77,16 +128,18 @@ def search(
     collection: CollectionOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Search by text; hits of videos and sounds say from when to when."""
+    """Search by text, picture, sound or a mix; hits of videos and sounds say from when to when.
+
+    Options of the query may be repeated; a number after one is its weight, 1 if none is given.
+    """
     from cart_qdrant.search.filters import parse_filter
 
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
-    if not query.strip():
-        raise UsageError("The query is empty.", 'Write for example cartq search "a dog surfing".')
+    asked = _query(query, mix, image, audio, like, minus)
     wanted = parse_filter(filters or (), modality)
     with open_retriever(target) as retriever:
         result = retriever.search(
-            query, k=k, lane=lane.value, filter=wanted, group_by=group_by.value,
+            asked, k=k, lane=lane.value, filter=wanted, group_by=group_by.value,
             min_confidence=min_confidence, explain=explain,
         )  # fmt: skip
     if json:
@@ -101,6 +154,31 @@ def search(
         remark(describe(result))
     if html is not None:
         remark(f"contact sheet: {write_sheet(result, target, html).absolute()}")
+
+
+def _query(
+    text: str | None,
+    mix: list[str] | None,
+    image: list[str] | None,
+    audio: list[str] | None,
+    like: list[str] | None,
+    minus: list[str] | None,
+) -> Query:
+    """All that is asked for, in one query."""
+    from cart_qdrant.search.query import Part, Query
+
+    if text is not None and not text.strip():
+        raise UsageError("The query is empty.", 'Write for example cartq search "a dog surfing".')
+    parts = [] if text is None else [Part("text", text)]
+    given: list[tuple[Kind, float, list[str] | None]] = [
+        ("text", 1, mix), ("image", 1, image), ("audio", 1, audio), ("like", 1, like),
+        ("text", -1, minus),
+    ]  # fmt: skip
+    for kind, sign, values in given:
+        for value in values or ():
+            name, _, weight = value.partition(_BETWEEN)
+            parts.append(Part(kind, name, sign * float(weight or 1)))
+    return Query(tuple(parts))
 
 
 def open_retriever(target: Target) -> Retriever:
@@ -202,4 +280,4 @@ def _time(hit: Hit) -> str:
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    add_command(app, search, EXAMPLES)
+    add_command(app, search, EXAMPLES, cls=WeighedCommand)

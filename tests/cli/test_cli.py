@@ -39,10 +39,12 @@ SURFACE = {
     "ingest": INDEX
     | {"--embedder", "--vectors", "--captions", "--no-captions", "--exclude", "--prune"}
     | {"--dry-run", "--json"},
+    "caption": INDEX | {"--captioner", "--model", "--every", "--limit", "--json"},
     "train": INDEX | {"--profile", "--seed", "--no-resume", "--json"},
     "search": INDEX
     | FIND
-    | {"-k", "--lane", "--group-by", "--min-confidence", "--explain", "--html", "--json"},
+    | {"-k", "--lane", "--group-by", "--min-confidence", "--explain", "--html", "--json"}
+    | {"--mix", "--image", "--audio", "--like", "--minus"},
     "eval": INDEX | FIND | {"--lane", "-k", "--json"} | {"--ablate", "--out", "--seeds", "--pairs"},
     "doctor": INDEX | {"--fix", "--json"},
     "info": INDEX | {"--json"},

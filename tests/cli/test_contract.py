@@ -107,7 +107,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["ingest", "train", "search", "eval", "doctor", "info", "models", "demo"]
+    "command", ["ingest", "caption", "train", "search", "eval", "doctor", "info", "models", "demo"]
 )
 def test_every_command_has_help_with_an_example_of_itself(cartq: Run, command: str) -> None:
     found = cartq(command, "--help")
@@ -224,7 +224,7 @@ def test_search_prints_the_contracts_object(cartq: Run, small_index: Path) -> No
     assert set(answer) == {"query", "lane", "index_version", "took_ms", "hits"}
     assert set(answer["took_ms"]) == {"encode", "decode", "resolve", "total"}
     best = answer["hits"][0]
-    keys = "rank id path modality start end score confidence lane identifier caption payload"
+    keys = "rank id path modality start end score confidence lane identifier caption moment payload"
     assert list(best) == keys.split()
     assert (best["path"], best["caption"]) == ("media/picture-0.png", "a dog on a surfboard")
     assert [hit["rank"] for hit in answer["hits"]] == list(range(1, len(answer["hits"]) + 1))
@@ -264,6 +264,22 @@ def test_search_as_a_table_and_as_a_page(cartq: Run, small_index: Path, tmp_path
     assert "picture-0.png" in page.read_text(encoding="utf-8")
 
 
+def test_a_query_may_be_a_mix(cartq: Run, small_index: Path, small_media: Path) -> None:
+    picture = small_media / "picture-2.png"
+    at = ["--index", small_index, "--json"]
+    alone = cartq("search", "--image", picture, *at).json
+    assert alone["hits"][0]["path"].endswith("picture-2.png")
+    mixed = cartq("search", "--mix", "a dog", "0.2", "--image", picture, "0.8", *at).json
+    assert mixed["query"] == f"0.2 a dog + 0.8 [image {picture}]"
+    assert mixed["hits"][0]["path"].endswith("picture-2.png")
+    less = cartq("search", "a dog", "--minus", "a cat", "0.5", "-k", "3", *at).json
+    assert less["query"] == "a dog - 0.5 a cat" and len(less["hits"]) == 3
+    same = cartq("search", "--mix", "a dog surfing", *at).json["hits"]
+    assert same == cartq("search", "a dog surfing", *at).json["hits"]
+    none = cartq("search", "--index", small_index)
+    assert none.code == 2 and "nothing that is wanted" in none.err
+
+
 def test_eval_gives_each_lane_the_recall_that_its_searches_have(
     cartq: Run, small_index: Path, tmp_path: Path
 ) -> None:
@@ -276,7 +292,10 @@ def test_eval_gives_each_lane_the_recall_that_its_searches_have(
     lanes = found.json["lanes"]
     assert [row["lane"] for row in lanes] == ["dense", "auto"]
     for row in lanes:
-        assert set(row) == {"lane", "queries", "recall", "mrr@10", "p50_ms", "p95_ms"}
+        assert set(row) == {
+            "lane", "queries", "recall", "mrr@10", "map@10", "modalities", "p50_ms", "p95_ms"
+        }  # fmt: skip
+        assert sum(row["modalities"].values()) == pytest.approx(1, abs=1e-3)
         where = ["--lane", row["lane"], "--index", small_index, "--json"]
         ranks = [
             h["rank"] for h in cartq("search", query, *where).json["hits"] if h["path"] == wanted
@@ -345,8 +364,34 @@ def test_doctor_mends_the_texts_that_an_embedder_knows(
 
 def test_models_lists_what_the_code_has(cartq: Run) -> None:
     rows = cartq("models", "--json").json["models"]
-    assert [row["name"] for row in rows] == ["lite", "precomputed"]
+    assert [row["name"] for row in rows] == [
+        "imagebind", "embeddinggemma2", "st:MODEL", "lite", "precomputed"
+    ]  # fmt: skip
     assert all(row["licence"] and row["get"] for row in rows)
+    assert cartq("models", "list", "--json").json["models"] == rows
+    assert cartq("models").out == cartq("models", "list").out
+
+
+def test_weights_are_pulled_after_the_licence_is_accepted(
+    cartq: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CARTQ_MODELS", str(tmp_path / "models"))
+    assert cartq("models", "path").out.strip() == str(tmp_path / "models")
+    refused = cartq("models", "pull", "imagebind")
+    assert refused.code == 2
+    assert "CC-BY-NC 4.0" in refused.err and "--accept-license" in refused.err
+    other = cartq("models", "pull", "imagebind2", "--accept-license")
+    assert other.code == 2 and "cartq models pull imagebind" in other.err
+    # A file of another kind is refused in one line, and nothing is left.
+    (tmp_path / "weights.pth").write_bytes(b"no weights")
+    found = cartq(
+        "models", "pull", "imagebind", "--accept-license", "--file", tmp_path / "weights.pth"
+    )
+    assert found.code == 3
+    assert "Attribution-NonCommercial" in found.err and "no checkpoint" in found.err
+    assert "Traceback" not in found.err
+    assert not (tmp_path / "models" / "imagebind").exists()
+    assert not cartq("models", "--json").json["models"][0]["installed"]
 
 
 def test_the_demo_leaves_a_foreign_folder_alone(cartq: Run, tmp_path: Path) -> None:

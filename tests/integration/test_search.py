@@ -11,20 +11,9 @@ import pytest
 
 from cart_qdrant.errors import IndexMissingError, MismatchError, UsageError
 from cart_qdrant.index.library import Library
-from cart_qdrant.learn.train import TrainOptions, train
 from cart_qdrant.search.engine import LANES, Retriever
 from cart_qdrant.search.evaluate import EvalQuery, evaluate, load_queries
 from cart_qdrant.search.filters import parse_filter
-
-
-@pytest.fixture(scope="module")
-def trained(small_index: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("trained") / ".cartq"
-    shutil.copytree(small_index, root)
-    with Library.open(root) as library, library.folder.lock():
-        report = train(library, TrainOptions(profile="quick"))
-    assert report.items == report.to_json()["items"] > 10
-    return root
 
 
 @pytest.mark.parametrize("lane", LANES)
@@ -106,7 +95,7 @@ def test_json_contract(trained: Path) -> None:
     assert set(data["took_ms"]) == {"encode", "decode", "resolve", "total"}
     assert set(data["hits"][0]) == {
         "rank", "id", "path", "modality", "start", "end", "score", "confidence", "lane",
-        "identifier", "caption", "payload",
+        "identifier", "caption", "moment", "payload",
     }  # fmt: skip
 
 

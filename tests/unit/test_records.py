@@ -89,5 +89,6 @@ def test_hit_shows_the_contract() -> None:
         "lane": "dense",
         "identifier": "1-2-0",
         "caption": None,
+        "moment": None,
         "payload": {"split": 1},
     }

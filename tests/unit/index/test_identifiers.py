@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cart_qdrant.errors import ConfigError, MismatchError
+from cart_qdrant.index import identifiers
 from cart_qdrant.index.identifiers import (
     Codec,
     Counters,
@@ -59,6 +60,51 @@ def test_codes_are_greedy_and_decode_to_their_sum(seed: int, metric: bool, n: in
     assert q.relative_error(x, codes) == pytest.approx(
         (rest**2).sum() / max((x**2).sum(), 1e-12), abs=1e-4
     )
+
+
+def grouped(metric: bool = False) -> Quantizer:
+    """A quantiser whose centres are many, by the true path."""
+    rng = np.random.default_rng(0)
+    x = unit(rng, 9_000, 6)
+    root = (np.eye(6) + rng.normal(size=(6, 6)) / 20).astype(np.float32) if metric else None
+    return fit_quantizer(x, k=identifiers.GROUPED + 1, v=4, m=1, metric_DD=root)
+
+
+@pytest.mark.parametrize("metric", [False, True])
+def test_many_centres_are_searched_by_groups(metric: bool) -> None:
+    q = grouped(metric)
+    assert q.groups is not None
+    first = q.groups.first_G
+    assert first[0] == 0 and first[-1] == len(q.centers_KD) and (np.diff(first) > 0).all()
+    x = unit(np.random.default_rng(1), 500, 6)
+    to = np.eye(6, dtype=np.float32) if q.metric_DD is None else q.metric_DD
+    distance = np.linalg.norm((x[:, None] - q.centers_KD[None]) @ to, axis=2)
+    assert (q.encode(x)[:, 0] == distance.argmin(axis=1)).mean() > 0.97
+
+    scores = q.level_scores(x[:40])[0]
+    alone = np.concatenate([q.level_scores(one[None])[0] for one in x[:40]])
+    np.testing.assert_allclose(scores, alone, atol=1e-5)  # also where they are -inf
+    seen = np.isfinite(scores)
+    assert 0.1 < seen.mean() < 0.9
+    exact = x[:40] @ q.centers_KD.T
+    np.testing.assert_allclose(scores[seen], exact[seen], atol=1e-5)
+    best = np.argsort(-exact, axis=1)[:, :20]
+    assert np.take_along_axis(seen, best, axis=1).mean() > 0.97
+
+    again = Codec.from_arrays(Codec({"s": q}).to_arrays(), Codec({"s": q}).to_meta())
+    np.testing.assert_array_equal(again.quantizers["s"].encode(x), q.encode(x))
+
+
+def test_a_large_corpus_has_many_clusters_and_is_fitted_on_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(identifiers, "GROUPED", 16)
+    x = unit(np.random.default_rng(0), 2_000, 6)
+    codec = fit_codec({"s": x}, IdentifierConfig(method="rkmeans", fit_limit=100))
+    q = codec.quantizers["s"]
+    assert 32 < len(q.centers_KD) <= 64  # a power of two under N / 24, but for empty groups
+    assert q.groups is not None and q.fitted_on == 2_000
+    assert unique_ratio(q.encode(x)) >= 0.9
 
 
 @given(SEEDS)

@@ -1,0 +1,94 @@
+"""Model files: where they lie, and how they come there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cart_qdrant.errors import DownloadError
+
+
+def models_folder() -> Path:
+    """Folder of downloaded models: `$CARTQ_MODELS`, else `cart-qdrant/models` in the user's cache
+    folder."""
+    if given := os.environ.get("CARTQ_MODELS"):
+        return Path(given)
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "cart-qdrant" / "models"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteFile:
+    """A file on a server.
+
+    Attributes:
+        sha256: Of its content, in hex.
+        bytes: Its size.
+    """
+
+    url: str
+    sha256: str
+    bytes: int
+
+
+def download(remote: RemoteFile, path: Path, advance: Callable[[int], None]) -> None:
+    """Fetch a file; goes on where an earlier call ended, and checks the whole.
+
+    Args:
+        remote: What to fetch.
+        path: Where to; `path` with `.part` at its end until it is whole.
+        advance: Told the bytes that are there, as they come.
+
+    Raises:
+        DownloadError: The server does not answer, or the content is not what it should be.
+    """
+    import httpx
+
+    part = path.with_name(path.name + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    there = part.stat().st_size if part.exists() else 0
+    if there > remote.bytes:
+        part.unlink()
+        there = 0
+    if there < remote.bytes:
+        headers = {"Accept-Encoding": "identity"}
+        if there:
+            headers["Range"] = f"bytes={there}-"
+        timeout = httpx.Timeout(30.0)
+        try:
+            with httpx.stream(
+                "GET", remote.url, headers=headers, timeout=timeout, follow_redirects=True
+            ) as response:
+                response.raise_for_status()
+                resumed = there and response.status_code == httpx.codes.PARTIAL_CONTENT
+                with part.open("ab" if resumed else "wb") as file:
+                    advance(there if resumed else 0)
+                    for block in response.iter_raw():
+                        file.write(block)
+                        advance(len(block))
+        except (httpx.HTTPError, OSError) as error:
+            raise DownloadError(
+                f"{remote.url} could not be fetched whole: {error or type(error).__name__}.",
+                "Run the command again: it goes on where it stopped.",
+            ) from error
+    else:
+        advance(there)
+    found = file_sha256(part)
+    if found != remote.sha256:
+        size = part.stat().st_size
+        part.unlink()
+        raise DownloadError(
+            f"{remote.url} has the SHA-256 {found} ({size:,} bytes), not {remote.sha256} "
+            f"({remote.bytes:,} bytes).",
+            "Run the command again; if it stays so, the file on the server has changed.",
+        )
+    part.replace(path)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

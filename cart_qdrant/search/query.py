@@ -1,0 +1,249 @@
+"""Queries that are more than a text: pictures, sounds, items of the index, and weighted mixes.
+
+A mix is one vector of the media space, the normalised sum of its parts' unit vectors; what is
+unwanted has a negative weight. It is searched as a text is: by beams through the tree, and densely.
+Shape legend: D vector width.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from qdrant_client import models
+
+from cart_qdrant.config import SegmentConfig
+from cart_qdrant.errors import MediaError, UsageError
+from cart_qdrant.index.identify import vector_of
+from cart_qdrant.index.library import Library
+from cart_qdrant.index.media import decode
+from cart_qdrant.index.scan import relative_name
+from cart_qdrant.records import Modality
+
+FloatArray = npt.NDArray[np.float32]
+Kind = Literal["text", "image", "audio", "like"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One thing that is asked for.
+
+    Attributes:
+        kind: `text`; `image` or `audio`, a file (a film counts as its shots, a long sound as its
+            windows, averaged); `like`, an item of the index: its id, its path, or PATH@SECONDS.
+        value: The text, path or item.
+        weight: Not 0; negative for what is unwanted.
+    """
+
+    kind: Kind
+    value: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.value.strip():
+            raise UsageError(f"A part of the query is empty ({self.kind}).")
+        if not math.isfinite(self.weight) or self.weight == 0:
+            raise UsageError(
+                f"The weight of {self.value!r} is {self.weight}, but must be a number other than 0."
+            )
+
+    def __str__(self) -> str:
+        """Without its sign."""
+        size = abs(self.weight)
+        weight = "" if size == 1 else f"{size:g} "
+        return weight + (self.value if self.kind == "text" else f"[{self.kind} {self.value}]")
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Parts that are asked for together.
+
+    Raises:
+        UsageError: There is none, or all are unwanted.
+    """
+
+    parts: tuple[Part, ...]
+
+    def __post_init__(self) -> None:
+        if not any(part.weight > 0 for part in self.parts):
+            raise UsageError("The query names nothing that is wanted.", "Give a text, or --image.")
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is one text and nothing else."""
+        return len(self.parts) == 1 and self.parts[0].kind == "text"
+
+    @property
+    def words(self) -> str:
+        """All texts that are wanted."""
+        wanted = [part.value for part in self.parts if part.kind == "text" and part.weight > 0]
+        return " ".join(wanted)
+
+    def __str__(self) -> str:
+        """`0.7 a dog + [image beach.jpg] - snow`."""
+        out = ""
+        for part in self.parts:
+            sign = ("+" if part.weight > 0 else "-") if out else "-" * (part.weight < 0)
+            out += f" {sign} {part}" if out else f"{sign}{part}"
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """A query as vectors.
+
+    Attributes:
+        media: Its unit vector (D,) in each space that all of its parts reach.
+        exclude: Points that it was made of: no answers to it.
+    """
+
+    media: Mapping[str, FloatArray]
+    exclude: tuple[str, ...]
+
+
+class TextVectors(Protocol):
+    """Unit vectors (D,) of a text in each media space that it reaches."""
+
+    def __call__(self, text: str) -> Mapping[str, FloatArray]:
+        """See the class."""
+
+
+class Mixer:
+    """Makes vectors of queries for one index.
+
+    Args:
+        library: The index; its embedder is loaded when a file is asked with.
+        text: What makes vectors of texts.
+    """
+
+    def __init__(self, library: Library, text: TextVectors) -> None:
+        self._library, self._text = library, text
+
+    def mix(self, query: Query) -> Mixed:
+        """Vectors of a query.
+
+        Raises:
+            UsageError: A file or an item is not there, parts reach no space together, or they
+                cancel each other out.
+            MediaError: A file cannot be decoded.
+        """
+        found: list[Mapping[str, FloatArray]] = []
+        exclude: list[str] = []
+        for part in query.parts:
+            if part.kind == "text":
+                found.append(self._text(part.value))
+            elif part.kind == "like":
+                vectors, one = self._item(part.value)
+                found.append(vectors)
+                exclude.append(one)
+            else:
+                found.append(self._file(Path(part.value), part.kind))
+        spaces = [s for s in found[0] if all(s in vectors for vectors in found)]
+        if not spaces:
+            reached = "; ".join(
+                f"{part} reaches {', '.join(vectors) or 'none'}"
+                for part, vectors in zip(query.parts, found, strict=True)
+            )
+            raise UsageError(
+                f"No space of vectors is reached by all parts of the query: {reached}.",
+                "Ask for them apart, or train the index on captions: cartq train",
+            )
+        media: dict[str, FloatArray] = {}
+        for space in spaces:
+            weights = [part.weight for part in query.parts]
+            sum_D = sum(
+                (w * v[space] for w, v in zip(weights, found, strict=True)),
+                start=np.zeros_like(found[0][space]),
+            )
+            norm = float(np.linalg.norm(sum_D))
+            if norm < 1e-6:
+                raise UsageError("The parts of the query cancel each other out.")
+            media[space] = (sum_D / norm).astype(np.float32)
+        return Mixed(media, tuple(exclude))
+
+    def _file(self, path: Path, kind: Kind) -> dict[str, FloatArray]:
+        """The mean vector of a file's segments of a kind."""
+        if not path.exists():
+            raise UsageError(f"There is no file {path}.")
+        wanted = {Modality.AUDIO} if kind == "audio" else {Modality.IMAGE, Modality.VIDEO}
+        embedder = self._library.embedder()
+        clips = [
+            clip
+            for segment, clip in decode(path, path.name, SegmentConfig(), _ignore)
+            if segment.modality in wanted
+        ]
+        if not clips:
+            what = "sound" if kind == "audio" else "picture"
+            raise MediaError(f"{path} has no {what}.", f"Ask with another file by --{kind}.")
+        space = embedder.spaces.get(clips[0].modality)
+        if space is None:
+            raise UsageError(
+                f"The index was made with {embedder.name}, which embeds no {clips[0].modality}."
+            )
+        mean_D = embedder.embed_media(clips).mean(axis=0)
+        return {space: mean_D / max(float(np.linalg.norm(mean_D)), 1e-12)}
+
+    def _item(self, name: str) -> tuple[dict[str, FloatArray], str]:
+        """The vector of a stored item, and its id."""
+        record = self._by_id(name) or self._by_path(name)
+        if record is None:
+            raise UsageError(
+                f"No item of the index is {name!r}.",
+                "Name one by its id or its path, with @SECONDS for a moment: --like clip.mp4@12",
+            )
+        vector = vector_of(record)
+        space = self._library.space((record.payload or {}).get("modality", ""))
+        if vector is None or space is None:
+            raise UsageError(f"The item {name!r} has no vector.", "Mend it: cartq ingest")
+        return {space: np.asarray(vector, dtype=np.float32)}, str(record.id)
+
+    def _by_id(self, name: str) -> models.Record | None:
+        try:
+            one = str(uuid.UUID(name))
+        except ValueError:
+            return None
+        found = self._library.store.retrieve([one], with_vectors=["media"])
+        return found[0] if found else None
+
+    def _by_path(self, name: str) -> models.Record | None:
+        """The segment of a file that holds a moment; its first one without a moment."""
+        whole = self._segments(name)
+        if whole:
+            return whole[0]
+        path, _, seconds = name.rpartition("@")
+        try:
+            moment = float(seconds)
+        except ValueError:
+            return None
+        segments = self._segments(path)
+
+        def distance(record: models.Record) -> tuple[float, float]:
+            payload = record.payload or {}
+            begin, end = float(payload["start"]), float(payload["end"])
+            # Pictures before sound, where both hold the moment.
+            sound = payload["modality"] == Modality.AUDIO
+            return max(begin - moment, moment - end, 0.0), float(sound)
+
+        return min(segments, key=distance, default=None)
+
+    def _segments(self, path: str) -> list[models.Record]:
+        """A file's points in time order, named as stored, or as seen from here."""
+        names = dict.fromkeys([path, relative_name(Path(path), self._library.folder.base)])
+        for name in names:
+            match = models.FieldCondition(key="path", match=models.MatchValue(value=name))
+            found = list(
+                self._library.store.scroll(models.Filter(must=[match]), with_vectors=["media"])
+            )
+            if found:
+                return sorted(found, key=lambda r: float((r.payload or {})["start"]))
+        return []
+
+
+def _ignore(_note: str) -> None:
+    return

@@ -1,0 +1,215 @@
+"""ImageBind and sentence-transformers models of random weights, through the real loading paths."""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cart_qdrant.errors import MediaError, MismatchError, MissingExtraError, UsageError
+from cart_qdrant.index.embedders import Clip, open_embedder
+from cart_qdrant.index.imagebind import ImageBind, ImageBindConfig
+from cart_qdrant.index.imagebind_weights import convert
+from cart_qdrant.index.ingest import IngestReport
+from cart_qdrant.index.library import Library
+from cart_qdrant.learn.train import TrainOptions, train
+from cart_qdrant.records import Modality
+from cart_qdrant.search.engine import Retriever
+from tests import media_factory as media
+from tests.goldens import inputs
+
+pytest.importorskip("instant_clip_tokenizer", reason='pip install "cart-qdrant[imagebind]"')
+pytest.importorskip("sentence_transformers", reason='pip install "cart-qdrant[st]"')
+
+
+@pytest.fixture(scope="module")
+def imagebind(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder with a small ImageBind."""
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    config = ImageBindConfig(**{**inputs.TINY, "out_embed_dim": 32})
+    torch.save(ImageBind(config).state_dict(), folder / "small.pth")
+    convert(folder / "small.pth", folder / "imagebind", config=config)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small CLIP of random weights, saved as sentence-transformers saves one."""
+    from sentence_transformers import SentenceTransformer
+    from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizerFast
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    small = {
+        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2
+    }  # fmt: skip
+    ends = {"bos_token_id": 0, "eos_token_id": 1}
+    config = CLIPConfig(
+        text_config={**small, **ends, "vocab_size": 100, "max_position_embeddings": 32},
+        vision_config={**small, "image_size": 32, "patch_size": 8}, projection_dim=24,
+    )  # fmt: skip
+    CLIPModel(config).save_pretrained(folder)
+    letters = string.ascii_lowercase + string.digits
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{c}</w>" for c in letters)]
+    tokenizer = CLIPTokenizerFast(
+        vocab={word: n for n, word in enumerate(words)}, merges=[], model_max_length=32
+    )
+    pictures = CLIPImageProcessorPil(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    )
+    CLIPProcessor(image_processor=pictures, tokenizer=tokenizer).save_pretrained(folder)
+    saved = tmp_path_factory.mktemp("saved")
+    SentenceTransformer(str(folder)).save(str(saved))
+    return saved
+
+
+def make_media(folder: Path) -> Path:
+    folder.mkdir()
+    for n in range(8):
+        media.write_image(folder / f"picture-{n}.png", media.scene(n))
+        (folder / f"picture-{n}.txt").write_text(f"scene number {n}\n")
+    frames = media.moving(50, 24)
+    media.write_video(folder / "clip.mp4", frames, sound=media.tone(3.0))
+    media.write_audio(folder / "bell.wav", media.tone(3.0, hertz=880))
+    return folder
+
+
+def test_imagebind_from_ingest_to_search(
+    imagebind: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    open_library: Callable[..., Library],
+    ingest: Callable[..., IngestReport],
+) -> None:
+    monkeypatch.setenv("CARTQ_MODELS", str(imagebind))
+    root = tmp_path / ".cartq"
+    library = open_library(root, open_embedder("imagebind"))
+    report = ingest(library, make_media(tmp_path / "media"))
+    assert report.failed == []
+    assert library.manifest.embedder.spaces == dict.fromkeys(("image", "video", "audio"), "shared")
+    kinds = {r.payload["modality"] for r in library.store.scroll() if r.payload}
+    assert kinds == {"image", "video", "audio"}
+    library.close()
+
+    with Retriever.open(root) as retriever:
+        result = retriever.search("a dog", k=20, lane="dense", group_by="none")
+        # The answer is the order of the text tower itself.
+        q = open_embedder("imagebind").embed_text(["a dog"], "shared")
+        assert q is not None
+        records = retriever._library.store.scroll(with_vectors=["media"])
+        scores = {str(r.id): float(np.dot(r.vector["media"], q[0])) for r in records}
+        assert [hit.id for hit in result.hits] == sorted(scores, key=lambda one: -scores[one])
+        assert {hit.modality for hit in result.hits} == {"image", "video", "audio"}
+
+    with Library.open(root) as library, library.folder.lock():
+        train(library, TrainOptions(profile="quick"))
+        lexicon = library.lexicon()
+        assert lexicon is not None and "scene number 3" in lexicon.texts
+        vectors = open_embedder("imagebind").embed_text(["scene number 3"], "shared")
+        kept = lexicon.values["shared"][lexicon.texts.index("scene number 3")]
+        np.testing.assert_allclose(kept, vectors[0], atol=1e-5)  # type: ignore[index]
+
+    # A trained index is searched without the weights; more media need them.
+    monkeypatch.setenv("CARTQ_MODELS", str(tmp_path / "none"))
+    with Retriever.open(root) as retriever:
+        assert retriever.search("scene number 3").hits[0].path.endswith("picture-3.png")
+    with (
+        Library.open(root) as library,
+        pytest.raises(MissingExtraError, match="cartq models pull imagebind"),
+    ):
+        library.embedder()
+
+
+def test_an_index_is_bound_to_the_width_of_its_weights(
+    imagebind: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CARTQ_MODELS", str(imagebind))
+    root = tmp_path / ".cartq"
+    Library.create(root, open_embedder("imagebind")).close()
+    other = tmp_path / "models" / "imagebind"
+    config = ImageBindConfig(**inputs.TINY)
+    torch.save(ImageBind(config).state_dict(), tmp_path / "other.pth")
+    convert(tmp_path / "other.pth", other, config=config)
+    assert json.loads((other / "config.json").read_text()) == json.loads(json.dumps(asdict(config)))
+    monkeypatch.setenv("CARTQ_MODELS", str(other.parent))
+    with Library.open(root) as library, pytest.raises(MismatchError, match=r"32-d.*16-d"):
+        library.embedder()
+
+
+def test_a_sentence_transformers_model_from_ingest_to_search(
+    clip_model: Path,
+    tmp_path: Path,
+    open_library: Callable[..., Library],
+    ingest: Callable[..., IngestReport],
+) -> None:
+    name = f"st:{clip_model}"
+    root = tmp_path / ".cartq"
+    library = open_library(root, open_embedder(name))
+    report = ingest(library, make_media(tmp_path / "media"))
+    # What the model does not embed is told, file by file; the rest is stored.
+    assert [failure.path.rsplit("/", 1)[-1] for failure in report.failed] == ["bell.wav"]
+    assert "audio is not known to the embedder" in report.failed[0].reason
+    assert library.manifest.embedder.dim == 24
+    assert set(library.manifest.embedder.spaces) == {"image", "video"}
+    library.close()
+    with Retriever.open(root) as retriever:
+        assert len(retriever.search("a dog", k=20, lane="dense").hits) == 9
+
+
+def test_vectors_of_a_sentence_transformers_model(clip_model: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    embedder = open_embedder(f"st:{clip_model}")
+    frames = [media.scene(n) for n in range(3)]
+    film = Clip(Modality.VIDEO, frames=tuple(frames), key="x")
+    stills = [Clip(Modality.IMAGE, frames=(frame,), key="x") for frame in frames]
+    x = embedder.embed_media([film, *stills])
+    mean = x[1:].mean(axis=0)
+    np.testing.assert_allclose(x[0], mean / np.linalg.norm(mean), atol=1e-5)
+    wanted = SentenceTransformer(str(clip_model)).encode([Image.fromarray(frames[0])])[0]
+    np.testing.assert_allclose(x[1], wanted / np.linalg.norm(wanted), atol=1e-5)
+    text: Any = embedder.embed_text(["a dog"], "shared")
+    assert np.linalg.norm(text[0]) == pytest.approx(1, abs=1e-5)
+    with pytest.raises(MediaError, match="audio is not known to st:"):
+        embedder.embed_media([Clip(Modality.AUDIO, samples=media.tone(1), rate=16_000)])
+    with pytest.raises(MediaError, match="without content"):
+        embedder.embed_media([Clip(Modality.IMAGE, key="empty")])
+
+
+def test_other_weights_are_another_version(clip_model: Path, tmp_path: Path) -> None:
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(clip_model, other)
+    assert open_embedder(f"st:{other}").version == open_embedder(f"st:{clip_model}").version
+    path = other / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    assert open_embedder(f"st:{other}").version != open_embedder(f"st:{clip_model}").version
+
+
+def test_models_that_cannot_be_used_are_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in ("st:no/such-model", f"st:{tmp_path}", "embeddinggemma2"):
+        with pytest.raises(UsageError, match="cannot be loaded") as caught:
+            open_embedder(name)
+        assert "\n" not in caught.value.what
+    from cart_qdrant.index.embedders import text_encoder_folder
+
+    with pytest.raises(UsageError, match="embeds text, but text and pictures or sound"):
+        open_embedder(f"st:{text_encoder_folder()}")
+    with pytest.raises(UsageError, match="must be one of auto, imagebind"):
+        open_embedder("clip")
