@@ -19,14 +19,32 @@ from cart_qdrant.records import Caption, Hit, Identifier, Modality, Segment
 
 if TYPE_CHECKING:
     from cart_qdrant.search.engine import Retriever
+    from cart_qdrant.search.query import Part, Query
 
 __version__ = "0.1.0"
-__all__ = ["Caption", "CartError", "Hit", "Identifier", "Modality", "Retriever", "Segment"]
+__all__ = [
+    "Caption",
+    "CartError",
+    "Hit",
+    "Identifier",
+    "Modality",
+    "Part",
+    "Query",
+    "Retriever",
+    "Segment",
+]
+
+# Heavy: imported on first use.
+_LATER = {
+    "Part": "cart_qdrant.search.query",
+    "Query": "cart_qdrant.search.query",
+    "Retriever": "cart_qdrant.search.engine",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Retriever":  # heavy: imported on first use
-        from cart_qdrant.search.engine import Retriever
+    if name in _LATER:
+        from importlib import import_module
 
-        return Retriever
+        return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -27,12 +27,12 @@ class Level:
     """Nodes of one depth, in lexicographic order of their prefixes.
 
     Attributes:
-        tokens: Code of each node (nodes,).
+        tokens: Code of each node (nodes,), in the narrowest unsigned type that holds them.
         first: Where the children of each node begin in the next level (nodes + 1,); the children
             of node `n` are `first[n] .. first[n + 1]`. Empty at the last level.
     """
 
-    tokens: IntArray
+    tokens: npt.NDArray[Any]
     first: IntArray
 
 
@@ -111,7 +111,7 @@ class Trie:
         levels: list[Level] = []
         at = [np.flatnonzero(starts[:, level]) for level in range(depth)]
         for level in range(depth):
-            tokens = np.ascontiguousarray(rows_NL[at[level], level])
+            tokens = _narrowed(rows_NL[at[level], level])
             if level + 1 < depth:
                 first = np.searchsorted(at[level + 1], np.append(at[level], n)).astype(np.int32)
             else:
@@ -123,7 +123,8 @@ class Trie:
         """All identifiers (N, L) in order."""
         counts = self._sums(np.ones(len(self), dtype=np.int64))
         pairs = zip(self.levels, counts, strict=True)
-        return np.stack([np.repeat(level.tokens, count) for level, count in pairs], axis=1)
+        columns = [np.repeat(level.tokens, count) for level, count in pairs]
+        return np.stack(columns, axis=1, dtype=np.int32, casting="unsafe")
 
     def _sums(self, leaf_N: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
         """Sum over the identifiers under each node, level by level."""
@@ -222,6 +223,12 @@ class Trie:
             # Trees of older versions have no hubness.
             hub = data["hub"] if "hub" in data.files else _hubs(None, len(levels[-1].tokens))
             return cls(levels, hub)
+
+
+def _narrowed(tokens: IntArray) -> npt.NDArray[Any]:
+    largest = int(tokens.max(initial=0))
+    fits = (kind for kind in (np.uint8, np.uint16) if largest <= np.iinfo(kind).max)
+    return np.ascontiguousarray(tokens, dtype=next(fits, np.int32))
 
 
 def _hubs(hub_N: npt.ArrayLike | None, count: int) -> FloatArray:

@@ -16,6 +16,7 @@ from cart_qdrant_cli.options import (
     JsonOption,
     Lane,
     ModalityOption,
+    Profile,
     Target,
     UrlOption,
     VerboseOption,
@@ -28,8 +29,10 @@ from cart_qdrant_cli.output import grid, plain, print_json, remark, reporting, s
 from cart_qdrant_cli.search import open_retriever
 
 if TYPE_CHECKING:
+    from qdrant_client.models import Filter
+
     from cart_qdrant.search import engine
-    from cart_qdrant.search.evaluate import LaneScore
+    from cart_qdrant.search.evaluate import EvalQuery, LaneScore
 
 KS = (1, 5, 10)
 
@@ -37,6 +40,8 @@ EXAMPLES = examples(
     "cartq eval queries.jsonl",
     "cartq eval queries.jsonl --lane dense --lane auto -k 1 -k 10 --filter split=dev --json",
     "cartq eval --ablate --seeds 1 --out ablation",
+    "cartq eval queries.jsonl --embedders lite,imagebind",
+    "cartq eval queries.jsonl --granularity 2,5,10 --train quick --modality video",
 )
 
 
@@ -85,6 +90,33 @@ def evaluate(
             min=100, help="Captions learned at most, each time.", rich_help_panel="Ablation"
         ),
     ] = 10_000,
+    embedders: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME",
+            help="Ingest the index's files anew with each of these, and ask.",
+            show_default=False,
+            rich_help_panel="Comparison",
+        ),
+    ] = None,
+    granularity: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SECONDS,SECONDS",
+            help="The same with windows of film and sound of at most so many seconds.",
+            show_default=False,
+            rich_help_panel="Comparison",
+        ),
+    ] = None,
+    profile: Annotated[
+        Profile | None,
+        typer.Option(
+            "--train",
+            help="Train each before it is asked.",
+            show_default=False,
+            rich_help_panel="Comparison",
+        ),
+    ] = None,
     filters: FilterOption = None,
     modality: ModalityOption = None,
     json: JsonOption = False,
@@ -114,6 +146,18 @@ def evaluate(
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
     wanted = parse_filter(filters or (), modality)
     rows = load_queries(queries)
+    if embedders is not None or granularity is not None:
+        asked = lane or [Lane.DENSE, Lane.AUTO]
+        _compare(
+            target, rows, embedders, granularity, profile, json=json,
+            lanes=cast("list[engine.Lane]", distinct([one.value for one in asked])),
+            ks=sorted(set(k or KS)), filter=wanted,
+        )  # fmt: skip
+        return
+    if profile is not None:
+        raise UsageError(
+            "--train is for a comparison, but there is none.", "Add --embedders or --granularity."
+        )
     lanes = cast("list[engine.Lane]", distinct([one.value for one in lane or [Lane.AUTO]]))
     ks = sorted(set(k or KS))
     with open_retriever(target) as retriever, reporting("queries") as reporter:
@@ -150,6 +194,57 @@ def _ablate(target: Target, out: Path, seeds: int, pairs: int, *, json: bool) ->
         stdout().print(markdown(rows, growth, options), soft_wrap=True)
     for path in paths:
         remark(f"written: {path}")
+
+
+def _compare(
+    target: Target,
+    queries: list[EvalQuery],
+    embedders: str | None,
+    granularity: str | None,
+    profile: Profile | None,
+    *,
+    lanes: list[engine.Lane],
+    ks: list[int],
+    filter: Filter | None,
+    json: bool,
+) -> None:
+    from cart_qdrant.search.compare import Setup, compare, stored_files
+
+    with target.library() as library:
+        names = (embedders or library.manifest.embedder.name).split(",")
+        files = stored_files(library)
+    try:
+        lengths = [float(one) for one in granularity.split(",")] if granularity else [None]
+    except ValueError as error:
+        raise UsageError(
+            f"--granularity is {granularity!r}, but must be seconds, divided by commas."
+        ) from error
+    setups = [Setup(name.strip(), length) for name in names for length in lengths]
+    with reporting("files") as reporter:
+        found = []
+        for one in compare(
+            files, queries, setups, lanes=lanes, ks=ks, filter=filter, reporter=reporter,
+            profile=None if profile is None else profile.value,
+        ):  # fmt: skip
+            found.append(one)
+            reporter.say(f"{one.setup.embedder}: {one.segments} items")
+    if json:
+        print_json({"queries": len(queries), "setups": [one.to_json() for one in found]})
+        return
+    columns = (
+        "windows", "dim", "items", "embed s", "lane", *(f"R@{k}" for k in ks), "MRR@10", "p50 ms"
+    )  # fmt: skip
+    table = grid("embedder", *columns, right=tuple(c for c in columns if c != "lane"))
+    for one in found:
+        length = "-" if one.setup.seconds is None else f"{one.setup.seconds:g} s"
+        for score in one.scores:
+            table.add_row(
+                plain(one.setup.embedder), length, str(one.dim), str(one.segments),
+                f"{one.embed_seconds:.1f}", score.lane,
+                *(f"{100 * score.recall[k]:.1f}" for k in ks),
+                f"{score.mrr_10:.3f}", f"{score.p50_ms:.1f}",
+            )  # fmt: skip
+    stdout().print(table)
 
 
 def show_scores(

@@ -45,7 +45,11 @@ SURFACE = {
     | FIND
     | {"-k", "--lane", "--group-by", "--min-confidence", "--explain", "--html", "--json"}
     | {"--mix", "--image", "--audio", "--like", "--minus"},
-    "eval": INDEX | FIND | {"--lane", "-k", "--json"} | {"--ablate", "--out", "--seeds", "--pairs"},
+    "eval": INDEX
+    | FIND
+    | {"--lane", "-k", "--json"}
+    | {"--ablate", "--out", "--seeds", "--pairs"}
+    | {"--embedders", "--granularity", "--train"},
     "doctor": INDEX | {"--fix", "--json"},
     "info": INDEX | {"--json"},
     "models": {"--verbose", "--json"},

@@ -264,6 +264,29 @@ def test_search_as_a_table_and_as_a_page(cartq: Run, small_index: Path, tmp_path
     assert "picture-0.png" in page.read_text(encoding="utf-8")
 
 
+def test_embedders_and_granularities_are_compared(
+    cartq: Run, small_index: Path, tmp_path: Path
+) -> None:
+    before = tree_of(small_index)
+    queries = tmp_path / "queries.jsonl"
+    rows = [{"query": "a dog on a surfboard", "relevant": ["picture-0.png"]}]
+    queries.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--embedders", "lite", "--granularity", "1,10", "--lane", "caption", "--lane", "dense"]
+    found = cartq("eval", queries, *words, "--index", small_index, "--json")
+    assert found.code == 0, found.err
+    short, long = found.json["setups"]
+    assert (short["seconds"], long["seconds"]) == (1, 10)
+    assert short["segments"] > long["segments"] >= 12
+    assert [row["lane"] for row in long["lanes"]] == ["caption", "dense"]
+    assert long["lanes"][0]["recall"]["1"] == 1
+    assert tree_of(small_index) == before
+    bad = cartq("eval", queries, "--granularity", "long", "--index", small_index)
+    assert bad.code == 2 and "must be seconds" in bad.err
+    assert cartq("eval", queries, "--train", "quick", "--index", small_index).code == 2
+    unknown = cartq("eval", queries, "--embedders", "clip", "--index", small_index)
+    assert unknown.code == 2 and "must be one of auto" in unknown.err
+
+
 def test_a_query_may_be_a_mix(cartq: Run, small_index: Path, small_media: Path) -> None:
     picture = small_media / "picture-2.png"
     at = ["--index", small_index, "--json"]
