@@ -196,7 +196,7 @@ class _Ablation:
         self.corpus, self.split = _sample(whole, split, options)
         if not len(self.split.new_P):
             raise UsageError(
-                "Nothing was held out of the training: fewer than 20 items are described.",
+                "Nothing was held out of training: fewer than 20 files have texts of their own.",
                 "Describe more of the media, then `cartq train`.",
             )
         if len(self.split.new_P) < MEANINGFUL:

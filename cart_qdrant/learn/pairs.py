@@ -8,7 +8,7 @@ memorises its items. Shape legend: N items, P pairs, D vector width, W sentence 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,13 +136,14 @@ class Split:
 
 
 def split_pairs(corpus: Corpus, seed: int = 0) -> Split:
-    """Hold out files and captions; a collection of under 20 described files holds out nothing.
+    """Hold out files and captions; under 20 files that may be held out, none is.
 
-    A text that several files have (a label, a title) asks for all of them: it judges nothing.
+    A text that several files have (a label, a title) asks for all of them: no file with such a
+    text is held out, or judges.
     """
     rng = np.random.default_rng(seed)
     file_P = corpus.file_N[corpus.item_P]
-    described = np.unique(file_P)
+    described = np.setdiff1d(file_P, file_P[_shared_by_files(corpus, file_P)])
     everything = np.arange(len(corpus.item_P))
     none = np.empty(0, dtype=np.intp)
     if len(described) < 20:
@@ -163,10 +164,6 @@ def split_pairs(corpus: Corpus, seed: int = 0) -> Split:
     )
     known = np.flatnonzero(hidden)
     train = np.setdiff1d(everything, np.concatenate([new, known]))
-    shared = _shared_by_files(corpus, file_P)
-    new, known = new[~shared[new]], known[~shared[known]]
-    if not len(new):
-        return Split(everything, none, none, np.zeros(len(corpus), dtype=bool))
     return Split(train, new, known, held)
 
 
@@ -182,6 +179,50 @@ def text_numbers(corpus: Corpus) -> IntArray:
     number: dict[str, int] = {}
     return np.asarray([number.setdefault(text_key(text), len(number)) for text in corpus.texts],
                       dtype=np.intp)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class SharedTexts:
+    """Texts that several items have: none of these items is a wrong answer to them.
+
+    Attributes:
+        text_P: Number of each pair's text.
+        items: Items of each text that several have.
+    """
+
+    text_P: IntArray
+    items: Mapping[int, IntArray]
+
+    @classmethod
+    def of(cls, corpus: Corpus, split: Split) -> SharedTexts:
+        """Those of the training pairs."""
+        text_P, train_P = text_numbers(corpus), split.train_P
+        pairs = np.unique(np.stack([text_P[train_P], corpus.item_P[train_P]], axis=1), axis=0)
+        texts, begin, count = np.unique(pairs[:, 0], return_index=True, return_counts=True)
+        return cls(
+            text_P,
+            {
+                int(text): pairs[first : first + n, 1]
+                for text, first, n in zip(texts, begin, count, strict=True)
+                if n > 1
+            },
+        )
+
+    def alike(self, batch: IntArray, row_N: IntArray, among: IntArray) -> npt.NDArray[np.bool_]:
+        """Which of some items (B, M) have the text of a pair, the pair's own item included.
+
+        Args:
+            batch: Pairs (B,).
+            row_N: Number of each item; negative for those that are not meant.
+            among: Numbers (M,) of the items, each once.
+        """
+        out = np.zeros((len(batch), len(among)), dtype=bool)
+        for b, text in enumerate(self.text_P[batch].tolist()):
+            items = self.items.get(text)
+            if items is not None:
+                rows = row_N[items]
+                out[b] = np.isin(among, rows[rows >= 0], assume_unique=True)
+        return out
 
 
 def caption_vectors(

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cart_qdrant.index.ingest import Reporter
 from cart_qdrant.learn.checkpoint import load_checkpoint, read_meta, save_checkpoint
-from cart_qdrant.learn.pairs import Corpus, Split, caption_sums, text_numbers
+from cart_qdrant.learn.pairs import Corpus, SharedTexts, Split, caption_sums
 from cart_qdrant.learn.query_encoder import QueryEncoder
 from cart_qdrant.learn.states import TextStates
 
@@ -156,8 +156,7 @@ class TowerTrainer:
             self._row[space][items] = np.arange(len(items))
             self._x[space] = torch.from_numpy(corpus.vectors.x_ND[items])
         self._captions = _Captions.of(corpus, split, states)
-        self._text_P = text_numbers(corpus)
-        self._alike = _items_of_shared_texts(self._text_P, corpus, split)
+        self._shared = SharedTexts.of(corpus, split)
         self._optimizer = torch.optim.AdamW(
             [
                 {"params": encoder.tuned.parameters(), "lr": config.lr, "weight_decay": 0.01},
@@ -289,7 +288,7 @@ class TowerTrainer:
                     continue
                 x_ND, chosen, target = self._contrast(space, self._row[space][items[rows]], rng)
                 logits = scale * head(features[rows]) @ x_ND.T
-                alike = self._alike_in(batch[rows], self._row[space], chosen)
+                alike = self._shared.alike(batch[rows], self._row[space], chosen)
                 alike[np.arange(len(rows)), target] = False
                 logits = logits.masked_fill(torch.from_numpy(alike), -1e4)
                 each = F.cross_entropy(logits, torch.from_numpy(target), reduction="none")
@@ -327,7 +326,7 @@ class TowerTrainer:
         logits = scale * q @ F.normalize(sums_MW, dim=-1).T
         # Segments of one file share captions: they are no wrong answers.
         same = corpus.file_N[among][None, :] == corpus.file_N[items][:, None]
-        same |= self._alike_in(batch[rows], np.arange(len(corpus)), among)
+        same |= self._shared.alike(batch[rows], np.arange(len(corpus)), among)
         logits = logits.masked_fill(torch.from_numpy(same), -1e4)
         target = torch.from_numpy(np.searchsorted(among, items))[:, None]
         logits = logits.scatter(1, target, scale * (q * others).sum(dim=1, keepdim=True))
@@ -348,31 +347,3 @@ class TowerTrainer:
             x = x + self.config.media_noise * torch.randn_like(x) / x.shape[1] ** 0.5
             x = F.normalize(x, dim=-1)
         return x, chosen, target
-
-    def _alike_in(self, batch: IntArray, row_N: IntArray, among: IntArray) -> npt.NDArray[np.bool_]:
-        """Which of some items (B, M) have the text of a pair: no wrong answers to it.
-
-        Args:
-            batch: Pairs.
-            row_N: Number of each item; negative for items that are not meant.
-            among: Numbers of the items, ascending.
-        """
-        out = np.zeros((len(batch), len(among)), dtype=bool)
-        for b, text in enumerate(self._text_P[batch].tolist()):
-            items = self._alike.get(text)
-            if items is not None:
-                rows = row_N[items]
-                out[b] = np.isin(among, rows[rows >= 0], assume_unique=True)
-        return out
-
-
-def _items_of_shared_texts(text_P: IntArray, corpus: Corpus, split: Split) -> dict[int, IntArray]:
-    """Items of each text that several have."""
-    train_P = split.train_P
-    pairs = np.unique(np.stack([text_P[train_P], corpus.item_P[train_P]], axis=1), axis=0)
-    texts, begin, count = np.unique(pairs[:, 0], return_index=True, return_counts=True)
-    return {
-        int(text): pairs[first : first + n, 1]
-        for text, first, n in zip(texts, begin, count, strict=True)
-        if n > 1
-    }

@@ -194,8 +194,8 @@ class _Training:
             )
         if not len(split.new_P):
             self.remarks.append(
-                "fewer than 20 described items: nothing was held out, recall is not measured "
-                "and the router keeps its defaults"
+                "fewer than 20 files have texts that no other file has: nothing was held out, "
+                "recall is not measured and the router keeps its defaults"
             )
 
     def _fingerprint(self, corpus: Corpus) -> str:
