@@ -24,7 +24,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +41,13 @@ class Task:
 
     Attributes:
         queries: By kind; each `{"query": ..., "relevant": [...]}`.
-        pools: What is searched, by name: further words of the command line.
-        own: The pool of a kind of queries alone; others are asked in every pool.
+        pools: What each kind is asked in, by name: further words of the command line.
         depth: Of average precision; 10 unless a query has many answers.
     """
 
     folder: Path
     queries: Mapping[str, list[Row]]
-    pools: Mapping[str, list[str]]
-    own: Mapping[str, str] = field(default_factory=dict)
+    pools: Mapping[str, Mapping[str, list[str]]]
     depth: int = 10
 
 
@@ -99,9 +97,7 @@ def evaluate(
     for kind, queries in task.queries.items():
         path = task.folder / f"queries-{kind}.jsonl"
         path.write_text("".join(json.dumps(query) + "\n" for query in queries))
-        for pool, chosen in task.pools.items():
-            if pool in task.own.values() and task.own.get(kind) != pool:
-                continue
+        for pool, chosen in task.pools[kind].items():
             report = run(task.folder, "eval", path.name, *words, *chosen)
             for one in report["lanes"]:
                 found.setdefault((trained, kind, pool, one["lane"]), []).append(one)
@@ -233,7 +229,7 @@ def photos(known: int) -> Callable[[Path, Path], list[Task]]:
     def tasks(data: Path, work: Path) -> list[Task]:
         queries = make_photos(data / "photos", work / "media", known)
         pools = {"dev": ["--filter", "split=dev"], "all": []}
-        return [Task(work, {"dev": queries}, pools)]
+        return [Task(work, {"dev": queries}, {"dev": pools})]
 
     return tasks
 
@@ -242,7 +238,7 @@ def videos(data: Path, work: Path) -> list[Task]:
     """Both halves of the clips."""
     return [
         Task(work / str(half), make_videos(data / "videos", work / str(half) / "media", half),
-             {"all": []})
+             {"described": {"all": []}, "new": {"all": []}})
         for half in (0, 1)
     ]  # fmt: skip
 
@@ -261,9 +257,9 @@ def sounds(data: Path, work: Path) -> list[Task]:
             ]
             for name in ("described", "new")
         }
-        pools = {name: ["--filter", f"half={name}"] for name in kinds}
-        own = {name: name for name in kinds}
-        out.append(Task(folder, {**kinds, "all": queries}, {**pools, "all": []}, own, depth=50))
+        pools = {name: {name: ["--filter", f"half={name}"]} for name in kinds}
+        asked = {**kinds, "all": queries}
+        out.append(Task(folder, asked, {**pools, "all": {"all": []}}, depth=50))
     return out
 
 
@@ -276,9 +272,11 @@ def mixed(data: Path, work: Path) -> list[Task]:
         "sounds": make_sounds(data / "sounds", work / "media/sounds", 0),
     }
     kinds = {"photos": "image", "videos": "video", "sounds": "audio"}
-    pools = {f"{modality} alone": ["--modality", modality] for modality in kinds.values()}
-    own = {kind: f"{modality} alone" for kind, modality in kinds.items()}
-    return [Task(work, queries, {"all": [], **pools}, own)]
+    pools = {
+        kind: {"all": [], f"{modality} alone": ["--modality", modality]}
+        for kind, modality in kinds.items()
+    }
+    return [Task(work, queries, pools)]
 
 
 PROTOCOLS: dict[str, Callable[[Path, Path], list[Task]]] = {
