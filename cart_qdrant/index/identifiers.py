@@ -35,12 +35,15 @@ CLUSTER = 24
 MAX_COARSE = 65_536
 """Coarse clusters at most."""
 GROUPED = 4_096
-"""Coarse clusters from which on they are fitted and searched by groups: a query or an item is
-compared with the groups, then with the clusters of the nearest ones."""
+"""More coarse clusters than this are fitted and searched by groups: a query or an item is compared
+with the groups, then with the clusters of the nearest ones."""
 PROBED_BY_QUERY, PROBED_BY_ITEM = 48, 12
 """Groups whose clusters are compared (docs/experiments.md)."""
 PER_CLUSTER = 12
 """Vectors used for fitting, for each coarse cluster, at least."""
+
+_BLOCK = 16_384
+"""Vectors coded together."""
 
 # V and M, tried in order until U is reached. M grows last: a level more costs a decoder step more.
 _LADDER = (
@@ -117,6 +120,9 @@ class Groups:
         self, x_ND: FloatArray, centers_KD: FloatArray, means_GD: FloatArray
     ) -> npt.NDArray[np.intp]:
         """The nearest centre (N,) among those of the nearest groups."""
+        if len(x_ND) > _BLOCK:
+            blocks = (x_ND[n : n + _BLOCK] for n in range(0, len(x_ND), _BLOCK))
+            return np.concatenate([self.nearest(x, centers_KD, means_GD) for x in blocks])
         probed = min(PROBED_BY_ITEM, len(means_GD))
         far_NG = (means_GD**2).sum(axis=1) - 2 * (x_ND @ means_GD.T)
         top_NP = np.argpartition(far_NG, probed - 1, axis=1)[:, :probed]
@@ -189,8 +195,8 @@ class Quantizer:
         if means is not None and self.metric_DD is not None:
             means = means @ self.metric_DD
         out_NL = np.empty((len(x_ND), self.levels), dtype=np.int32)
-        for begin in range(0, len(x_ND), 16_384):
-            rest = x_ND[begin : begin + 16_384]
+        for begin in range(0, len(x_ND), _BLOCK):
+            rest = x_ND[begin : begin + _BLOCK]
             if self.metric_DD is not None:
                 rest = rest @ self.metric_DD
             for level, (book, norm) in enumerate(zip(books, norms, strict=True)):
@@ -339,8 +345,8 @@ def _grouped_kmeans(x_ND: FloatArray, k: int, seed: int) -> tuple[FloatArray, In
 def _nearest(x_ND: FloatArray, book_VD: FloatArray) -> npt.NDArray[np.intp]:
     out = np.empty(len(x_ND), dtype=np.intp)
     norm = (book_VD**2).sum(axis=1)
-    for begin in range(0, len(x_ND), 16_384):
-        block = x_ND[begin : begin + 16_384]
+    for begin in range(0, len(x_ND), _BLOCK):
+        block = x_ND[begin : begin + _BLOCK]
         out[begin : begin + len(block)] = np.argmin(norm - 2 * (block @ book_VD.T), axis=1)
     return out
 

@@ -390,7 +390,8 @@ class ImageBind(nn.Module):
         Args:
             inputs: `text`: tokens (B, L), L at most 77; `vision`: pictures (B, 3, H, W), or clips
                 of one item, (B, S, 3, T, H, W) or (B, S, 3, H, W); `audio`: log-mel clips
-                (B, S, 1, F, T); the other towers likewise. Clips of one item are averaged.
+                (B, S, 1, F, T); `depth`, `thermal` likewise; `imu`: (B, 6, 2000). Clips of one item
+                are averaged.
 
         Raises:
             ConfigError: An input has another size than the configuration, or there is no tower

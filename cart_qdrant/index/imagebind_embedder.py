@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cart_qdrant.errors import MediaError
+from cart_qdrant.errors import MediaError, MissingExtraError
 from cart_qdrant.index.embedders import Clip
 from cart_qdrant.index.imagebind import ImageBind
-from cart_qdrant.index.imagebind_files import weights_folder
+from cart_qdrant.index.imagebind_files import EXTRA, missing_packages, weights_folder
 from cart_qdrant.index.imagebind_input import film, picture, spectrograms, tokens
-from cart_qdrant.index.imagebind_weights import load_towers, read_config
+from cart_qdrant.index.imagebind_weights import load_towers, read_config, read_version
 from cart_qdrant.records import Modality
 
 FloatArray = npt.NDArray[np.float32]
@@ -41,11 +41,10 @@ class ImageBindEmbedder:
         device: `cpu` or `cuda`; CUDA if it is there when not given.
 
     Raises:
-        MissingExtraError: The weights are not there.
+        MissingExtraError: The weights, or what text and sound are prepared with, are not there.
     """
 
     name = "imagebind"
-    version = "1"
     spaces: Mapping[Modality, str] = dict.fromkeys(Modality, SPACE)
 
     def __init__(
@@ -55,8 +54,11 @@ class ImageBindEmbedder:
         dtype: torch.dtype = torch.bfloat16,
         device: str | None = None,
     ) -> None:
+        if missing := missing_packages():
+            raise MissingExtraError(f"ImageBind needs {', '.join(missing)}.", EXTRA)
         self._folder = folder or weights_folder()
         self._config = read_config(self._folder)
+        self.version = read_version(self._folder)
         self._dtype = dtype
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._towers: dict[str, ImageBind] = {}

@@ -5,6 +5,7 @@ Without torch: `cartq models` reads it.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from cart_qdrant.index.model_files import RemoteFile, models_folder
@@ -28,6 +29,16 @@ PULL = "cartq models pull imagebind"
 def weights_folder() -> Path:
     """Where the converted weights lie."""
     return models_folder() / "imagebind"
+
+
+EXTRA = 'pip install "cart-qdrant[imagebind]"'
+PACKAGES = ("ftfy", "instant_clip_tokenizer", "transformers")
+"""What text and sound are prepared with."""
+
+
+def missing_packages() -> list[str]:
+    """Of `PACKAGES`, those that are not installed."""
+    return [name for name in PACKAGES if find_spec(name) is None]
 
 
 def installed(folder: Path | None = None) -> bool:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from cart_qdrant.errors import MissingExtraError
 from cart_qdrant.index.imagebind import CONTEXT, SIDE
+from cart_qdrant.index.imagebind_files import EXTRA
 
 if TYPE_CHECKING:
     from instant_clip_tokenizer import Tokenizer
@@ -42,7 +43,6 @@ CLIPS = 3
 RATE = 16_000
 _AUDIO_MEAN, _AUDIO_STD = -4.268, 9.138
 _WINDOW, _HOP, _FFT = 400, 160, 512
-EXTRA = 'pip install "cart-qdrant[imagebind]"'
 
 
 def picture(frame: Frame) -> Tensor:

@@ -11,15 +11,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError  # what `torch.load` raises; nothing is unpickled by us
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cart_qdrant.errors import MismatchError, MissingExtraError
+from cart_qdrant.errors import CartError, MismatchError, MissingExtraError
 from cart_qdrant.index.imagebind import ImageBind, ImageBindConfig
 from cart_qdrant.index.imagebind_files import PULL, TOWERS
+from cart_qdrant.index.model_files import file_sha256
+
+AGAIN = f"Get them again: `{PULL}`."
 
 
 def convert(
@@ -56,7 +60,8 @@ def convert(
             say(f"converting the {tower} tower")
         tensors = {name: state[name].contiguous() for name in state if _tower(name) == tower}
         save_file(tensors, part / f"{tower}.safetensors")
-    (part / "config.json").write_text(json.dumps(asdict(config), indent=1))
+    facts = {"sizes": asdict(config), "checkpoint": file_sha256(checkpoint)}
+    (part / "config.json").write_text(json.dumps(facts, indent=1))
     shutil.rmtree(folder, ignore_errors=True)
     part.replace(folder)
 
@@ -84,17 +89,48 @@ def _require_same(state: object, config: ImageBindConfig, checkpoint: Path) -> N
     )
 
 
+def _facts(folder: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        return {"sizes": dict(found["sizes"]), "checkpoint": str(found["checkpoint"])}
+    except OSError as error:
+        raise MissingExtraError(f"The weights of ImageBind are not in {folder}.", PULL) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise MismatchError(f"{folder / 'config.json'} cannot be read: {error}.", AGAIN) from error
+
+
 def read_config(folder: Path) -> ImageBindConfig:
     """Sizes of the weights in a folder.
 
     Raises:
         MissingExtraError: There are none; the remedy is how to get them.
+        MismatchError: What tells of them is damaged.
     """
+    sizes = _facts(folder)["sizes"]
     try:
-        fields = json.loads((folder / "config.json").read_text())
-    except OSError as error:
-        raise MissingExtraError(f"The weights of ImageBind are not in {folder}.", PULL) from error
-    return ImageBindConfig(**{**fields, "kernel_size": tuple(fields["kernel_size"])})
+        return ImageBindConfig(**{**sizes, "kernel_size": tuple(sizes["kernel_size"])})
+    except (KeyError, TypeError) as error:
+        raise MismatchError(f"{folder / 'config.json'} is of another version.", AGAIN) from error
+
+
+def read_version(folder: Path) -> str:
+    """Of the checkpoint that the weights were made of: an index is bound to it."""
+    return str(_facts(folder)["checkpoint"])[:12]
+
+
+def sound(folder: Path) -> bool:
+    """Whether the weights can be loaded, by their headers: names and sizes, not each number."""
+    try:
+        with torch.device("meta"):
+            wanted = ImageBind(read_config(folder), TOWERS).state_dict()
+        found: dict[str, tuple[int, ...]] = {}
+        for tower in TOWERS:
+            with safe_open(folder / f"{tower}.safetensors", framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - it is no mapping
+                    found[name] = tuple(file.get_slice(name).get_shape())
+    except (CartError, OSError, SafetensorError):
+        return False
+    return found == {name: tuple(x.shape) for name, x in wanted.items()}
 
 
 def load_towers(
@@ -123,14 +159,14 @@ def load_towers(
                 for name in file.keys():  # noqa: SIM118 - it is no mapping
                     state[name] = file.get_tensor(name).to(dtype)
         except (OSError, SafetensorError) as error:
-            raise MismatchError(f"{path} cannot be read: {error}.", f"Again: `{PULL}`.") from error
+            raise MismatchError(f"{path} cannot be read: {error}.", AGAIN) from error
     try:
         model.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
         raise MismatchError(
             f"The weights in {folder} are not those of their config.json: {reason}.",
-            f"Again: `{PULL}`.",
+            AGAIN,
         ) from error
     model.eval().requires_grad_(False)
     return model

@@ -126,7 +126,6 @@ class Ingest:
         records = self._library.store.retrieve(source.ids, with_vectors=[MEDIA])
         rows: list[Row] = []
         tags: list[Caption] = []
-        made: list[Caption] = []
         for record in records:
             payload, vector = record.payload or {}, vector_of(record)
             # An earlier job of this run may have put other content under the source's name.
@@ -137,15 +136,15 @@ class Ingest:
             )
             # A copy needs an identifier of its own.
             keep = identifier_payload(payload) if job.source == job.entry.rel else {}
-            if MADE_BY in payload:
+            if MADE_BY in payload and self._options.use_captions:
                 keep[MADE_BY] = payload[MADE_BY]
-            rows.append(Row(segment, vector, keep))
             captions = [Caption.from_payload(caption) for caption in payload["captions"]]
             tags += [c for c in captions if c.source is CaptionSource.CONTAINER]
-            made += [c for c in captions if c.source in MADE_SOURCES]
+            made = [c for c in captions if c.source in MADE_SOURCES]
+            rows.append(Row(segment, vector, keep, made))
         if len(rows) != source.segments:
             return [job]
-        self._writer.put(job, rows, job.digest, [*self._tags(job, tags), *made])
+        self._writer.put(job, rows, job.digest, self._tags(job, tags))
         return []
 
     def _tags(self, job: Job, stored: Sequence[Caption]) -> Sequence[Caption]:

@@ -44,6 +44,8 @@ TEXT_DIM = 384
 """Width of a caption vector (all-MiniLM-L6-v2)."""
 QUERYBANK = "querybank.safetensors"
 """File of a generator's folder with the queries that hubness is measured by."""
+TEACHER = "teacher.safetensors"
+"""File of a generator's folder with texts and the vectors that the embedder's text tower gave."""
 MAX_LEVELS = 6
 """Semantic levels whose prefixes get a keyword index at creation."""
 
@@ -79,6 +81,7 @@ class Library:
         self._embedder: Embedder | None = None
         self._text: TextEncoder | None = None
         self._lexicon: Lexicon | None = None
+        self._taught: Lexicon | None = None
 
     @classmethod
     def open(
@@ -230,6 +233,21 @@ class Library:
         info = replace(self.manifest.embedder, lexicon=Artifact(name, digest))
         self.put(replace(self.manifest, embedder=info))
         self._lexicon = lexicon
+
+    def taught(self) -> Lexicon | None:
+        """The texts through which others reach the media spaces without the embedder: its own, or
+        those that training has learned from; None where there are none."""
+        own, generator = self.lexicon(), self.manifest.generator
+        if own is not None or generator is None:
+            return own
+        if self._taught is None:
+            path = self.folder.path(generator.folder) / TEACHER
+            if not path.exists():
+                return None
+            from cart_qdrant.index.lexicon import Lexicon
+
+            self._taught = Lexicon.load(path)
+        return self._taught
 
     def lexicon(self) -> Lexicon | None:
         """The texts whose vectors the embedder knows; None where it embeds any text itself."""

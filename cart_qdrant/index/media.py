@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,7 +64,11 @@ def probe(path: Path, config: SegmentConfig | None = None) -> MediaInfo:
 
 
 def decode(
-    path: Path, rel: str, config: SegmentConfig, note: Callable[[str], None]
+    path: Path,
+    rel: str,
+    config: SegmentConfig,
+    note: Callable[[str], None],
+    wanted: Collection[Modality] = tuple(Modality),
 ) -> Iterator[Pair]:
     """Cut a file into segments and decode each, in time order.
 
@@ -76,9 +80,10 @@ def decode(
         rel: Its name in the index: `Segment.path` and `Clip.key`.
         config: How to cut.
         note: Told, in words, what is odd about a file that can be used.
+        wanted: Kinds of segments; others are not decoded.
 
     Raises:
-        MediaError: Nothing in the file can be used; raised while iterating.
+        MediaError: Nothing that is wanted can be used; raised while iterating.
     """
     noted: set[str] = set()
 
@@ -91,8 +96,12 @@ def decode(
     failures: list[MediaError] = []
     count = 0
     branches = [
-        _guarded(branch, failures) for branch in _branches(path, rel, kind, config, note_once)
+        _guarded(branch, failures)
+        for modality, branch in _branches(path, rel, kind, config, note_once)
+        if modality in wanted
     ]
+    if not branches:
+        raise MediaError(f"there is no {' or '.join(map(str, wanted))} in it.")
     # Each branch reads the file for itself: however picture and sound are interleaved, neither
     # has to wait for the other in memory.
     for pair in heapq.merge(*branches, key=lambda pair: pair[0].start):
@@ -132,26 +141,26 @@ def _guarded(branch: Iterator[Pair], failures: list[MediaError]) -> Iterator[Pai
 
 def _branches(
     path: Path, rel: str, kind: Kind, config: SegmentConfig, note: Callable[[str], None]
-) -> list[Iterator[Pair]]:
+) -> list[tuple[Modality, Iterator[Pair]]]:
     if kind is Kind.IMAGE:
-        return [_image(path, rel, config, note)]
+        return [(Modality.IMAGE, _image(path, rel, config, note))]
     if kind is Kind.ANIMATION:
         from cart_qdrant.index.video import animation_shots
 
-        return [_video(animation_shots(path, config, note), rel)]
+        return [(Modality.VIDEO, _video(animation_shots(path, config, note), rel))]
     from cart_qdrant.index import containers
     from cart_qdrant.index.video import video_shots
 
-    branches: list[Iterator[Pair]] = []
+    branches: list[tuple[Modality, Iterator[Pair]]] = []
     with containers.opened(path) as container:
         has_video = containers.video_stream(container) is not None
         has_audio = containers.audio_stream(container) is not None
         if not has_video and not has_audio:
             raise containers.nothing_usable(container)
     if has_video:
-        branches.append(_video(video_shots(path, config, note), rel))
+        branches.append((Modality.VIDEO, _video(video_shots(path, config, note), rel)))
     if has_audio:
-        branches.append(_audio(path, rel, config, note))
+        branches.append((Modality.AUDIO, _audio(path, rel, config, note)))
     return branches
 
 

@@ -1,4 +1,4 @@
-"""Model files: where they lie, and how they come there."""
+"""Model files: where they lie, how they come there, whether a hub gives more."""
 
 from __future__ import annotations
 
@@ -34,6 +34,23 @@ class RemoteFile:
     bytes: int
 
 
+def hub_answers(seconds: float = 5.0) -> bool:
+    """Whether the Hugging Face hub answers, in so many seconds.
+
+    Asked before a model is loaded by name: the libraries try for minutes.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        return False
+    import httpx
+
+    url = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        httpx.head(url, timeout=seconds)
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return False
+    return True
+
+
 def download(remote: RemoteFile, path: Path, advance: Callable[[int], None]) -> None:
     """Fetch a file; goes on where an earlier call ended, and checks the whole.
 
@@ -62,6 +79,8 @@ def download(remote: RemoteFile, path: Path, advance: Callable[[int], None]) -> 
             with httpx.stream(
                 "GET", remote.url, headers=headers, timeout=timeout, follow_redirects=True
             ) as response:
+                if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+                    part.unlink()  # the server's file is shorter than what is here
                 response.raise_for_status()
                 resumed = there and response.status_code == httpx.codes.PARTIAL_CONTENT
                 with part.open("ab" if resumed else "wb") as file:
@@ -76,9 +95,13 @@ def download(remote: RemoteFile, path: Path, advance: Callable[[int], None]) -> 
             ) from error
     else:
         advance(there)
+    if (size := part.stat().st_size) < remote.bytes:
+        raise DownloadError(
+            f"{remote.url} ended after {size:,} of {remote.bytes:,} bytes.",
+            "Run the command again: it goes on where it stopped.",
+        )
     found = file_sha256(part)
     if found != remote.sha256:
-        size = part.stat().st_size
         part.unlink()
         raise DownloadError(
             f"{remote.url} has the SHA-256 {found} ({size:,} bytes), not {remote.sha256} "

@@ -18,6 +18,7 @@ from PIL import Image
 
 from cart_qdrant.errors import MediaError, MissingExtraError, UsageError
 from cart_qdrant.index.embedders import Clip
+from cart_qdrant.index.model_files import hub_answers
 from cart_qdrant.records import Modality
 
 if TYPE_CHECKING:
@@ -114,13 +115,16 @@ def _load(model: str, device: str | None) -> SentenceTransformer:
         raise MissingExtraError(
             "The embedder needs sentence-transformers.", 'pip install "cart-qdrant[st]"'
         ) from error
+    here = Path(model).is_dir()
+    answers = here or hub_answers()
     try:
-        return SentenceTransformer(model, device=device)
+        return SentenceTransformer(model, device=device, local_files_only=here or not answers)
     # Hub, folder, configuration, weights: each fails with its own kind of error.
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        offline = "" if answers else " (the hub does not answer)"
         raise UsageError(
-            f"The model {model!r} cannot be loaded: {reason}",
+            f"The model {model!r} cannot be loaded{offline}: {reason}",
             "Name a model of the hub, or a folder that holds one: --embedder st:FOLDER",
         ) from error
 

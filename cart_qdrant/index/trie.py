@@ -27,7 +27,7 @@ class Level:
     """Nodes of one depth, in lexicographic order of their prefixes.
 
     Attributes:
-        tokens: Code of each node (nodes,), in the narrowest unsigned type that holds them.
+        tokens: Code of each node (nodes,), in the narrowest type that holds them.
         first: Where the children of each node begin in the next level (nodes + 1,); the children
             of node `n` are `first[n] .. first[n + 1]`. Empty at the last level.
     """

@@ -45,11 +45,13 @@ _IDENTIFIER_FIELD = re.compile(r"cart(_\d+)?")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One segment to store: its unit vector, and payload of ours that it keeps."""
+    """One segment to store: its unit vector, payload of ours and captions by models that it
+    keeps."""
 
     segment: Segment
     vector: list[float]
     keep: Mapping[str, Any]
+    made: Sequence[Caption] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,7 @@ class PointWriter:
         for one in json.loads(self._note.read_bytes()):
             there = self._library.store.retrieve(one["new"], with_payload=False)
             if len(there) == len(one["new"]):
+                self.mark_changed()
                 self._library.store.delete(one["old"])
         self._note.unlink()
 
@@ -123,7 +126,8 @@ class PointWriter:
         merged = merge_captions((*job.captions.captions, *extra))
         for row in rows:
             segment = row.segment
-            captions = segment_captions(merged, segment.start, segment.end)
+            made = row.made if self._use_captions else ()
+            captions = segment_captions((*merged, *made), segment.start, segment.end)
             payload = {
                 **job.captions.meta,
                 **row.keep,

@@ -208,7 +208,7 @@ class _Ablation:
         self.states = TextStates(self.encoder, self.corpus.texts)
         share = self.calibration.zero_shot
         self.query_PD = pair_vectors(
-            self.encoder, self.corpus, self.states, lexicon if share else None, share
+            self.encoder, self.corpus, self.states, library.taught() if share else None, share
         )
         quantizer = max(codec.quantizers.values(), key=lambda q: q.fitted_on)
         self.sizes = (

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from cart_qdrant.learn.beam import Beams, places
+from cart_qdrant.learn.fit_generator import reachable
 from cart_qdrant.learn.fusion import (
     CAPTIONED,
     LANES,
@@ -104,8 +105,12 @@ def fit_gates(
     """
     gates = []
     for correction, prior, target in zip(states, priors, targets, strict=True):
+        reached = reachable(prior, target)
+        if not reached.any():
+            gates.append(0.0)
+            continue
         losses = [
-            float(F.cross_entropy(prior + gate * correction, target))
+            float(F.cross_entropy((prior + gate * correction)[reached], target[reached]))
             for gate in np.linspace(0, 1, 11)
         ]
         gates.append(float(np.argmin(losses)) / 10)

@@ -22,6 +22,7 @@ from cart_qdrant.config import SegmentConfig
 from cart_qdrant.errors import CaptionError, CartError, MediaError, UsageError
 from cart_qdrant.index.captioner import Captioner, Spoken, Transcriber
 from cart_qdrant.index.captions import segment_captions
+from cart_qdrant.index.captions_text import make_captions
 from cart_qdrant.index.embedders import Clip
 from cart_qdrant.index.identify import assign_new, vector_of
 from cart_qdrant.index.ingest import Reporter
@@ -30,7 +31,7 @@ from cart_qdrant.index.media import decode
 from cart_qdrant.index.store import CAPTION, MEDIA
 from cart_qdrant.index.writer import MADE_BY, PointWriter, caption_means, identifier_payload
 from cart_qdrant.learn.model import Model
-from cart_qdrant.records import Caption, CaptionSource, Failure, Modality
+from cart_qdrant.records import MADE_SOURCES, Caption, CaptionSource, Failure, Modality
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -44,6 +45,8 @@ DOUBTFUL = 0.5
 """Confidence under which a caption is listed."""
 LABELS = "labels"
 """Name of the captioner that knows the embedder's texts alone."""
+PATIENCE = 3
+"""Failures before the first caption from which on the model is at fault."""
 LONGEST_SPEECH = 300.0
 """Seconds of sound transcribed at once."""
 
@@ -90,26 +93,13 @@ class CaptionReport:
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """A stored point."""
+    """A stored point that is due."""
 
     id: str
     path: str
     modality: Modality
     start: float
     end: float
-    captions: tuple[Caption, ...]
-    payload: Mapping[str, Any]
-    vector: tuple[float, ...]
-
-    @classmethod
-    def of(cls, record: models.Record) -> _Item:
-        payload = record.payload or {}
-        captions = tuple(Caption.from_payload(c) for c in payload.get("captions", []))
-        return cls(
-            str(record.id), payload["path"], Modality(payload["modality"]),
-            float(payload["start"]), float(payload["end"]), captions, payload,
-            tuple(vector_of(record) or ()),
-        )  # fmt: skip
 
 
 def caption_index(
@@ -129,10 +119,10 @@ def caption_index(
     Args:
         captioner: None takes the label that the embedder knows for each item, a weak caption.
         every: Also for items that people have described.
-        limit: Items looked at, at most.
+        limit: Items looked at, about; of a sound, all windows.
 
     Raises:
-        CaptionError: The model fails time and again.
+        CaptionError: The model fails from the beginning.
         UsageError: Labels are asked of an embedder that knows no text.
     """
     begin = time.perf_counter()
@@ -157,22 +147,33 @@ class _Run:
         self.name = LABELS if captioner is None else captioner.name
         self.report = CaptionReport(self.name)
         self.writer = PointWriter(library)
+        self.encoder = library.text_encoder()  # fails before anything is written
         self.fits = _Fits(library)
         self.waiting: list[tuple[_Item, list[Caption]]] = []
+        self.refused = 0
+        """Answers that the model did not give, before its first one."""
+
+    @property
+    def done(self) -> bool:
+        """Whether as many items were looked at as were asked for."""
+        return self.limit is not None and self.report.items >= self.limit
 
     def go(self) -> None:
+        self.writer.recover()
         speech = self.captioner is not None and hasattr(self.captioner, "transcribe")
         kinds = {Modality.AUDIO} if speech else {Modality.IMAGE, Modality.VIDEO}
         if self.captioner is None:
             kinds = set(Modality)
         due, others = self._due(kinds, speech=speech)
-        self.reporter.phase("captions", sum(map(len, due.values())))
+        count = sum(map(len, due.values()))
+        self.reporter.phase("captions", count if self.limit is None else min(count, self.limit))
         try:
             if self.captioner is None:
                 self._label([item for items in due.values() for item in items])
             elif speech:
                 for path, items in due.items():
-                    self._transcribe(path, items, others.get(path, []))
+                    if not self.done:
+                        self._transcribe(path, items, others.get(path, []))
             else:
                 self._describe(due)
         finally:
@@ -187,24 +188,25 @@ class _Run:
         """Items to look at by file, and for speech the other items of these files."""
         due: dict[str, list[_Item]] = defaultdict(list)
         others: dict[str, list[_Item]] = defaultdict(list)
-        left = self.limit
-        for record in self.library.store.scroll(with_vectors=[MEDIA]):
-            if "hash" not in (record.payload or {}):
+        keys = ["hash", "path", "modality", "start", "end", "captions", MADE_BY]
+        for record in self.library.store.scroll(with_payload=keys):
+            payload = record.payload or {}
+            if "hash" not in payload:
                 continue
-            item = _Item.of(record)
+            item = _Item(
+                str(record.id), payload["path"], Modality(payload["modality"]),
+                float(payload["start"]), float(payload["end"]),
+            )  # fmt: skip
             if item.modality not in kinds:
                 if speech and item.modality is Modality.VIDEO:
                     others[item.path].append(item)
                 continue
-            strong = any(
-                not c.is_weak and c.source is not CaptionSource.GENERATED for c in item.captions
-            )
-            seen = self.name in item.payload.get(MADE_BY, ())
-            if seen or (strong and not self.every and not speech) or left == 0:
+            captions = map(Caption.from_payload, payload.get("captions", ()))
+            told = any(not c.is_weak and c.source not in MADE_SOURCES for c in captions)
+            if self.name in payload.get(MADE_BY, ()) or (told and not self.every and not speech):
                 self.report.skipped += 1
-                continue
-            left = None if left is None else left - 1
-            due[item.path].append(item)
+            else:
+                due[item.path].append(item)
         return due, others
 
     def _label(self, items: Sequence[_Item]) -> None:
@@ -214,83 +216,106 @@ class _Run:
                 f"The embedder {self.library.manifest.embedder.name} knows no texts to label with.",
                 "Take a model: --captioner hf:MODEL",
             )
-        for item in items:
-            space = self.library.space(item.modality)
-            names = lexicon.name(np.asarray([item.vector], np.float32), str(space))
-            found = [Caption(names[0], CaptionSource.LABEL, by=LABELS)] if names else []
-            self._put(item, found)
+        for begin in range(0, len(items), WRITE):
+            block = items[begin : begin + WRITE]
+            records = self.library.store.retrieve(
+                [item.id for item in block], with_payload=False, with_vectors=[MEDIA]
+            )
+            vectors = {str(record.id): vector_of(record) for record in records}
+            for item in block:
+                if self.done:
+                    return
+                space, x = self.library.space(item.modality), vectors.get(item.id)
+                names = None if x is None else lexicon.name(np.asarray([x], np.float32), str(space))
+                self._put(item, self._made(names or [], CaptionSource.LABEL))
+
+    def _made(
+        self,
+        texts: Sequence[str],
+        source: CaptionSource,
+        start: float | None = None,
+        end: float | None = None,
+    ) -> list[Caption]:
+        """Captions of what a model says, cleaned; none of what says nothing."""
+        return [
+            replace(one, by=self.name, start=start, end=end) for one in make_captions(texts, source)
+        ]
 
     def _describe(self, due: Mapping[str, list[_Item]]) -> None:
         assert self.captioner is not None and hasattr(self.captioner, "caption")
         pictures = (
             (item, clip) for path, items in due.items() for item, clip in self._decoded(path, items)
         )
-        while block := list(islice(pictures, TOGETHER)):
+        while not self.done:
+            left = TOGETHER if self.limit is None else self.limit - self.report.items
+            block = list(islice(pictures, min(TOGETHER, left)))
+            if not block:
+                return
             frames = [clip.frames[len(clip.frames) // 2] for _, clip in block]
+            items = [item for item, _ in block]
+            texts: Sequence[str | None]
             try:
                 texts = self.captioner.caption(frames)
-            except CaptionError as error:
-                # One picture may be at fault; if none goes through, it is the model.
-                texts = self._one_by_one([item for item, _ in block], frames, error)
-            for (item, _), text in zip(block, texts, strict=True):
-                if text is None:
-                    continue
-                whole = item.modality is Modality.IMAGE
-                made = Caption(
-                    text, CaptionSource.GENERATED, by=self.name,
-                    start=None if whole else item.start, end=None if whole else item.end,
-                )  # fmt: skip
-                self._put(item, [made] if text else [])
+            except CaptionError:
+                texts = [self._one(item, frame) for item, frame in zip(items, frames, strict=True)]
+            for item, text in zip(items, texts, strict=True):
+                if text is not None:
+                    whole = item.modality is Modality.IMAGE
+                    times = (None, None) if whole else (item.start, item.end)
+                    self._put(item, self._made([text], CaptionSource.GENERATED, *times))
 
-    def _one_by_one(
-        self, items: Sequence[_Item], frames: Sequence[Any], first: CaptionError
-    ) -> list[str | None]:
+    def _one(self, item: _Item, frame: Any) -> str | None:
+        """The caption of one picture, where several together failed."""
         assert self.captioner is not None and hasattr(self.captioner, "caption")
-        out: list[str | None] = []
-        for item, frame in zip(items, frames, strict=True):
-            try:
-                out += self.captioner.caption([frame])
-            except CaptionError as error:
-                self.report.failed.append(Failure(item.path, error.what))
-                out.append(None)
-        if all(text is None for text in out):
-            raise first
-        return out
+        try:
+            (text,) = self.captioner.caption([frame])
+        except CaptionError as error:
+            self._fail(item.path, error)
+            return None
+        return str(text)
+
+    def _fail(self, path: str, error: CaptionError) -> None:
+        """One medium may be at fault; if none goes through, it is the model."""
+        self.report.failed.append(Failure(path, error.what))
+        if not self.report.items:
+            self.refused += 1
+            if self.refused >= PATIENCE:
+                raise error
 
     def _transcribe(self, path: str, items: list[_Item], others: list[_Item]) -> None:
         assert self.captioner is not None and hasattr(self.captioner, "transcribe")
         said: list[Caption] = []
+        heard: list[_Item] = []
         try:
-            for start, samples, rate in _stretches(self._decoded(path, items)):
+            for begin, samples, rate in _stretches(self._decoded(path, items), heard):
                 spoken: list[Spoken] = self.captioner.transcribe(samples, rate)
-                said += [
-                    Caption(
-                        one.text, CaptionSource.SPEECH, round(start + one.start, 2),
-                        round(start + one.end, 2), by=self.name,
-                    )
-                    for one in spoken
-                ]  # fmt: skip
+                for one in spoken:
+                    start, end = round(begin + one.start, 2), round(begin + one.end, 2)
+                    said += self._made([one.text], CaptionSource.SPEECH, start, end)
         except CaptionError as error:
-            self.report.failed.append(Failure(path, error.what))
+            self._fail(path, error)
             return
-        for item in (*items, *others):
+        # Pictures first: sound that is marked as heard makes no file due again.
+        for item in others if len(heard) == len(items) else ():
+            self.waiting.append((item, [c for c in said if c.covers(item.start, item.end)]))
+        for item in heard:
             self._put(item, [c for c in said if c.covers(item.start, item.end)])
 
     def _decoded(self, path: str, items: Sequence[_Item]) -> Iterator[tuple[_Item, Clip]]:
         """The content of a file's items, in time order."""
-        wanted = {item.id: item for item in items}
+        due = {item.id: item for item in items}
+        file = self.library.folder.base / path
+        kinds = {item.modality for item in items}
         try:
-            for segment, clip in decode(
-                self.library.folder.base / path, path, SegmentConfig(), _ignore
-            ):
-                item = wanted.pop(segment.id, None)
+            for segment, clip in decode(file, path, SegmentConfig(), _ignore, kinds):
+                item = due.pop(segment.id, None)
                 if item is not None:
                     yield item, clip
         except MediaError as error:
             self.report.failed.append(Failure(path, error.what))
             return
-        if wanted:
-            reason = f"{len(wanted)} of its segments are cut otherwise now; ingest it again"
+        if due:
+            reason = f"{len(due)} of its segments are cut otherwise now; ingest it again"
             self.report.failed.append(Failure(path, reason))
 
     def _put(self, item: _Item, made: list[Caption]) -> None:
@@ -302,48 +327,57 @@ class _Run:
             self._flush()
 
     def _flush(self) -> None:
+        """Write what waits: vectors, then captions with the mark that they were made."""
         if not self.waiting:
             return
-        judged = self.fits.judge(self.waiting)
+        records = self.library.store.retrieve(
+            [item.id for item, _ in self.waiting], with_vectors=[MEDIA]
+        )
+        payloads = {str(r.id): r.payload or {} for r in records}
+        waiting = [(item, made) for item, made in self.waiting if item.id in payloads]
+        judged = self.fits.judge(waiting, {str(r.id): vector_of(r) for r in records})
         updates: list[tuple[str, dict[str, Any]]] = []
-        captions: list[list[Caption]] = []
-        ids: list[str] = []
-        for (item, _), made in zip(self.waiting, judged, strict=True):
+        described: list[tuple[str, list[Caption]]] = []
+        for (item, _), made in zip(waiting, judged, strict=True):
             for one in made:
                 if one.confidence is not None and one.confidence < DOUBTFUL:
                     self.report.doubtful.append(
                         Doubt(item.path, item.start, one.text, round(one.confidence, 3))
                     )
-            merged = segment_captions((*item.captions, *made), item.start, item.end)
-            payload: dict[str, Any] = {
-                "captions": [c.to_payload() for c in merged],
-                MADE_BY: sorted({*item.payload.get(MADE_BY, ()), self.name}),
-            }
+            payload = payloads[item.id]
+            update: dict[str, Any] = {MADE_BY: sorted({*payload.get(MADE_BY, ()), self.name})}
             if made:
-                payload |= identifier_payload(item.payload)
-                ids.append(item.id)
-                captions.append(merged)
-            updates.append((item.id, payload))
-        if ids:
+                old = map(Caption.from_payload, payload.get("captions", ()))
+                merged = segment_captions((*old, *made), item.start, item.end)
+                described.append((item.id, merged))
+                update["captions"] = [c.to_payload() for c in merged]
+                update |= identifier_payload(payload)  # its hubness is measured anew
+            updates.append((item.id, update))
+        if described:
             self.writer.mark_changed()
+            means = caption_means(self.encoder, [captions for _, captions in described])
+            vectors = zip(described, means, strict=True)
+            self.library.store.update_vectors(
+                CAPTION, [(one, x.tolist()) for (one, _), x in vectors if x is not None]
+            )
         self.library.store.set_payload(updates)
-        vectors = caption_means(self.library.text_encoder(), captions)
-        self.library.store.update_vectors(
-            CAPTION,
-            [(one, x.tolist()) for one, x in zip(ids, vectors, strict=True) if x is not None],
-        )
         self.waiting = []
 
 
 def _stretches(
-    windows: Iterator[tuple[_Item, Clip]],
+    windows: Iterator[tuple[_Item, Clip]], heard: list[_Item]
 ) -> Iterator[tuple[float, FloatArray, int]]:
-    """Windows of sound that follow each other, joined: where it begins, samples, rate."""
+    """Windows of sound that follow each other, joined: where it begins, samples, rate.
+
+    Args:
+        heard: Told the items as they come.
+    """
     joined: list[FloatArray] = []
     begin = end = 0.0
     rate = 0
     for item, clip in windows:
         assert clip.samples is not None
+        heard.append(item)
         apart = abs(item.start - end) > 0.01 or item.end - begin > LONGEST_SPEECH
         if joined and apart:
             yield begin, np.concatenate(joined), rate
@@ -368,14 +402,23 @@ class _Fits:
         self._others: dict[str, FloatArray] = {}
         self._read: Callable[[list[str], str], FloatArray | None] | None = None
 
-    def judge(self, waiting: Sequence[tuple[_Item, list[Caption]]]) -> list[list[Caption]]:
-        """The captions with their confidence."""
+    def judge(
+        self,
+        waiting: Sequence[tuple[_Item, list[Caption]]],
+        vectors: Mapping[str, list[float] | None],
+    ) -> list[list[Caption]]:
+        """The captions with their confidence.
+
+        Args:
+            vectors: Media vectors by item.
+        """
         by_space: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for n, (item, made) in enumerate(waiting):
             space = self._library.space(item.modality)
             # What is said need not be seen.
             judged = [k for k, c in enumerate(made) if c.source is not CaptionSource.SPEECH]
-            by_space[str(space)] += [(n, k) for k in judged] if item.vector else []
+            known = vectors.get(item.id) is not None
+            by_space[str(space)] += [(n, k) for k in judged] if known else []
         out = [list(made) for _, made in waiting]
         for space, places in by_space.items():
             if not places:
@@ -385,7 +428,7 @@ class _Fits:
             others_ND = self._sample(space)
             if q_BD is None or len(others_ND) < 2:
                 continue
-            own_BD = np.asarray([waiting[n][0].vector for n, _ in places], np.float32)
+            own_BD = np.asarray([vectors[waiting[n][0].id] for n, _ in places], np.float32)
             own_B = (q_BD * own_BD).sum(axis=1)
             worse_B = (q_BD @ others_ND.T < own_B[:, None]).mean(axis=1)
             for (n, k), share in zip(places, worse_B, strict=True):

@@ -29,7 +29,8 @@ from cart_qdrant.learn.tower import lr_factor
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.intp]
 MISSING = -30.0
-"""Prior logit of codes of other spaces; finite, so that losses stay so."""
+"""Prior logit of codes of other spaces, and of clusters that are too far from the query to be
+looked at; finite, so that losses stay so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,11 +150,19 @@ def _own_loss(generator: Generator, data: GeneratorData, items: IntArray, noise:
 
 
 def _cross_entropy(logits: list[Tensor], prior: list[Tensor], codes_BL: Tensor) -> Tensor:
-    losses = [
-        F.cross_entropy(p + c, codes_BL[:, n])
-        for n, (p, c) in enumerate(zip(prior, logits, strict=True))
-    ]
+    losses = []
+    for n, (p, c) in enumerate(zip(prior, logits, strict=True)):
+        codes = codes_BL[:, n]
+        each = F.cross_entropy(p + c, codes, reduction="none")
+        # What a search cannot reach, no correction can: it teaches nothing.
+        reached = reachable(p, codes)
+        losses.append((each * reached).sum() / reached.sum().clamp(min=1))
     return torch.stack(losses).mean()
+
+
+def reachable(prior_BV: Tensor, code_B: Tensor) -> Tensor:
+    """Whether the search may take the right code of each row (B,)."""
+    return prior_BV.gather(1, code_B[:, None])[:, 0] > MISSING
 
 
 def _symmetric_kl(first: list[Tensor], second: list[Tensor]) -> Tensor:

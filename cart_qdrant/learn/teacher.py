@@ -23,10 +23,8 @@ _BLOCK = 64
 def learn_from(
     library: Library, captions: list[str], seed: int, reporter: Reporter
 ) -> Lexicon | None:
-    """Texts of the corpus, and class names, with the vectors that the embedder gives them.
-
-    Kept in the index as its lexicon. None where the embedder embeds no text, or is not here.
-    """
+    """Texts of the corpus, and class names, with the vectors that the embedder gives them; None
+    where it embeds no text, or is not here."""
     rng = np.random.default_rng(seed)
     distinct = list(dict.fromkeys(captions))
     chosen = [distinct[n] for n in sorted(rng.permutation(len(distinct))[:TEXTS])]
@@ -51,10 +49,8 @@ def learn_from(
             assert vectors is not None
             found.append(vectors)
         reporter.advance(len(block))
-    lexicon = Lexicon(
+    return Lexicon(
         texts,
         library.text_encoder().embed(texts),
         {space: np.concatenate(found) for space, found in values.items()},
     )
-    library.keep_lexicon(lexicon)
-    return lexicon

@@ -21,7 +21,8 @@ from cart_qdrant.errors import IndexMissingError
 from cart_qdrant.index.identifiers import Codec, IdentifierConfig, fit_codec
 from cart_qdrant.index.identify import prepare, remove_stale
 from cart_qdrant.index.ingest import Reporter, Silent
-from cart_qdrant.index.library import Library
+from cart_qdrant.index.lexicon import Lexicon
+from cart_qdrant.index.library import TEACHER, Library
 from cart_qdrant.index.querybank import BANK, CAPTION, Querybank, media_space
 from cart_qdrant.index.trie import Trie
 from cart_qdrant.learn.calibrate import HeldOut, Items, calibrate, fit_gates
@@ -99,6 +100,7 @@ class _Training:
         self.remarks: list[str] = []
         self.work = library.folder.work / "train"
         self.zero_shot = 0.0
+        self.lexicon: Lexicon | None = None
 
     def log(self, row: dict[str, float | str]) -> None:
         """Keep and show one epoch."""
@@ -114,8 +116,9 @@ class _Training:
         corpus = read_corpus(library, None if lexicon is None else lexicon.name)
         if not len(corpus):
             raise IndexMissingError("The index is empty.", "Fill it: `cartq ingest FOLDER`.")
+        self.lexicon = lexicon
         if lexicon is None:
-            learn_from(library, corpus.texts, options.seed, self.reporter)
+            self.lexicon = learn_from(library, corpus.texts, options.seed, self.reporter)
         split = split_pairs(corpus, options.seed)
         self._remark(corpus, split)
         self.zero_shot = ZERO_SHOT * max(0.0, 1 - len(split.train_P) / DISTILL_UNTIL)
@@ -137,8 +140,8 @@ class _Training:
         val_r10 = 0.0
         if spaces:
             val_r10 = trainer.train(self.reporter, self.work / "tower.safetensors", mark, self.log)
-        lexicon = self.library.lexicon() if self.zero_shot else None
-        query_PD = pair_vectors(encoder, corpus, states, lexicon, self.zero_shot)
+        known = self.lexicon if self.zero_shot else None
+        query_PD = pair_vectors(encoder, corpus, states, known, self.zero_shot)
         self.reporter.phase("identifiers", None)
         codec = self._codec(corpus, split, query_PD)
         scale = float(encoder.log_scale.detach().exp().clamp(max=100)) if spaces else 20.0
@@ -204,7 +207,7 @@ class _Training:
 
     def _distillation(self, encoder: QueryEncoder, spaces: list[str]) -> Distillation | None:
         """Texts that the embedder knows vectors of, where there are some."""
-        lexicon = self.library.lexicon()
+        lexicon = self.lexicon
         if lexicon is None or not len(lexicon.texts):
             return None
         short = [f"a photo of a {text}" for text in lexicon.texts if len(text.split()) <= 3]
@@ -303,7 +306,7 @@ class _Training:
         gains = node_gains(trie, base.scale * HUB)
         number = {space: n for n, space in enumerate(spaces)}
         space_N = np.asarray([number.get(str(s), -1) for s in corpus.vectors.spaces], np.intp)
-        lexicon = self.library.lexicon() if self.zero_shot else None
+        lexicon = self.lexicon if self.zero_shot else None
         strata: dict[str, HeldOut] = {}
         for name, rows in judged.items():
             media = {
@@ -360,6 +363,8 @@ class _Training:
         version = info.version
         folder = library.folder.root / f"generator-{version}"
         model.save(folder, bank)
+        if self.lexicon is not None and library.lexicon() is None:
+            self.lexicon.save(folder / TEACHER)
         old = library.manifest.identifiers
         generator = GeneratorInfo(
             version=version,

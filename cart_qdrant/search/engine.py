@@ -356,7 +356,7 @@ class Retriever:
             found = self._model.encoder.encode(ids, bf16=len(queries) > 8)
             caption_BW = found.caption_BW.float().numpy()
             text_BW = found.text_BW.float().numpy()
-            lexicon = self._library.lexicon() if calibration.zero_shot else None
+            lexicon = self._library.taught() if calibration.zero_shot else None
             media = {
                 space: blend(
                     x.float().numpy(),
@@ -462,7 +462,7 @@ class Retriever:
                     end=float(payload["end"]), score=one.score, lane="",
                     identifier=cart["id"] if cart else None,
                     caption=caption["text"] if caption else None, payload=payload,
-                    confidence=one.confidence, moment=moment_of(caption),
+                    confidence=one.confidence, moment=moment_of(caption, words),
                 )
             )  # fmt: skip
             if len(hits) == k:

@@ -171,7 +171,7 @@ class Explainer:
         trie, calibration = self._trie, self._calibration
         levels = prior_logits(self._codec, encoded.media, space, calibration.scale)
         scorer: Scorer = PriorScorer(levels)
-        if self._model is not None and any(calibration.gates) and encoded.taps is not None:
+        if self._model is not None and any(calibration.gates):
             scorer = GeneratorScorer.of(
                 self._model.generator, encoded.taps, encoded.mask_BS, encoded.media[space],
                 levels, calibration.gates,
@@ -219,7 +219,7 @@ class Explainer:
 
     def _label(self, cluster: int) -> str | None:
         """The text, of those that the embedder knows, that is nearest to the cluster's centre."""
-        lexicon = self._library.lexicon()
+        lexicon = self._library.taught()
         if lexicon is None or self._codec is None:
             return None
         for space, quantizer in self._codec.quantizers.items():

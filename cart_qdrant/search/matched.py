@@ -11,11 +11,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _WORD = re.compile(r"\w+")
+_STOP = frozenset(
+    ["a", "an", "and", "are", "at", "by", "for", "from", "in", "is", "it", "of", "on", "or", "that"]
+).union(["the", "this", "to", "was", "with"])
+"""Words that tell nothing about what is meant."""
 
 
 def words_of(text: str) -> frozenset[str]:
-    """The words of a text, in lower case."""
-    return frozenset(_WORD.findall(text.lower()))
+    """The telling words of a text, in lower case."""
+    return frozenset(_WORD.findall(text.lower())) - _STOP
 
 
 def best_caption(
@@ -27,8 +31,13 @@ def best_caption(
     return max(captions, key=lambda caption: len(words & words_of(caption["text"])))
 
 
-def moment_of(caption: Mapping[str, Any] | None) -> tuple[float, float] | None:
-    """Begin and end (seconds) of what a stored caption speaks about; None where it has no times."""
+def moment_of(
+    caption: Mapping[str, Any] | None, words: frozenset[str]
+) -> tuple[float, float] | None:
+    """Begin and end (seconds) of what a stored caption speaks about; None where it has no times, or
+    shares no word with the query."""
     if caption is None or caption.get("start") is None or caption.get("end") is None:
+        return None
+    if not words & words_of(caption["text"]):
         return None
     return float(caption["start"]), float(caption["end"])

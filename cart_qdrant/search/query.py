@@ -11,6 +11,7 @@ import math
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -27,6 +28,9 @@ from cart_qdrant.index.scan import relative_name
 from cart_qdrant.records import Modality
 
 FloatArray = npt.NDArray[np.float32]
+
+TOGETHER = 16
+"""Segments of a file embedded together."""
 Kind = Literal["text", "image", "audio", "like"]
 
 
@@ -171,23 +175,30 @@ class Mixer:
         """The mean vector of a file's segments of a kind."""
         if not path.exists():
             raise UsageError(f"There is no file {path}.")
-        wanted = {Modality.AUDIO} if kind == "audio" else {Modality.IMAGE, Modality.VIDEO}
-        embedder = self._library.embedder()
-        clips = [
-            clip
-            for segment, clip in decode(path, path.name, SegmentConfig(), _ignore)
-            if segment.modality in wanted
-        ]
-        if not clips:
-            what = "sound" if kind == "audio" else "picture"
-            raise MediaError(f"{path} has no {what}.", f"Ask with another file by --{kind}.")
-        space = embedder.spaces.get(clips[0].modality)
-        if space is None:
+        info = self._library.manifest.embedder
+        if info.name == "precomputed":
             raise UsageError(
-                f"The index was made with {embedder.name}, which embeds no {clips[0].modality}."
+                "The vectors of this index were made elsewhere: no file can be embedded here.",
+                "Ask with an item of the index: --like PATH",
             )
-        mean_D = embedder.embed_media(clips).mean(axis=0)
-        return {space: mean_D / max(float(np.linalg.norm(mean_D)), 1e-12)}
+        wanted = (Modality.AUDIO,) if kind == "audio" else (Modality.IMAGE, Modality.VIDEO)
+        found = decode(path, path.name, SegmentConfig(), _ignore, wanted)
+        embedder = self._library.embedder()
+        sum_D = np.zeros(embedder.dim, dtype=np.float32)
+        space: str | None = None
+        try:
+            # A long film is never held as a whole.
+            while clips := [clip for _, clip in islice(found, TOGETHER)]:
+                space = embedder.spaces.get(clips[0].modality)
+                if space is None:
+                    raise UsageError(
+                        f"The index was made with {info.name}, which embeds no {clips[0].modality}."
+                    )
+                sum_D += embedder.embed_media(clips).sum(axis=0)
+        except MediaError as error:
+            raise MediaError(f"{path}: {error.what}", error.remedy) from error
+        assert space is not None
+        return {space: sum_D / max(float(np.linalg.norm(sum_D)), 1e-12)}
 
     def _item(self, name: str) -> tuple[dict[str, FloatArray], str]:
         """The vector of a stored item, and its id."""
@@ -241,8 +252,14 @@ class Mixer:
                 self._library.store.scroll(models.Filter(must=[match]), with_vectors=["media"])
             )
             if found:
-                return sorted(found, key=lambda r: float((r.payload or {})["start"]))
+                return sorted(found, key=_order)
         return []
+
+
+def _order(record: models.Record) -> tuple[float, bool]:
+    """Time, and pictures before the sound that goes with them."""
+    payload = record.payload or {}
+    return float(payload["start"]), payload["modality"] == Modality.AUDIO
 
 
 def _ignore(_note: str) -> None:

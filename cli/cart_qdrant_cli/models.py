@@ -60,17 +60,25 @@ class Model:
 
 
 def _imagebind() -> Model:
-    from cart_qdrant.index.imagebind_files import LICENCE, PULL, installed, weights_folder
+    from cart_qdrant.index.imagebind_files import (
+        EXTRA,
+        LICENCE,
+        PULL,
+        installed,
+        missing_packages,
+        weights_folder,
+    )
 
     here = installed()
+    lacks = missing_packages()
     return Model(
         name="imagebind",
         embeds="image, video, audio, text",
         dim=1024,
         licence=LICENCE,
         bytes=_folder_bytes(weights_folder()) if here else None,
-        installed=here,
-        get=PULL,
+        installed=here and not lacks,
+        get=" and ".join([*([] if here else [PULL]), *([EXTRA] if lacks else [])]) or PULL,
     )
 
 
@@ -211,7 +219,7 @@ def pull(
     if name != "imagebind":
         raise UsageError(f"There is nothing to pull for {name!r}.", "cartq models pull imagebind")
     folder = weights_folder()
-    if not installed(folder):
+    if file is not None or not installed(folder) or not _sound(folder):
         _accept(TERMS, LICENCE, accepted=accept_license)
         from cart_qdrant.index.imagebind_weights import convert
         from cart_qdrant.index.model_files import download
@@ -228,6 +236,12 @@ def pull(
         print_json({"model": name, "path": str(folder), "licence": LICENCE})
     else:
         stdout().print(f"imagebind is ready in {folder}", soft_wrap=True)
+
+
+def _sound(folder: Path) -> bool:
+    from cart_qdrant.index.imagebind_weights import sound
+
+    return sound(folder)
 
 
 def _accept(terms: str, licence: str, *, accepted: bool) -> None:

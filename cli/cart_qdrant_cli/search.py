@@ -59,26 +59,25 @@ class WeighedCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Join a weight to the value before it: for the parser an option has one value."""
         joined: list[str] = []
-        words = iter([*args, None])
-        word = next(words)
-        while word is not None:
+        rest = list(args)
+        while rest and rest[0] != "--":
+            word = rest.pop(0)
+            weighed = word.partition("=")[0] in WEIGHED
+            if weighed and "=" not in word and rest:
+                joined.append(word)
+                word = rest.pop(0)
+            if weighed and rest and _is_number(rest[0]):
+                word += _BETWEEN + rest.pop(0)
             joined.append(word)
-            weighed = word in WEIGHED
-            word = next(words)
-            if weighed and word is not None:
-                value, word = word, next(words)
-                if word is not None and _is_number(word):
-                    value, word = value + _BETWEEN + word, next(words)
-                joined.append(value)
+        joined += rest
         return super().parse_args(ctx, joined)
 
 
 def _is_number(word: str) -> bool:
     try:
-        float(word)
+        return math.isfinite(float(word))
     except ValueError:
         return False
-    return True
 
 
 def _weighed(help: str, metavar: str) -> typer.models.OptionInfo:
@@ -176,8 +175,14 @@ def _query(
     ]  # fmt: skip
     for kind, sign, values in given:
         for value in values or ():
-            name, _, weight = value.partition(_BETWEEN)
-            parts.append(Part(kind, name, sign * float(weight or 1)))
+            name, _, given_weight = value.partition(_BETWEEN)
+            weight = float(given_weight or 1)
+            if sign < 0 and weight < 0:
+                raise UsageError(
+                    f"The weight of --minus {name!r} is {weight:g}, but must be above 0.",
+                    f"What is wanted: --mix {name!r}",
+                )
+            parts.append(Part(kind, name, sign * weight))
     return Query(tuple(parts))
 
 

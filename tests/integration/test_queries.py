@@ -127,7 +127,7 @@ def test_bad_parts_are_told_in_one_line(
         assert "no file" in refused(Part("image", "nowhere.jpg"))
         assert "0 bytes" in refused(Part("image", str(tmp_path / "empty.jpg")), error=MediaError)
         bell = str(small_media / "bell.wav")
-        assert "has no picture" in refused(Part("image", bell), error=MediaError)
+        assert "there is no image or video" in refused(Part("image", bell), error=MediaError)
         assert "No item of the index" in refused(Part("like", "nowhere.jpg@3"))
         sound = Part("audio", bell)
         assert "image" in refused(picture, sound) and "reaches audio" in refused(picture, sound)

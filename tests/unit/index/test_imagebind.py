@@ -17,11 +17,12 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from cart_qdrant.errors import ConfigError, MismatchError, MissingExtraError
-from cart_qdrant.index.embedders import Clip, open_embedder
+from cart_qdrant.index import imagebind_files
+from cart_qdrant.index.embedders import Clip, lite_available, open_embedder
 from cart_qdrant.index.imagebind import MODALITIES, ImageBind, ImageBindConfig
 from cart_qdrant.index.imagebind_embedder import ImageBindEmbedder
 from cart_qdrant.index.imagebind_files import installed
-from cart_qdrant.index.imagebind_weights import convert, load_towers
+from cart_qdrant.index.imagebind_weights import convert, load_towers, sound
 from cart_qdrant.records import Modality
 from tests.goldens import inputs
 
@@ -215,6 +216,7 @@ def test_other_checkpoints_are_refused_and_nothing_is_touched(
     before = (weights / "text.safetensors").read_bytes()
     with pytest.raises(MismatchError):
         convert(tmp_path / "text.pth", weights)
+    assert sound(weights)
     assert (weights / "text.safetensors").read_bytes() == before
 
 
@@ -229,12 +231,37 @@ def test_a_damaged_tower_is_named(weights: Path, tmp_path: Path) -> None:
     for name in ("config.json", "text.safetensors", "vision.safetensors", "audio.safetensors"):
         (tmp_path / name).write_bytes((weights / name).read_bytes())
     assert installed(tmp_path)
+    assert sound(tmp_path)
     (tmp_path / "text.safetensors").write_bytes(b"\0" * 100)
+    assert not sound(tmp_path)
     with pytest.raises(MismatchError, match=r"text\.safetensors cannot be read"):
         load_towers(tmp_path, ["text"])
     (tmp_path / "text.safetensors").write_bytes((tmp_path / "audio.safetensors").read_bytes())
     with pytest.raises(MismatchError, match=r"not those of their config\.json"):
         load_towers(tmp_path, ["text"])
+    for damaged in ("", "[]", '{"sizes": {}, "checkpoint": "x"}'):
+        (tmp_path / "config.json").write_text(damaged)
+        with pytest.raises(MismatchError, match=r"config\.json"):
+            load_towers(tmp_path, ["text"])
+
+
+def test_other_weights_are_another_version(tiny: ImageBind, weights: Path, tmp_path: Path) -> None:
+    state = {**tiny.state_dict()}
+    state["modality_heads.text.proj.1.weight"] = torch.zeros(16, 32)
+    torch.save(state, tmp_path / "other.pth")
+    convert(tmp_path / "other.pth", tmp_path / "other", config=ImageBindConfig(**inputs.TINY))
+    assert ImageBindEmbedder(tmp_path / "other").version != ImageBindEmbedder(weights).version
+
+
+def test_what_text_and_sound_need_is_asked_for_at_once(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(imagebind_files, "PACKAGES", ("no_such_package",))
+    with pytest.raises(MissingExtraError, match=r"no_such_package.*cart-qdrant\[imagebind\]"):
+        ImageBindEmbedder(weights)
+    monkeypatch.setenv("CARTQ_MODELS", str(weights.parent))
+    if lite_available():
+        assert open_embedder("auto").name == "lite"
 
 
 def test_without_weights_the_command_that_gets_them_is_named(

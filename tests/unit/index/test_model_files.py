@@ -21,6 +21,8 @@ DATA = bytes(range(256)) * 20_000
 class _Handler(BaseHTTPRequestHandler):
     ranges = True
     cut: int | None = None
+    short: int | None = None
+    refuse = False
     asked: list[str | None]
 
     def do_GET(self) -> None:
@@ -29,13 +31,16 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path != "/model.bin":
             self.send_error(404)
             return
+        if self.refuse:
+            self.send_error(416)
+            return
         begin = 0
         if given and self.ranges:
             begin = int(re.fullmatch(r"bytes=(\d+)-", given)[1])  # type: ignore[index]
             self.send_response(206)
         else:
             self.send_response(200)
-        body = DATA[begin:]
+        body = DATA[begin : self.short]
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body[: self.cut])
@@ -93,6 +98,30 @@ def test_a_server_without_ranges_begins_anew(
     (tmp_path / "model.bin.part").write_bytes(DATA[:5_000])
     assert fetch(remote, tmp_path / "model.bin") == len(DATA)
     assert (tmp_path / "model.bin").read_bytes() == DATA
+
+
+def test_a_body_that_ends_early_is_kept(
+    handler: tuple[type[_Handler], RemoteFile], tmp_path: Path
+) -> None:
+    kind, remote = handler
+    kind.short = 700_000  # and says so: nothing is missing for the transport
+    with pytest.raises(DownloadError, match=r"ended after 700,000 of 5,120,000 bytes"):
+        fetch(remote, tmp_path / "model.bin")
+    assert (tmp_path / "model.bin.part").stat().st_size == 700_000
+    kind.short = None
+    assert fetch(remote, tmp_path / "model.bin") == len(DATA)
+    assert kind.asked[-1] == "bytes=700000-"
+
+
+def test_a_range_that_cannot_be_had_begins_anew_the_next_time(
+    handler: tuple[type[_Handler], RemoteFile], tmp_path: Path
+) -> None:
+    kind, remote = handler
+    (tmp_path / "model.bin.part").write_bytes(b"x" * 1000)
+    kind.refuse = True
+    with pytest.raises(DownloadError, match="416"):
+        fetch(remote, tmp_path / "model.bin")
+    assert not (tmp_path / "model.bin.part").exists()
 
 
 @pytest.mark.parametrize("size", [len(DATA), len(DATA) + 9])
