@@ -185,7 +185,8 @@ class Explainer:
             for n, nodes in enumerate(paths):
                 begin, end = trie.children(level, nodes[level - 1] if level else None)
                 scores = table[0 if len(table) == 1 else n][trie.levels[level].tokens[begin:end]]
-                if self._gains is not None:
+                # Hubness is that of texts: queries of other kinds are decoded without it.
+                if self._gains is not None and encoded.caption_BW.any():
                     scores = scores + self._gains[level][begin:end]
                 own = float(scores[nodes[level] - begin])
                 seen = np.isfinite(own)
