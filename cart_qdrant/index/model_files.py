@@ -91,8 +91,8 @@ def download(remote: RemoteFile, path: Path, advance: Callable[[int], None]) -> 
         except (httpx.HTTPError, OSError) as error:
             raise DownloadError(
                 f"{remote.url} could not be fetched whole: {error or type(error).__name__}.",
-                "Run the command again: it goes on where it stopped. Or fetch it elsewhere, and give "
-                "it by --file.",
+                "Run the command again: it goes on where it stopped. Or fetch it elsewhere, and "
+                "name the file by --file.",
             ) from error
     else:
         advance(there)
