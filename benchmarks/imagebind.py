@@ -24,7 +24,7 @@ INPUTS = {
     "vision 8": ("the same, in batches of 8", (8, 1, 3, 224, 224), 8.0),
     "audio": ("second of sound (3 clips of 2 s in 10 s)", (1, 3, 1, 128, 204), 10.0),
 }
-RUNS = 5
+RUNS = 3
 
 
 def main() -> None:
