@@ -123,9 +123,7 @@ def read_index(
             picked = np.random.default_rng(0).permutation(len(rows))[:asked]
             texts = [rows[n]["query"] for n in picked]
             right = np.asarray([of[Path(rows[n]["relevant"][0]).name] for n in picked])
-            q_BD = np.empty((len(texts), vectors.x_ND.shape[1]), dtype=np.float32)
-            for places, found in model.encoder.batches(texts):
-                q_BD[places] = found.media[SPACE].float().numpy()
+            q_BD = model.encoder.media_vectors(texts, SPACE)
     assert bank is not None and codec is not None
     metric = codec.quantizers[SPACE].metric_DD
 

@@ -71,3 +71,8 @@ class DownloadError(CartError):
     """A model could not be fetched, or is not what it should be."""
 
     exit_code = 3
+
+
+def first_line(error: Exception) -> str:
+    """What a foreign error says first; its kind if it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -131,6 +131,10 @@ class Failure:
     path: str
     reason: str
 
+    def to_json(self) -> dict[str, str]:
+        """The object of the `--json` contracts."""
+        return {"path": self.path, "reason": self.reason}
+
 
 @dataclass(frozen=True, slots=True)
 class Identifier:

@@ -11,15 +11,14 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from cart_qdrant.errors import CaptionError, MissingExtraError, UsageError
-from cart_qdrant.index.model_files import hub_answers
+from cart_qdrant.errors import CaptionError, MissingExtraError, UsageError, first_line
+from cart_qdrant.index.model_files import only_local
 
 if TYPE_CHECKING:
     from faster_whisper import WhisperModel
@@ -46,6 +45,7 @@ class Spoken:
     text: str
 
 
+@runtime_checkable
 class Captioner(Protocol):
     """Describes pictures."""
 
@@ -61,6 +61,7 @@ class Captioner(Protocol):
         """
 
 
+@runtime_checkable
 class Transcriber(Protocol):
     """Writes down what is said."""
 
@@ -119,7 +120,7 @@ class HubCaptioner:
             # Their types do not tell what a name loads.
             load_processor: Any = AutoProcessor.from_pretrained
             load_model: Any = AutoModelForImageTextToText.from_pretrained
-            local = Path(model).is_dir() or not hub_answers()
+            local = only_local(model)
             self._processor = load_processor(model, local_files_only=local)
             self._model = load_model(model, local_files_only=local)
             self._model.eval()
@@ -129,7 +130,7 @@ class HubCaptioner:
         # Hub, folder, configuration, weights: each fails with its own kind of error.
         except Exception as error:
             raise UsageError(
-                f"The captioning model {model!r} cannot be loaded: {_first_line(error)}",
+                f"The captioning model {model!r} cannot be loaded: {first_line(error)}",
                 "Name a model of the hub, or a folder that holds one: --captioner hf:FOLDER",
             ) from error
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -152,7 +153,7 @@ class HubCaptioner:
                 found = found[:, length:] if whole else found
             texts: list[str] = self._processor.batch_decode(found, skip_special_tokens=True)
         except (RuntimeError, ValueError, TypeError) as error:
-            raise CaptionError(f"{self.name} failed: {_first_line(error)}.") from error
+            raise CaptionError(f"{self.name} failed: {first_line(error)}.") from error
         return texts
 
     def _inputs(self, pictures: list[Image.Image]) -> Any:
@@ -186,13 +187,12 @@ class WhisperTranscriber:
             ) from error
         self.name = f"whisper:{model}"
         try:
-            local = not Path(model).is_dir() and not hub_answers()
             self._model: WhisperModel = WhisperModel(
-                model, compute_type="auto", local_files_only=local
+                model, compute_type="auto", local_files_only=only_local(model)
             )
         except Exception as error:
             raise UsageError(
-                f"The speech model {model!r} cannot be loaded: {_first_line(error)}",
+                f"The speech model {model!r} cannot be loaded: {first_line(error)}",
                 "Name one of faster-whisper's sizes, or a folder: --captioner whisper:FOLDER",
             ) from error
 
@@ -208,11 +208,7 @@ class WhisperTranscriber:
                 if segment.text.strip()
             ]
         except (RuntimeError, ValueError) as error:
-            raise CaptionError(f"{self.name} failed: {_first_line(error)}.") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+            raise CaptionError(f"{self.name} failed: {first_line(error)}.") from error
 
 
 class EndpointCaptioner:

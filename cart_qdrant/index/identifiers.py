@@ -116,15 +116,10 @@ class Groups:
             out[rows, part] = q_BD[rows] @ centers_KD[part].T
         return out
 
-    def nearest(
-        self, x_ND: FloatArray, centers_KD: FloatArray, means_GD: FloatArray
-    ) -> npt.NDArray[np.intp]:
+    def nearest(self, x_ND: FloatArray, centers_KD: FloatArray) -> npt.NDArray[np.intp]:
         """The nearest centre (N,) among those of the nearest groups."""
-        if len(x_ND) > _BLOCK:
-            blocks = (x_ND[n : n + _BLOCK] for n in range(0, len(x_ND), _BLOCK))
-            return np.concatenate([self.nearest(x, centers_KD, means_GD) for x in blocks])
-        probed = min(PROBED_BY_ITEM, len(means_GD))
-        far_NG = (means_GD**2).sum(axis=1) - 2 * (x_ND @ means_GD.T)
+        probed = min(PROBED_BY_ITEM, len(self.means_GD))
+        far_NG = (self.means_GD**2).sum(axis=1) - 2 * (x_ND @ self.means_GD.T)
         top_NP = np.argpartition(far_NG, probed - 1, axis=1)[:, :probed]
         near_NG = np.zeros(far_NG.shape, dtype=bool)
         np.put_along_axis(near_NG, top_NP, True, axis=1)
@@ -187,23 +182,17 @@ class Quantizer:
                 f"Vectors are {x_ND.shape[1]} wide, but the identifiers were fitted on {self.dim}.",
                 "Rebuild them with `cartq doctor --fix`.",
             )
-        books = [self.centers_KD, *self.books_MVD]
+        books, groups = [self.centers_KD, *self.books_MVD], self.groups
         if self.metric_DD is not None:
             books = [b @ self.metric_DD for b in books]
-        norms = [(b * b).sum(axis=1) for b in books]
-        means = self.groups.means_GD if self.groups is not None else None
-        if means is not None and self.metric_DD is not None:
-            means = means @ self.metric_DD
+            groups = groups and Groups.of(books[0], groups.first_G)
         out_NL = np.empty((len(x_ND), self.levels), dtype=np.int32)
         for begin in range(0, len(x_ND), _BLOCK):
             rest = x_ND[begin : begin + _BLOCK]
             if self.metric_DD is not None:
                 rest = rest @ self.metric_DD
-            for level, (book, norm) in enumerate(zip(books, norms, strict=True)):
-                if level == 0 and self.groups is not None and means is not None:
-                    codes = self.groups.nearest(rest, book, means)
-                else:
-                    codes = np.argmin(norm - 2 * (rest @ book.T), axis=1)
+            for level, book in enumerate(books):
+                codes = _nearest(rest, book, None if level else groups)
                 out_NL[begin : begin + len(rest), level] = codes
                 rest = rest - book[codes]
         out_NL[:, 0] += self.offset
@@ -342,12 +331,19 @@ def _grouped_kmeans(x_ND: FloatArray, k: int, seed: int) -> tuple[FloatArray, In
     return np.concatenate(centers), first.astype(np.int32)
 
 
-def _nearest(x_ND: FloatArray, book_VD: FloatArray) -> npt.NDArray[np.intp]:
+def _nearest(
+    x_ND: FloatArray, book_VD: FloatArray, groups: Groups | None = None
+) -> npt.NDArray[np.intp]:
+    """The nearest entry of a book (N,), in blocks; of groups' centres, see `Groups.nearest`."""
     out = np.empty(len(x_ND), dtype=np.intp)
     norm = (book_VD**2).sum(axis=1)
     for begin in range(0, len(x_ND), _BLOCK):
         block = x_ND[begin : begin + _BLOCK]
-        out[begin : begin + len(block)] = np.argmin(norm - 2 * (block @ book_VD.T), axis=1)
+        out[begin : begin + len(block)] = (
+            np.argmin(norm - 2 * (block @ book_VD.T), axis=1)
+            if groups is None
+            else groups.nearest(block, book_VD)
+        )
     return out
 
 
@@ -419,12 +415,8 @@ def fit_quantizer(
         many = k > GROUPED
         coarse[k] = _grouped_kmeans(y_ND, k, seed) if many else (_kmeans(y_ND, k, seed), None)
     centers, first = coarse[k]
-    if first is None:
-        codes = _nearest(y_ND, centers)
-    else:
-        near = Groups.of(centers, first)
-        codes = near.nearest(y_ND, centers, near.means_GD)
-    rest = y_ND - centers[codes]
+    groups = None if first is None else Groups.of(centers, first)
+    rest = y_ND - centers[_nearest(y_ND, centers, groups)]
     v = max(1, min(v, len(x_ND)))
     fit = _residual_kmeans if method == "rkmeans" or len(x_ND) < 2 * v else _residual_vq
     books = fit(rest, v, m, seed)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cart_qdrant.errors import CartError, MismatchError, MissingExtraError
+from cart_qdrant.errors import CartError, MismatchError, MissingExtraError, first_line
 from cart_qdrant.index.imagebind import ImageBind, ImageBindConfig
 from cart_qdrant.index.imagebind_files import PULL, TOWERS
 from cart_qdrant.index.model_files import file_sha256
@@ -48,7 +48,7 @@ def convert(
         state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
         raise MismatchError(
-            f"{checkpoint} is no checkpoint that can be read safely: {str(error).splitlines()[0]}.",
+            f"{checkpoint} is no checkpoint that can be read safely: {first_line(error)}.",
             f"Get the published one: `{PULL}`.",
         ) from error
     _require_same(state, config, checkpoint)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -84,10 +84,6 @@ class IngestReport:
 
     def to_json(self) -> dict[str, Any]:
         """One object: the contract's keys, and what else is known."""
-
-        def rows(failures: Iterable[Failure]) -> list[dict[str, str]]:
-            return [{"path": f.path, "reason": f.reason} for f in failures]
-
         out: dict[str, Any] = {
             "files": self.files,
             "segments": self.segments,
@@ -95,8 +91,8 @@ class IngestReport:
             "removed": self.removed,
             "renamed": self.renamed,
             "recaptioned": self.recaptioned,
-            "failed": rows(self.failed),
-            "warnings": rows(self.warnings),
+            "failed": [failure.to_json() for failure in self.failed],
+            "warnings": [failure.to_json() for failure in self.warnings],
             "identifiers": self.identifiers,
             "seconds": round(self.seconds, 3),
             "embed_seconds": round(self.embed_seconds, 3),

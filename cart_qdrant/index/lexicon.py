@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from cart_qdrant.metrics import unit
 from cart_qdrant.persistence import load_arrays, save_arrays
 
 FloatArray = npt.NDArray[np.float32]
@@ -53,9 +54,7 @@ class Lexicon:
             return None
         logits = text_BW @ self.keys_TW.T / TAU
         share = np.exp(logits - logits.max(axis=1, keepdims=True))
-        q = share @ self.values[space]
-        norm = np.linalg.norm(q, axis=1, keepdims=True)
-        return np.asarray(q / np.maximum(norm, 1e-12), dtype=np.float32)
+        return unit(share @ self.values[space])
 
     def name(self, x_ND: FloatArray, space: str) -> list[str] | None:
         """The likeliest text of each vector (N, D); None where none reaches the space."""

@@ -26,6 +26,7 @@ from cart_qdrant.index import efficientnet
 from cart_qdrant.index.embedders import Clip, text_encoder_folder
 from cart_qdrant.index.lexicon import Lexicon, class_names
 from cart_qdrant.index.text_encoder import TextEncoder
+from cart_qdrant.metrics import unit
 from cart_qdrant.records import Modality
 
 FloatArray = npt.NDArray[np.float32]
@@ -197,9 +198,7 @@ class LiteEmbedder:
         """Whitened unit vectors x_BD of raw features."""
         if not self._stats:
             self.fit({})
-        z = (x_BR - self._stats[f"{space}.mean"]) @ self._stats[f"{space}.axes"]
-        norm = np.linalg.norm(z, axis=1, keepdims=True)
-        return np.asarray(z / np.maximum(norm, 1e-12), dtype=np.float32)
+        return unit((x_BR - self._stats[f"{space}.mean"]) @ self._stats[f"{space}.axes"])
 
     def embed_media(self, clips: Sequence[Clip]) -> FloatArray:
         """L2-normalised vectors x_BD, see `features` and `project`."""

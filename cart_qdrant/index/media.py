@@ -63,11 +63,15 @@ def probe(path: Path, config: SegmentConfig | None = None) -> MediaInfo:
     return MediaInfo(kind, modality, duration, info.width, info.height, False, info.tags)
 
 
+def _say_nothing(_remark: str) -> None:
+    return
+
+
 def decode(
     path: Path,
     rel: str,
     config: SegmentConfig,
-    note: Callable[[str], None],
+    note: Callable[[str], None] = _say_nothing,
     wanted: Collection[Modality] = tuple(Modality),
 ) -> Iterator[Pair]:
     """Cut a file into segments and decode each, in time order.

@@ -51,6 +51,11 @@ def hub_answers(seconds: float = 5.0) -> bool:
     return True
 
 
+def only_local(model: str) -> bool:
+    """Whether a model of the hub, or a folder, is to be loaded without asking the hub."""
+    return Path(model).is_dir() or not hub_answers()
+
+
 def download(remote: RemoteFile, path: Path, advance: Callable[[int], None]) -> None:
     """Fetch a file; goes on where an earlier call ended, and checks the whole.
 

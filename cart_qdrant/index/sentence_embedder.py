@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from cart_qdrant.errors import MediaError, MissingExtraError, UsageError
+from cart_qdrant.errors import MediaError, MissingExtraError, UsageError, first_line
 from cart_qdrant.index.embedders import Clip
-from cart_qdrant.index.model_files import hub_answers
+from cart_qdrant.index.model_files import only_local
+from cart_qdrant.metrics import unit
 from cart_qdrant.records import Modality
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class SentenceEmbedder:
             if group:
                 vectors = self._encode([x for _, x in group], document=True)
                 np.add.at(total, [n for n, _ in group], vectors)
-        return _unit(total)
+        return unit(total)
 
     def embed_text(self, texts: Sequence[str], space: str = SPACE) -> FloatArray:  # noqa: ARG002
         """L2-normalised vectors x_BD; there is one space."""
@@ -100,12 +101,7 @@ class SentenceEmbedder:
         found = encode(
             inputs, batch_size=_TOGETHER, convert_to_numpy=True, show_progress_bar=False
         )  # fmt: skip
-        return _unit(np.asarray(found, dtype=np.float32))
-
-
-def _unit(x_BD: FloatArray) -> FloatArray:
-    norm = np.linalg.norm(x_BD, axis=1, keepdims=True)
-    return np.asarray(x_BD / np.maximum(norm, 1e-12), dtype=np.float32)
+        return unit(np.asarray(found, dtype=np.float32))
 
 
 def _load(model: str, device: str | None) -> SentenceTransformer:
@@ -115,16 +111,14 @@ def _load(model: str, device: str | None) -> SentenceTransformer:
         raise MissingExtraError(
             "The embedder needs sentence-transformers.", 'pip install "cart-qdrant[st]"'
         ) from error
-    here = Path(model).is_dir()
-    answers = here or hub_answers()
+    local = only_local(model)
     try:
-        return SentenceTransformer(model, device=device, local_files_only=here or not answers)
+        return SentenceTransformer(model, device=device, local_files_only=local)
     # Hub, folder, configuration, weights: each fails with its own kind of error.
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        offline = "" if answers else " (the hub does not answer)"
+        offline = " (the hub does not answer)" if local and not Path(model).is_dir() else ""
         raise UsageError(
-            f"The model {model!r} cannot be loaded{offline}: {reason}",
+            f"The model {model!r} cannot be loaded{offline}: {first_line(error)}",
             "Name a model of the hub, or a folder that holds one: --embedder st:FOLDER",
         ) from error
 

@@ -20,7 +20,7 @@ from qdrant_client import models
 
 from cart_qdrant.config import SegmentConfig
 from cart_qdrant.errors import CaptionError, CartError, MediaError, UsageError
-from cart_qdrant.index.captioner import Captioner, Spoken, Transcriber
+from cart_qdrant.index.captioner import Captioner, Transcriber
 from cart_qdrant.index.captions import segment_captions
 from cart_qdrant.index.captions_text import make_captions
 from cart_qdrant.index.embedders import Clip
@@ -82,7 +82,7 @@ class CaptionReport:
             "items": self.items,
             "captions": self.captions,
             "skipped": self.skipped,
-            "failed": [{"path": f.path, "reason": f.reason} for f in self.failed],
+            "failed": [failure.to_json() for failure in self.failed],
             "doubtful": [
                 {"path": d.path, "start": d.start, "text": d.text, "confidence": d.confidence}
                 for d in self.doubtful
@@ -160,7 +160,7 @@ class _Run:
 
     def go(self) -> None:
         self.writer.recover()
-        speech = self.captioner is not None and hasattr(self.captioner, "transcribe")
+        speech = isinstance(self.captioner, Transcriber)
         kinds = {Modality.AUDIO} if speech else {Modality.IMAGE, Modality.VIDEO}
         if self.captioner is None:
             kinds = set(Modality)
@@ -242,7 +242,7 @@ class _Run:
         ]
 
     def _describe(self, due: Mapping[str, list[_Item]]) -> None:
-        assert self.captioner is not None and hasattr(self.captioner, "caption")
+        assert isinstance(self.captioner, Captioner)
         pictures = (
             (item, clip) for path, items in due.items() for item, clip in self._decoded(path, items)
         )
@@ -266,13 +266,13 @@ class _Run:
 
     def _one(self, item: _Item, frame: Any) -> str | None:
         """The caption of one picture, where several together failed."""
-        assert self.captioner is not None and hasattr(self.captioner, "caption")
+        assert isinstance(self.captioner, Captioner)
         try:
             (text,) = self.captioner.caption([frame])
         except CaptionError as error:
             self._fail(item.path, error)
             return None
-        return str(text)
+        return text
 
     def _fail(self, path: str, error: CaptionError) -> None:
         """One medium may be at fault; if none goes through, it is the model."""
@@ -283,13 +283,12 @@ class _Run:
                 raise error
 
     def _transcribe(self, path: str, items: list[_Item], others: list[_Item]) -> None:
-        assert self.captioner is not None and hasattr(self.captioner, "transcribe")
+        assert isinstance(self.captioner, Transcriber)
         said: list[Caption] = []
         heard: list[_Item] = []
         try:
             for begin, samples, rate in _stretches(self._decoded(path, items), heard):
-                spoken: list[Spoken] = self.captioner.transcribe(samples, rate)
-                for one in spoken:
+                for one in self.captioner.transcribe(samples, rate):
                     start, end = round(begin + one.start, 2), round(begin + one.end, 2)
                     said += self._made([one.text], CaptionSource.SPEECH, start, end)
         except CaptionError as error:
@@ -307,7 +306,7 @@ class _Run:
         file = self.library.folder.base / path
         kinds = {item.modality for item in items}
         try:
-            for segment, clip in decode(file, path, SegmentConfig(), _ignore, kinds):
+            for segment, clip in decode(file, path, SegmentConfig(), wanted=kinds):
                 item = due.pop(segment.id, None)
                 if item is not None:
                     yield item, clip
@@ -455,19 +454,11 @@ class _Fits:
         library = self._library
         generator = library.manifest.generator
         if generator is not None:
-            model = Model.load(library.folder.path(generator.folder), library.text_encoder())
-
-            def tower(texts: list[str], space: str) -> FloatArray | None:
-                if space not in model.encoder.heads:
-                    return None
-                out: FloatArray | None = None
-                for places, found in model.encoder.batches(texts):
-                    x = found.media[space].float().numpy()
-                    out = np.empty((len(texts), x.shape[1]), np.float32) if out is None else out
-                    out[places] = x
-                return out
-
-            return tower
+            folder = library.folder.path(generator.folder)
+            encoder = Model.load(folder, library.text_encoder()).encoder
+            return lambda texts, space: (
+                encoder.media_vectors(texts, space) if space in encoder.heads else None
+            )
         lexicon = library.lexicon()
         if lexicon is not None:
             return lambda texts, space: lexicon.embed(library.text_encoder().embed(texts), space)
@@ -476,7 +467,3 @@ class _Fits:
         except CartError:
             return lambda _texts, _space: None
         return embedder.embed_text
-
-
-def _ignore(_note: str) -> None:
-    return

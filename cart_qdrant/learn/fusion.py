@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cart_qdrant.metrics import unit
+
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.intp]
 
@@ -242,8 +244,7 @@ def blend(tower_BD: FloatArray, zero_shot_BD: FloatArray | None, share: float) -
     """
     if zero_shot_BD is None or share == 0:
         return tower_BD
-    q = (1 - share) * tower_BD + share * zero_shot_BD
-    return np.asarray(q / np.maximum(np.linalg.norm(q, axis=1, keepdims=True), 1e-12), np.float32)
+    return unit((1 - share) * tower_BD + share * zero_shot_BD)
 
 
 def belief_features(best_caption: float, captioned: float, bare: float) -> FloatArray:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cart_qdrant.errors import MismatchError
+from cart_qdrant.errors import MismatchError, first_line
 from cart_qdrant.index.library import QUERYBANK
 from cart_qdrant.index.querybank import Querybank
 from cart_qdrant.index.text_encoder import TextEncoder
@@ -66,9 +66,8 @@ class Model:
                 json.loads((folder / "calibration.json").read_text())
             )
         except (OSError, KeyError, TypeError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
             raise MismatchError(
-                f"The generator in {folder} has other parts than this version: {reason}",
+                f"The generator in {folder} has other parts than this version: {first_line(error)}",
                 "Train again: `cartq train`.",
             ) from error
         for module in (encoder, generator):

@@ -19,6 +19,7 @@ from qdrant_client import models
 from cart_qdrant.index.captions_text import text_key
 from cart_qdrant.index.identify import Vectors, read_vectors
 from cart_qdrant.index.library import Library
+from cart_qdrant.metrics import unit
 from cart_qdrant.records import TRUST, Caption, CaptionSource, Modality
 
 FloatArray = npt.NDArray[np.float32]
@@ -234,8 +235,7 @@ def caption_vectors(
         Unit vectors (N, W), zero where an item has none, and which items have one (N,).
     """
     sums, counts = caption_sums(corpus, text_PW, np.flatnonzero(keep_P))
-    norm = np.linalg.norm(sums, axis=1, keepdims=True)
-    return sums / np.maximum(norm, 1e-12), counts > 0
+    return unit(sums), counts > 0
 
 
 def caption_sums(

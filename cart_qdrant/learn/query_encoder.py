@@ -177,6 +177,13 @@ class QueryEncoder(nn.Module):
             rows = order[begin : begin + batch]
             yield rows, self.encode([ids[n] for n in rows], bf16=len(texts) > 8)
 
+    def media_vectors(self, texts: Sequence[str], space: str) -> FloatArray:
+        """Unit vectors (B, D) of many texts in a media space that has a head."""
+        parts = [(rows, found.media[space]) for rows, found in self.batches(texts)]
+        order = np.argsort(np.concatenate([rows for rows, _ in parts]))
+        x_BD = torch.cat([x for _, x in parts]).float().numpy()
+        return np.asarray(x_BD[order], dtype=np.float32)
+
 
 def pad(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Token ids (B, S) and mask (B, S) of sequences of unequal length."""

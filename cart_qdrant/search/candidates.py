@@ -56,6 +56,11 @@ class Encoded:
     taps: tuple[Tensor, ...] | None = None
     mask_BS: Tensor | None = None
 
+    @property
+    def is_text(self) -> bool:
+        """Whether the queries are texts: others have no likeness to captions."""
+        return bool(self.caption_BW.any())
+
     def one(self, b: int) -> Encoded:
         """Query `b` alone."""
         here = slice(b, b + 1)
@@ -180,8 +185,7 @@ class Collector:
         for (b, by), points in zip(owners, answers, strict=True):
             self._add(pools[b], by, points, encoded.beams[b])
         if not set(lanes) <= {*SINGLE, "rrf"}:
-            likened = bool(encoded.caption_BW.any())
-            self._complete(pools, encoded, captions=likened and set(lanes) != {"dense"})
+            self._complete(pools, encoded, captions=encoded.is_text and set(lanes) != {"dense"})
         return pools
 
     def _named(self, beams: Beams, filter: models.Filter | None) -> models.QueryRequest:

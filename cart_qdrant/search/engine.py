@@ -255,8 +255,7 @@ class Retriever:
         ranked.sort(key=lambda one: -one.score)
         (hits,) = self._hits([query.words], [ranked], wanted)
         if wanted.explain:
-            whys = self._explainer.explain(hits, pool, encoded)
-            hits = [replace(hit, why=why) for hit, why in zip(hits, whys, strict=True)]
+            hits = self._explained(hits, pool, encoded)
         end = time.perf_counter()
         took = {
             "encode": (middle - begin) * 1e3, "decode": (resolve - middle) * 1e3,
@@ -266,6 +265,11 @@ class Retriever:
             str(query), lanes[0], self._version, took,
             [replace(hit, lane=lanes[0]) for hit in hits],
         )  # fmt: skip
+
+    def _explained(self, hits: list[Hit], pool: Pool, encoded: Encoded) -> list[Hit]:
+        """The hits of one query, each with why it is one."""
+        whys = self._explainer.explain(hits, pool, encoded)
+        return [replace(hit, why=why) for hit, why in zip(hits, whys, strict=True)]
 
     def _text_vectors(self, text: str) -> dict[str, FloatArray]:
         encoded, _, _ = self._encode([text], False, None)
@@ -310,9 +314,9 @@ class Retriever:
         answers = [self._rank(pool, wanted) for pool in pools]
         hits = self._hits(queries, [a[1] for a in answers], wanted)
         if wanted.explain:
-            for b, found in enumerate(hits):
-                whys = self._explainer.explain(found, pools[b], encoded.one(b))
-                hits[b] = [replace(hit, why=why) for hit, why in zip(found, whys, strict=True)]
+            hits = [
+                self._explained(found, pools[b], encoded.one(b)) for b, found in enumerate(hits)
+            ]
         end = time.perf_counter()
         took = {
             "encode": encode_ms / len(queries),

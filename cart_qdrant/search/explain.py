@@ -86,8 +86,9 @@ class Explainer:
             pool: Its candidates.
             encoded: The query alone, with the text states that the generator reads.
         """
-        x_W = encoded.caption_BW[0]
-        matched = self._matched(hits, x_W) if x_W.any() else [None] * len(hits)
+        matched: list[dict[str, Any] | None] = [None] * len(hits)
+        if encoded.is_text:
+            matched = self._matched(hits, encoded.caption_BW[0])
         paths = self._paths(hits, encoded)
         ranks = pool.ranks()
         out: list[dict[str, Any]] = []
@@ -186,7 +187,7 @@ class Explainer:
                 begin, end = trie.children(level, nodes[level - 1] if level else None)
                 scores = table[0 if len(table) == 1 else n][trie.levels[level].tokens[begin:end]]
                 # Hubness is that of texts: queries of other kinds are decoded without it.
-                if self._gains is not None and encoded.caption_BW.any():
+                if self._gains is not None and encoded.is_text:
                     scores = scores + self._gains[level][begin:end]
                 own = float(scores[nodes[level] - begin])
                 seen = np.isfinite(own)

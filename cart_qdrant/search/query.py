@@ -182,7 +182,7 @@ class Mixer:
                 "Ask with an item of the index: --like PATH",
             )
         wanted = (Modality.AUDIO,) if kind == "audio" else (Modality.IMAGE, Modality.VIDEO)
-        found = decode(path, path.name, SegmentConfig(), _ignore, wanted)
+        found = decode(path, path.name, SegmentConfig(), wanted=wanted)
         embedder = self._library.embedder()
         sum_D = np.zeros(embedder.dim, dtype=np.float32)
         space: str | None = None
@@ -260,7 +260,3 @@ def _order(record: models.Record) -> tuple[float, bool]:
     """Time, and pictures before the sound that goes with them."""
     payload = record.payload or {}
     return float(payload["start"]), payload["modality"] == Modality.AUDIO
-
-
-def _ignore(_note: str) -> None:
-    return

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from cart_qdrant_cli.options import (
     CollectionOption,
@@ -25,6 +26,7 @@ from cart_qdrant_cli.output import (
     plain,
     print_json,
     reporting,
+    show_files,
     stdout,
 )
 
@@ -88,7 +90,18 @@ def caption(
 
 
 def show_report(console: Console, report: CaptionReport) -> None:
-    """Counts, then what deserves a look."""
+    """What deserves a look, then counts."""
+    if report.failed:
+        show_files(console, "Failed", report.failed, SHOWN)
+    if report.doubtful:
+        table = grid("fits", "path", "caption", title="Captions that fit badly", right=("fits",))
+        for doubt in sorted(report.doubtful, key=lambda one: one.confidence)[:SHOWN]:
+            share = f"{100 * doubt.confidence:.0f} %"
+            table.add_row(share, Text(plain(doubt.path)), Text(plain(doubt.text)))
+        console.print(table)
+        if (more := len(report.doubtful) - SHOWN) > 0:
+            console.print(Text(f"and {more} more; --json lists them all", style="dim"))
+        console.print()
     console.print(
         facts(
             {
@@ -99,23 +112,6 @@ def show_report(console: Console, report: CaptionReport) -> None:
             }
         )
     )
-    if report.doubtful:
-        console.print()
-        table = grid("fits", "path", "caption", title="Captions that fit badly", right=("fits",))
-        for doubt in sorted(report.doubtful, key=lambda one: one.confidence)[:SHOWN]:
-            share = f"{100 * doubt.confidence:.0f} %"
-            table.add_row(share, plain(doubt.path), plain(doubt.text))
-        console.print(table)
-        if len(report.doubtful) > SHOWN:
-            console.print(f"and {len(report.doubtful) - SHOWN} more; --json has all")
-    if report.failed:
-        console.print()
-        table = grid("path", "reason", title="Failed")
-        for failure in report.failed[:SHOWN]:
-            table.add_row(plain(failure.path), plain(failure.reason))
-        console.print(table)
-        if len(report.failed) > SHOWN:
-            console.print(f"and {len(report.failed) - SHOWN} more; --json has all")
 
 
 def register(app: typer.Typer) -> None:

@@ -146,20 +146,20 @@ def evaluate(
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
     wanted = parse_filter(filters or (), modality)
     rows = load_queries(queries)
-    if embedders is not None or granularity is not None:
-        asked = lane or [Lane.DENSE, Lane.AUTO]
+    comparing = embedders is not None or granularity is not None
+    asked = lane or ([Lane.DENSE, Lane.AUTO] if comparing else [Lane.AUTO])
+    lanes = cast("list[engine.Lane]", distinct([one.value for one in asked]))
+    ks = sorted(set(k or KS))
+    if comparing:
         _compare(
-            target, rows, embedders, granularity, profile, json=json,
-            lanes=cast("list[engine.Lane]", distinct([one.value for one in asked])),
-            ks=sorted(set(k or KS)), filter=wanted,
+            target, rows, embedders, granularity, profile,
+            lanes=lanes, ks=ks, filter=wanted, json=json,
         )  # fmt: skip
         return
     if profile is not None:
         raise UsageError(
             "--train is for a comparison, but there is none.", "Add --embedders or --granularity."
         )
-    lanes = cast("list[engine.Lane]", distinct([one.value for one in lane or [Lane.AUTO]]))
-    ks = sorted(set(k or KS))
     with open_retriever(target) as retriever, reporting("queries") as reporter:
         scores = measure(retriever, rows, lanes=lanes, ks=ks, filter=wanted, reporter=reporter)
     if json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +30,11 @@ from cart_qdrant_cli.options import (
 from cart_qdrant_cli.output import (
     Reporter,
     duration,
-    grid,
     plain,
     print_json,
     remark,
     reporting,
+    show_files,
     stdout,
 )
 
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from cart_qdrant.index.identify import Health
     from cart_qdrant.index.ingest import IngestOptions, IngestReport
     from cart_qdrant.index.library import Library
-    from cart_qdrant.records import Failure
 
 SHOWN = 20
 """Rows of a list that are shown without --verbose."""
@@ -214,10 +213,10 @@ def show_ingest(console: Console, done: Ingested, target: Target, *, hint: bool 
     """Failures, the sums, the state of the identifiers, and what to do next if `hint`."""
     report, verbose = done.report, target.verbose
     if report.warnings:
-        _show_files(console, "Remarks", report.warnings, SHOWN if verbose else 0)
+        show_files(console, "Remarks", report.warnings, SHOWN if verbose else 0)
     if report.failed:
         shown = len(report.failed) if verbose else SHOWN
-        _show_files(console, "Failed", report.failed, shown)
+        show_files(console, "Failed", report.failed, shown)
     if report.dry_run:
         _show_plan(console, report, verbose=verbose)
         return
@@ -253,19 +252,6 @@ def _sums(report: IngestReport) -> str:
     ):
         parts += [f"{count} {name}"] if count else []
     return " · ".join([*parts, f"{duration(report.seconds)}{rate}"])
-
-
-def _show_files(console: Console, title: str, rows: Sequence[Failure], shown: int) -> None:
-    if not shown:
-        console.print(Text(f"{len(rows)} remarks; --verbose shows them", style="dim"))
-        return
-    table = grid("path", "reason", title=title)
-    for row in rows[:shown]:
-        table.add_row(Text(plain(row.path)), Text(plain(row.reason)))
-    console.print(table)
-    if len(rows) > shown:
-        console.print(Text(f"and {len(rows) - shown} more; --json lists them all", style="dim"))
-    console.print()
 
 
 def _show_plan(console: Console, report: IngestReport, *, verbose: bool) -> None:

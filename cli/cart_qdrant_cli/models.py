@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
@@ -23,9 +24,6 @@ from cart_qdrant_cli.options import (
     prose,
 )
 from cart_qdrant_cli.output import grid, print_json, remark, reporting, size, stdout
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 EXAMPLES = examples(
     "cartq models",
@@ -212,18 +210,18 @@ def pull(
     A fetch that was stopped goes on where it ended. The licence is shown, and must be accepted
     once.
     """
-    from cart_qdrant.index.imagebind_files import LICENCE, REMOTE, TERMS, installed, weights_folder
+    from cart_qdrant.index.imagebind_files import LICENCE, REMOTE, TERMS, weights_folder
 
     state: State = context.obj
     state.verbose |= verbose
     if name != "imagebind":
         raise UsageError(f"There is nothing to pull for {name!r}.", "cartq models pull imagebind")
     folder = weights_folder()
-    if file is not None or not installed(folder) or not _sound(folder):
-        _accept(TERMS, LICENCE, accepted=accept_license)
-        from cart_qdrant.index.imagebind_weights import convert
-        from cart_qdrant.index.model_files import download
+    from cart_qdrant.index.imagebind_weights import convert, sound
+    from cart_qdrant.index.model_files import download
 
+    if file is not None or not sound(folder):
+        _accept(TERMS, LICENCE, accepted=accept_license)
         checkpoint = file or folder.parent / CHECKPOINT
         if file is None and not checkpoint.exists():
             with _counting(REMOTE.url, REMOTE.bytes) as advance:
@@ -238,18 +236,10 @@ def pull(
         stdout().print(f"imagebind is ready in {folder}", soft_wrap=True)
 
 
-def _sound(folder: Path) -> bool:
-    from cart_qdrant.index.imagebind_weights import sound
-
-    return sound(folder)
-
-
 def _accept(terms: str, licence: str, *, accepted: bool) -> None:
     remark(terms)
     if accepted:
         return
-    import sys
-
     if not sys.stdin.isatty():
         raise UsageError(
             f"The licence {licence} is not accepted.",

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any, Protocol
 
@@ -24,6 +24,8 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+
+from cart_qdrant.records import Failure
 
 PIPE_WIDTH = 160
 """Columns of a table that goes to a file or a pipe."""
@@ -101,6 +103,20 @@ def facts(rows: Mapping[str, str]) -> Table:
     for name, value in rows.items():
         table.add_row(name, Text(plain(value)))
     return table
+
+
+def show_files(console: Console, title: str, rows: Sequence[Failure], shown: int) -> None:
+    """The first of some files, each with its reason, and how many there are more."""
+    if not shown:
+        console.print(Text(f"{len(rows)} remarks; --verbose shows them", style="dim"))
+        return
+    table = grid("path", "reason", title=title)
+    for row in rows[:shown]:
+        table.add_row(Text(plain(row.path)), Text(plain(row.reason)))
+    console.print(table)
+    if len(rows) > shown:
+        console.print(Text(f"and {len(rows) - shown} more; --json lists them all", style="dim"))
+    console.print()
 
 
 def size(count: int) -> str:
