@@ -30,7 +30,7 @@ $(VENV)/.installed-demo: $(PACKAGING) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-test: $(PACKAGING) | $(BIN)/python
-	$(PIP) -e ".[lite,demo,dev,imagebind,st,langchain,llamaindex]"
+	$(PIP) -e ".[lite,demo,dev,imagebind,speech,st,langchain,llamaindex]"
 	@touch $@ $(VENV)/.installed-demo
 
 demo: $(VENV)/.installed-demo ## Ingest, train and search real photographs and clips.

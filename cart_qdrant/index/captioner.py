@@ -202,10 +202,12 @@ class WhisperTranscriber:
             raise UsageError(f"Sound has {rate} samples a second, but speech is read at 16000.")
         try:
             segments, _ = self._model.transcribe(samples, vad_filter=True)
+            # Whisper pads sound to 30 seconds, and may tell of seconds that are not there.
+            length = len(samples) / rate
             return [
-                Spoken(segment.start, segment.end, segment.text.strip())
+                Spoken(segment.start, min(segment.end, length), segment.text.strip())
                 for segment in segments
-                if segment.text.strip()
+                if segment.text.strip() and segment.start < min(segment.end, length)
             ]
         except (RuntimeError, ValueError) as error:
             raise CaptionError(f"{self.name} failed: {first_line(error)}.") from error

@@ -186,13 +186,16 @@ class _Ablation:
         self.calibration = model.calibration
         lexicon = library.lexicon()
         whole = read_corpus(library, None if lexicon is None else lexicon.name)
-        if generator.summary.get("corpus") != whole.digest():
-            # What is held out depends on what there is: the tower may have learned it by now.
+        split = split_pairs(whole, int(generator.summary["seed"]))
+        learned = (generator.summary.get("corpus"), generator.summary.get("split"))
+        if learned != (whole.digest(), split.digest()):
+            # What is held out depends on what there is, and on the version that split it: the
+            # tower may have learned what would be asked here.
             raise UsageError(
-                "The index has changed since it was trained: what was held out is not known.",
+                "The index, or cart-qdrant, has changed since it was trained: what was held out is "
+                "not known.",
                 "Train again: `cartq train`.",
             )
-        split = split_pairs(whole, int(generator.summary["seed"]))
         self.corpus, self.split = _sample(whole, split, options)
         if not len(self.split.new_P):
             raise UsageError(

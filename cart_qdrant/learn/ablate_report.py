@@ -48,9 +48,9 @@ def write_report(
 def markdown(rows: Sequence[Row], growth: Sequence[Growth], options: AblateOptions) -> str:
     """Both tables."""
     lines = [
-        f"Means over {options.seeds} seed{'' if options.seeds == 1 else 's'} ± standard deviation, "
-        f"in percent; at most {options.pairs} captions learned, {options.epochs} epoch"
-        f"{'' if options.epochs == 1 else 's'}, {options.beams} beams. `beams`: ranked by the "
+        f"Means over {options.seeds} seed{'' if options.seeds == 1 else 's'} ± standard deviation "
+        f"(times: medians), in percent; at most {options.pairs} captions learned, {options.epochs} "
+        f"epoch{'' if options.epochs == 1 else 's'}, {options.beams} beams. `beams`: ranked by the "
         "decoder's probability; `reranked`: the same candidates by the query vector.",
         "",
         "| experiment | variant | U | new, beams R@1 / R@10 | new, reranked R@10 "
@@ -65,7 +65,7 @@ def markdown(rows: Sequence[Row], growth: Sequence[Growth], options: AblateOptio
             tenth = _spread(mine, lambda row, s=stratum: row.beams[s].get(10))  # type: ignore[misc]
             again = _spread(mine, lambda row, s=stratum: row.reranked[s].get(10))  # type: ignore[misc]
             cells += [f"{first} / {tenth}", again]
-        cells.append(f"{np.mean([row.decode_ms for row in mine]):.2f}")
+        cells.append(f"{np.median([row.decode_ms for row in mine]):.2f}")
         lines.append(f"| {' | '.join(cells)} |")
     full = [row for row in rows if row.variant == "full"]
     dense = [_spread(full, lambda row, s=s: row.dense[s].get(10)) for s in STRATA]  # type: ignore[misc]
@@ -81,7 +81,7 @@ def markdown(rows: Sequence[Row], growth: Sequence[Growth], options: AblateOptio
         cells = [str(size)]
         for method in METHODS:
             r10 = 100 * np.mean([one.r10[method] for one in mine_g])
-            rate = np.mean([one.per_second[method] for one in mine_g])
+            rate = np.median([one.per_second[method] for one in mine_g])
             cells.append(f"{r10:.1f}, {rate:,.0f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -131,13 +131,12 @@ def plots(rows: Sequence[Row], growth: Sequence[Growth], out: Path) -> list[Path
         sizes = sorted({one.candidates for one in growth})
         for method, color in zip(METHODS, ("#c2703d", "#7aa6c2", "#1f4e79"), strict=True):
             for axis, value in zip(axes, ("r10", "per_second"), strict=True):
-                scale = 100 if value == "r10" else 1
-                mean = [
-                    scale
-                    * np.mean([getattr(g, value)[method] for g in growth if g.candidates == n])
+                scale, middle = (100, np.mean) if value == "r10" else (1, np.median)
+                found = [
+                    scale * middle([getattr(g, value)[method] for g in growth if g.candidates == n])
                     for n in sizes
                 ]
-                axis.plot(sizes, mean, marker="o", color=color, label=method)
+                axis.plot(sizes, found, marker="o", color=color, label=method)
         for axis, label in zip(axes, ("R@10, %", "queries a second"), strict=True):
             axis.set(xlabel="candidates", ylabel=label, xscale="log")
             axis.set_xticks(sizes, [f"{n:,}" for n in sizes])

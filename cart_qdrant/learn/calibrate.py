@@ -26,6 +26,7 @@ from cart_qdrant.learn.fusion import (
     Columns,
     Evidence,
     belief_features,
+    best_of,
     default_weights,
     fit_belief,
     fit_weights,
@@ -36,13 +37,14 @@ from cart_qdrant.learn.read_signs import MEANINGFUL
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.intp]
+Mask = npt.NDArray[np.bool_]
 
 POOL = 100
 """Candidates taken from each lane."""
 SHIFTS = (0.0, *(sign * step / 2 for step in range(1, 11) for sign in (-1, 1)))
 """Tried on the belief's log-odds: the one of highest gain that is safe for either expert."""
-CLEAR = 0.005
-"""Gain (recall at 1 and 10, summed) from which a costlier routing is taken."""
+CLEAR = 0.02
+"""Gain (recall at 1 and 10 of each stratum, summed) from which a costlier routing is taken."""
 HITS = 10
 """Hits of a query whose confidence is calibrated."""
 FEW = 20
@@ -61,6 +63,7 @@ class HeldOut:
         caption_NW: Caption vectors of the items as this stratum may know them.
         known_N: Which items have one.
         caption_hub_N: Hubness of these caption vectors; NaN where it is not known.
+        belief_BG: log pi of each vertical.
     """
 
     item_B: IntArray
@@ -70,6 +73,7 @@ class HeldOut:
     caption_NW: FloatArray
     known_N: npt.NDArray[np.bool_]
     caption_hub_N: FloatArray
+    belief_BG: FloatArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,7 @@ class Items:
         rows_NL: Identifiers, counter included.
         file_N: File of each.
         hub_N: Hubness of the media vectors; NaN where it is not known.
+        vertical_N: Number of each one's vertical.
     """
 
     x_ND: FloatArray
@@ -89,6 +94,7 @@ class Items:
     rows_NL: npt.NDArray[np.int32]
     file_N: IntArray
     hub_N: FloatArray
+    vertical_N: IntArray
 
 
 def fit_gates(
@@ -142,7 +148,11 @@ def evidence_of(
     beams = held.beams[query]
     named = beams.items(place_of)
     beam[named] = beams.log_probs()
-    found = [_top(media, POOL), _top(caption, POOL), named[:POOL]]
+    vertical_N = all_items.vertical_N
+    found = [_top(caption, POOL), named[:POOL]]
+    for v in np.unique(vertical_N):
+        here = np.where(vertical_N == v, media, np.nan)
+        found += [_top(here, POOL), _top(np.where(known, np.nan, here), POOL)]
     right = int(held.item_B[query])
     items = np.unique(np.concatenate([*found, [right]]))
     # Other segments of the right file are no wrong answers, nor the one asked for.
@@ -152,6 +162,7 @@ def evidence_of(
         all_items.hub_N[items], held.caption_hub_N[items],
         # Word scores of the store would know the captions that are held out.
         np.full(len(items), np.nan, dtype=np.float32),
+        vertical_N[items], held.belief_BG[query],
     )  # fmt: skip
     return items, evidence, int(np.searchsorted(items, right))
 
@@ -163,17 +174,14 @@ def _top(scores_N: FloatArray, k: int) -> IntArray:
     return rows[np.isfinite(filled[rows])]
 
 
-def calibrate(
-    strata: Mapping[str, HeldOut],
-    shares: Mapping[str, float],
-    items: Items,
-    base: Calibration,
-) -> Calibration:
-    """Fit weights and router on the strata that have queries.
+def calibrate(strata: Mapping[str, HeldOut], items: Items, base: Calibration) -> Calibration:
+    """Fit weights and router on the strata that have queries; each stratum weighs the same.
+
+    By their shares, the few items without a caption would lose their first places to the many that
+    have one (docs/experiments.md).
 
     Args:
         strata: Held-out queries by name.
-        shares: How much each stratum weighs.
         items: What is searched.
         base: Spaces, scale, gates, beam width and mean hubness; returned with the rest filled in.
     """
@@ -191,9 +199,9 @@ def calibrate(
             evidences.append(evidence)
     if not features:
         return base
-    # Between their shares and equality: new items are asked for more often than they are many.
-    worth = {name: shares[name] ** 0.5 for name in strata}
-    wanted = np.asarray([worth[n] / len(strata[n].item_B) for n in names])
+    wanted = np.asarray([1 / len(strata[n].item_B) for n in names])
+    meant = [int(e.vertical_C[t]) for e, t in zip(evidences, targets, strict=True)]
+    wanted *= _balance(np.asarray(meant))
     best_caption = np.asarray([e.best_caption for e in evidences])
     mixed = any(e.captioned.any() and not e.captioned.all() for e in evidences)
     best: tuple[float, Calibration, dict[str, IntArray]] | None = None
@@ -213,7 +221,7 @@ def calibrate(
             found = {"dense": dense, "fused": fused, "generative": named}
             ranks = {lane: np.asarray(found[lane]) for lane in LANES}
             gain, strong, weak, threshold = _router(
-                ranks, best_caption, np.asarray(names), worth, None if many else base.strong
+                ranks, best_caption, np.asarray(names), None if many else base.strong
             )
             # Decoding beams for their score alone costs more than all else together.
             if best is None or gain > best[0] + (
@@ -240,6 +248,13 @@ def calibrate(
     return replace(calibration, held_out=report)
 
 
+def _balance(vertical_B: IntArray) -> FloatArray:
+    """Weights (B,) by which verticals count as the square roots of their numbers of queries."""
+    _, number, count = np.unique(vertical_B, return_inverse=True, return_counts=True)
+    weight = 1 / np.sqrt(count[number])
+    return np.asarray(weight / weight.mean(), dtype=np.float32)
+
+
 def _fit(
     base: Calibration,
     features: list[FloatArray],
@@ -257,23 +272,28 @@ def _fit(
     spaces = len(base.spaces)
     column = Columns.of(spaces)
     rising = ~column.presence
-    dense = default_weights(1, base.scale)  # one cosine ranks the same under every weight
-    if spaces > 1:
-        nearest = column.media & ~column.hub
-        dense = fit_weights(features, targets, weights, nearest, rising).tolist()
+    own = [e.vertical_C == e.vertical_C[t] for e, t in zip(evidences, targets, strict=True)]
+    space_B = np.asarray([e.space_C[t] for e, t in zip(evidences, targets, strict=True)])
+    asked = np.bincount(space_B[space_B >= 0], minlength=spaces)
     has = [e.captioned for e in evidences]
     meant = np.asarray([h[t] for h, t in zip(has, targets, strict=True)])
 
-    def expert(captioned: bool, allowed: npt.NDArray[np.bool_]) -> list[float] | None:
+    def fit(rows: IntArray, kept: list[npt.NDArray[np.bool_]], allowed: Mask) -> list[float]:
+        """Fitted to queries, each among the candidates of its vertical that are kept."""
+        mine = [_tie(features[n][keep], asked) for n, keep in zip(rows.tolist(), kept, strict=True)]
+        right = [int(keep[: targets[n]].sum()) for n, keep in zip(rows.tolist(), kept, strict=True)]
+        return _untie(fit_weights(mine, right, weights[rows], allowed, rising), asked)
+
+    dense = default_weights(1, base.scale)  # one cosine ranks the same under every weight
+    if len(evidences[0].belief_G) > 1:
+        dense = fit(np.arange(len(features)), own, column.media & ~column.hub & ~column.presence)
+
+    def expert(captioned: bool, allowed: Mask) -> list[float] | None:
         """Fitted to the queries that mean such items, among such candidates alone."""
         rows = np.flatnonzero(meant == captioned)
         if len(rows) < FEW:
             return None
-        own = [has[n] == captioned for n in rows]
-        right = [int(keep[: targets[n]].sum()) for n, keep in zip(rows.tolist(), own, strict=True)]
-        mine = [features[n][keep] for n, keep in zip(rows.tolist(), own, strict=True)]
-        found: list[float] = fit_weights(mine, right, weights[rows], allowed, rising).tolist()
-        return found
+        return fit(rows, [own[n] & (has[n] == captioned) for n in rows], allowed)
 
     # Presence of a caption is the same for all items of an expert.
     free = ~column.beam | beams
@@ -289,13 +309,36 @@ def _fit(
         return calibration
     belief, used = [], []
     for n, (f, h, e) in enumerate(zip(features, has, evidences, strict=True)):
+        f, h, caption = f[own[n]], h[own[n]], e.caption_C[own[n]]
         if h.any() and not h.all():
             scores = calibration.expert_scores(f, h)
-            belief.append(belief_features(e.best_caption, log_sum(scores[h]), log_sum(scores[~h])))
+            best = best_of(caption)
+            belief.append(belief_features(best, log_sum(scores[h]), log_sum(scores[~h])))
             used.append(n)
     if len(np.unique(meant[used])) < 2:
         return calibration
     return replace(calibration, belief=fit_belief(np.stack(belief), meant[used], weights[used]))
+
+
+def _tie(features_CF: FloatArray, asked: IntArray) -> FloatArray:
+    """Features whose media columns of seldom asked spaces are those of the most asked one: a dozen
+    queries say little of a space's own weights."""
+    most = int(asked.argmax())
+    out = features_CF.copy()
+    for n in np.flatnonzero(asked < FEW).tolist():
+        if n != most:
+            out[:, 3 * most : 3 * most + 3] += out[:, 3 * n : 3 * n + 3]
+            out[:, 3 * n : 3 * n + 3] = 0
+    return out
+
+
+def _untie(weights_F: FloatArray, asked: IntArray) -> list[float]:
+    """Weights for the features before `_tie`."""
+    most = int(asked.argmax())
+    out = weights_F.copy()
+    for n in np.flatnonzero(asked < FEW).tolist():
+        out[3 * n : 3 * n + 3] = out[3 * most : 3 * most + 3]
+    return [float(w) for w in out]
 
 
 def _fewer_candidates(
@@ -380,7 +423,6 @@ def _router(
     ranks: Mapping[str, IntArray],
     best_caption: FloatArray,
     names: npt.NDArray[np.str_],
-    shares: Mapping[str, float],
     usual: str | None,
 ) -> tuple[float, str, str, float]:
     """The highest gain without a loss against dense anywhere: lane pair and threshold.
@@ -406,7 +448,7 @@ def _router(
             for name, rows in groups.items():
                 got = measure(routed, rows)
                 safe &= got[0] >= dense[name][0] and got[1] >= dense[name][1]
-                gain += shares[name] * (got[0] - dense[name][0] + got[1] - dense[name][1])
+                gain += got[0] - dense[name][0] + got[1] - dense[name][1]
             # Two lanes, or beams, must earn their cost; a small gain is noise.
             plain = strong == weak and strong != "generative"
             if safe and (usual is not None or gain > best + (1e-9 if plain else CLEAR)):

@@ -1,11 +1,13 @@
 """Fusion of the lanes into one score, and the router that picks a lane per query.
 
-Two experts share the candidates: one ranks items that have a caption, one those that have none,
-each a conditional logit (McFadden 1974), `p(item | q) = softmax_items(w . f)`. Which of them a
-query is for is a belief `pi(q)`, a logistic model; the fused score is the mixture's
-log-probability, `log pi + log p` or `log(1 - pi) + log p`. One linear model for both fails: a
-weight that lets captions decide for items that have one buries those that have none.
-Shape legend: C candidates of a query, F features.
+Each kind of media is ranked by itself, and what kind a query is for is believed, see `verticals`:
+an item's score is `log pi(v | q) + log p(item | q, v)`. Within a kind, two experts share the
+candidates: one ranks items that have a caption, one those that have none, each a conditional logit
+(McFadden 1974), `p(item | q) = softmax_items(w . f)`. Which of them a query is for is another
+belief, a logistic model; the fused score is the mixture's log-probability. One linear model for
+all fails twice: a weight that lets captions decide for items that have one buries those that have
+none, and two hundred sounds are drowned among seven thousand photos (docs/experiments.md).
+Shape legend: C candidates of a query, F features, G verticals.
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ class Evidence:
         hub_C: Hubness of the media vector; NaN where it is not known (before training).
         caption_hub_C: That of the caption vector.
         words_C: BM25 of the captions; NaN where they hold no word of the query.
+        vertical_C: Number of the item's vertical.
+        belief_G: log pi of each vertical.
     """
 
     media_C: FloatArray
@@ -52,6 +56,8 @@ class Evidence:
     hub_C: FloatArray
     caption_hub_C: FloatArray
     words_C: FloatArray
+    vertical_C: npt.NDArray[np.intp]
+    belief_G: FloatArray
 
     @property
     def captioned(self) -> npt.NDArray[np.bool_]:
@@ -61,7 +67,7 @@ class Evidence:
     @property
     def best_caption(self) -> float:
         """Cosine of the best caption; -1 where there is none."""
-        return float(np.nanmax(self.caption_C)) if self.captioned.any() else -1.0
+        return best_of(self.caption_C)
 
     @property
     def named(self) -> npt.NDArray[np.bool_]:
@@ -181,24 +187,43 @@ class Calibration:
         return np.asarray(1 / (1 + np.exp(-odds)), dtype=np.float32)
 
     def score(self, lane: str, evidence: Evidence) -> FloatArray:
-        """Scores (C,) of a lane: cosine (weighted if dense), BM25, summed reciprocal ranks, else
-        log-probability; -inf where the lane says nothing."""
+        """Scores (C,) of a lane: cosine (weighted if dense and of one vertical), BM25, summed
+        reciprocal ranks, else log-probability; -inf where the lane says nothing."""
         if lane in SINGLE:
             found = {"caption": evidence.caption_C, "bm25": evidence.words_C}[lane]
             return np.nan_to_num(found, nan=-np.inf)
         if lane == "rrf":
             return reciprocal_ranks([evidence.media_C, evidence.caption_C, evidence.words_C])
         features_CF = evidence.features(self.hub_means)
+        there = np.unique(evidence.vertical_C)
         if lane == "dense":
-            return np.asarray(features_CF @ np.asarray(self.dense, np.float32), np.float32)
-        has = evidence.captioned
-        scores = self.expert_scores(features_CF, has)
+            scores = np.asarray(features_CF @ np.asarray(self.dense, np.float32), np.float32)
+            if len(there) < 2:
+                return scores
+        else:
+            scores = self.expert_scores(features_CF, evidence.captioned)
+        out = np.empty_like(scores)
+        belief_G = evidence.belief_G
+        total = log_sum(belief_G[there]) if len(there) else 0.0
+        for v in there:
+            rows = evidence.vertical_C == v
+            if lane == "dense":
+                within = scores[rows] - log_sum(scores[rows])
+            else:
+                within = self._log_p(scores[rows], evidence.caption_C[rows])
+            out[rows] = within + (belief_G[v] - total)
+        return out
+
+    def _log_p(self, scores_C: FloatArray, caption_C: FloatArray) -> FloatArray:
+        """Log-probabilities (C,) of one vertical's candidates: the mixture of both experts."""
+        has = ~np.isnan(caption_C)
         if has.all() or not has.any():
-            return np.asarray(scores - log_sum(scores), np.float32)
-        there, bare = log_sum(scores[has]), log_sum(scores[~has])
-        odds = float(belief_features(evidence.best_caption, there, bare) @ np.asarray(self.belief))
+            return np.asarray(scores_C - log_sum(scores_C), np.float32)
+        there, bare = log_sum(scores_C[has]), log_sum(scores_C[~has])
+        features = belief_features(best_of(caption_C), there, bare)
+        odds = float(features @ np.asarray(self.belief))
         share = np.where(has, -np.logaddexp(0, -odds), -np.logaddexp(0, odds))
-        return np.asarray(scores - np.where(has, there, bare) + share, np.float32)
+        return np.asarray(scores_C - np.where(has, there, bare) + share, np.float32)
 
     def expert_scores(
         self, features_CF: FloatArray, captioned_C: npt.NDArray[np.bool_]
@@ -285,6 +310,12 @@ def log_odds(log_p_C: FloatArray) -> FloatArray:
     """Of log-probabilities; bounded, so that what is certain stays finite."""
     p = np.clip(np.exp(np.minimum(log_p_C, 0.0)), 1e-7, 1 - 1e-7)
     return np.asarray(np.log(p) - np.log1p(-p), dtype=np.float32)
+
+
+def best_of(caption_C: FloatArray) -> float:
+    """The greatest cosine of captions; -1 where there is none."""
+    found = caption_C[~np.isnan(caption_C)]
+    return float(found.max()) if len(found) else -1.0
 
 
 def log_sum(scores_C: FloatArray) -> float:

@@ -1,4 +1,4 @@
-"""A trained model on disk and in memory: query encoder, generator, calibration."""
+"""A trained model on disk and in memory: query encoder, generator, calibration, verticals."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ from cart_qdrant.index.text_encoder import TextEncoder
 from cart_qdrant.learn.fusion import Calibration
 from cart_qdrant.learn.generator import Generator, GeneratorConfig
 from cart_qdrant.learn.query_encoder import QueryEncoder
+from cart_qdrant.learn.verticals import Verticals
+
+VERTICALS = "verticals.safetensors"
 
 
 def _state(module: nn.Module) -> dict[str, Tensor]:
@@ -31,6 +34,7 @@ class Model:
     encoder: QueryEncoder
     generator: Generator
     calibration: Calibration
+    verticals: Verticals
 
     def save(self, folder: Path, bank: Querybank) -> None:
         """Write safetensors and JSON into a new folder, with the queries that hubness in the index
@@ -47,6 +51,7 @@ class Model:
         config = {"spaces": spaces, "generator": self.generator.config.to_json()}
         (folder / "config.json").write_text(json.dumps(config, indent=2))
         (folder / "calibration.json").write_text(json.dumps(self.calibration.to_json(), indent=2))
+        self.verticals.save(folder / VERTICALS)
         bank.save(folder / QUERYBANK)
 
     @classmethod
@@ -65,6 +70,7 @@ class Model:
             calibration = Calibration.from_json(
                 json.loads((folder / "calibration.json").read_text())
             )
+            verticals = Verticals.load(folder / VERTICALS)
         except (OSError, KeyError, TypeError, RuntimeError) as error:
             raise MismatchError(
                 f"The generator in {folder} has other parts than this version: {first_line(error)}",
@@ -72,7 +78,7 @@ class Model:
             ) from error
         for module in (encoder, generator):
             module.eval().requires_grad_(False)
-        return cls(encoder, generator, calibration)
+        return cls(encoder, generator, calibration, verticals)
 
 
 @torch.inference_mode()

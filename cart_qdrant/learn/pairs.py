@@ -56,12 +56,14 @@ class Corpus:
     file_N: IntArray
     """File of each item, by number: segments of one file share captions, so they are held out,
     and judged, together."""
+    modality_N: npt.NDArray[np.str_]
+    """Modality of each item."""
 
     def __len__(self) -> int:
         return len(self.vectors.ids)
 
     def digest(self) -> str:
-        """Of items, texts and vectors: what a training saw, and a split depends on."""
+        """Of items, texts and vectors: what a training saw."""
         digest = hashlib.blake2b(digest_size=16)
         digest.update("\0".join(self.vectors.ids).encode())
         digest.update("\0".join(self.texts).encode())
@@ -86,6 +88,7 @@ def read_corpus(
     captioned = np.zeros(len(vectors.ids), dtype=bool)
     files: dict[str, int] = {}
     file_N = np.zeros(len(vectors.ids), dtype=np.intp)
+    modalities = [""] * len(vectors.ids)
     filmed = {
         (record.payload or {}).get("path")
         for record in library.store.scroll(_VIDEO, with_payload=["path"])
@@ -96,6 +99,7 @@ def read_corpus(
             continue
         payload: dict[str, Any] = record.payload or {}
         file_N[n] = files.setdefault(payload.get("path", str(record.id)), len(files))
+        modalities[n] = payload.get("modality", "")
         captions = [Caption.from_payload(c) for c in payload.get("captions", [])]
         if payload.get("modality") == Modality.AUDIO and payload.get("path") in filmed:
             # What is said of a film is mostly about its pictures; its sound is described by words
@@ -115,8 +119,9 @@ def read_corpus(
             items += [int(row) for row in rows[: len(labels)]]
             trust += [TRUST[CaptionSource.LABEL]] * len(labels)
     return Corpus(
-        vectors, texts, np.asarray(items, np.intp), np.asarray(trust, np.float32), captioned, file_N
-    )
+        vectors, texts, np.asarray(items, np.intp), np.asarray(trust, np.float32), captioned,
+        file_N, np.asarray(modalities),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +139,12 @@ class Split:
     new_P: IntArray
     known_P: IntArray
     held_items: npt.NDArray[np.bool_]
+
+    def digest(self) -> str:
+        """Of what is held out, by number."""
+        digest = hashlib.blake2b(self.train_P.astype(np.int64).tobytes(), digest_size=16)
+        digest.update(self.held_items.tobytes())
+        return digest.hexdigest()
 
 
 def split_pairs(corpus: Corpus, seed: int = 0) -> Split:

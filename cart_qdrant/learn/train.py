@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,7 +23,7 @@ from cart_qdrant.index.identifiers import Codec, IdentifierConfig, fit_codec
 from cart_qdrant.index.identify import prepare, remove_stale
 from cart_qdrant.index.ingest import Reporter, Silent
 from cart_qdrant.index.lexicon import Lexicon
-from cart_qdrant.index.library import TEACHER, Library
+from cart_qdrant.index.library import TEACHER, TEXT_DIM, Library
 from cart_qdrant.index.querybank import BANK, CAPTION, Querybank, media_space
 from cart_qdrant.index.trie import Trie
 from cart_qdrant.learn.calibrate import HeldOut, Items, calibrate, fit_gates
@@ -51,6 +52,7 @@ from cart_qdrant.learn.states import TextStates
 from cart_qdrant.learn.teacher import learn_from
 from cart_qdrant.learn.tower import DISTILL_UNTIL, Distillation, TowerTrainer, tower_vectors
 from cart_qdrant.learn.train_report import PROFILES, TrainOptions, TrainReport
+from cart_qdrant.learn.verticals import Verticals
 from cart_qdrant.persistence import Artifact, GeneratorInfo, IdentifierInfo, folder_hash
 
 FloatArray = npt.NDArray[np.float32]
@@ -132,7 +134,7 @@ class _Training:
         encoder = QueryEncoder(library.text_encoder(), spaces)
         self.reporter.phase("reading captions", None)
         states = TextStates(encoder, corpus.texts)
-        mark = self._fingerprint(corpus)
+        mark = self._fingerprint(corpus, split)
         trainer = TowerTrainer(
             encoder, corpus, split, states, self.tower_config,
             self._distillation(encoder, list(spaces)), options.seed,
@@ -168,13 +170,16 @@ class _Training:
             reporter=self.reporter, log=self.log,
         )  # fmt: skip
         self.reporter.phase("calibration", None)
-        calibration = self._calibrate(encoder, generator, data, bank, trie, written, list(spaces))
+        verticals = self._verticals(encoder, data)
+        calibration = self._calibrate(
+            encoder, generator, data, bank, trie, written, list(spaces), verticals
+        )
         signs = measure_signs(generator, encoder, data, trie, calibration.gates, options.seed)
         self._flip(
-            Model(encoder, generator, calibration), bank, info,
+            Model(encoder, generator, calibration, verticals), bank, info,
             {
                 "val_r10": round(val_r10, 4), "pairs": len(split.train_P), "signs": signs,
-                "corpus": corpus.digest(),
+                "corpus": corpus.digest(), "split": split.digest(),
             },
         )  # fmt: skip
         return TrainReport(
@@ -201,9 +206,10 @@ class _Training:
                 "recall is not measured and the router keeps its defaults"
             )
 
-    def _fingerprint(self, corpus: Corpus) -> str:
+    def _fingerprint(self, corpus: Corpus, split: Split) -> str:
         """Of data, options and parts; a checkpoint of another one is not resumed."""
-        return f"{PARTS} {self.options.profile} {self.options.seed} {corpus.digest()}"
+        seen = f"{corpus.digest()} {split.digest()}"
+        return f"{PARTS} {self.options.profile} {self.options.seed} {seen}"
 
     def _distillation(self, encoder: QueryEncoder, spaces: list[str]) -> Distillation | None:
         """Texts that the embedder knows vectors of, where there are some."""
@@ -267,6 +273,22 @@ class _Training:
                 hub_N2[n] = [cart["hub"].get(name, np.nan) for name in ("media", "caption")]
         return _Written(rows_NL, hub_N2[:, 0], hub_N2[:, 1])
 
+    def _verticals(self, encoder: QueryEncoder, data: GeneratorData) -> Verticals:
+        """Which kind of media a query is for, learned from the training texts."""
+        corpus, train_P = data.corpus, data.split.train_P
+        modality_P = corpus.modality_N[corpus.item_P[train_P]]
+        pairs = set(zip(corpus.modality_N.tolist(), corpus.file_N.tolist(), strict=True))
+        files = Counter(modality for modality, _ in pairs)
+        return Verticals.fit(
+            [corpus.texts[p] for p in train_P],
+            modality_P.tolist(),
+            lambda rows: tower_vectors(encoder, data.states, train_P[rows], None),
+            dict(self.library.manifest.embedder.spaces),
+            files,
+            TEXT_DIM,
+            self.options.seed,
+        )
+
     def _calibrate(
         self,
         encoder: QueryEncoder,
@@ -276,6 +298,7 @@ class _Training:
         trie: Trie,
         written: _Written,
         spaces: list[str],
+        verticals: Verticals,
     ) -> Calibration:
         corpus, split, codec = data.corpus, data.split, data.codec
         captions = bool(corpus.captioned.any())
@@ -324,10 +347,14 @@ class _Training:
                 )  # fmt: skip
             caption_BW = tower_vectors(encoder, data.states, rows, None)
             strata[name] = HeldOut(
-                corpus.item_P[rows], media, caption_BW, beams, caption_NW, known_N, caption_hub_N
-            )
-        items = Items(corpus.vectors.x_ND, space_N, written.rows_NL, corpus.file_N, written.hub_N)
-        return calibrate(strata, shares, items, base)
+                corpus.item_P[rows], media, caption_BW, beams, caption_NW, known_N, caption_hub_N,
+                verticals.log_beliefs(caption_BW),
+            )  # fmt: skip
+        items = Items(
+            corpus.vectors.x_ND, space_N, written.rows_NL, corpus.file_N, written.hub_N,
+            np.asarray([verticals.of[m] for m in corpus.modality_N.tolist()], np.intp),
+        )  # fmt: skip
+        return calibrate(strata, items, base)
 
     @staticmethod
     def _gates(

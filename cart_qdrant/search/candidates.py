@@ -6,7 +6,7 @@ Shape legend: B queries, D vector width, W sentence width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,12 +26,14 @@ IntArray = npt.NDArray[np.intp]
 LISTS: Mapping[str, tuple[str, ...]] = {
     "generative": (),
     "dense": ("dense",),
-    "fused": ("dense", "caption"),
+    "fused": ("dense", "undescribed", "caption"),
     "caption": ("caption",),
     "bm25": ("bm25",),
     "rrf": ("dense", "caption", "bm25"),
 }
-"""Lists that a lane takes its candidates from, besides what beams name."""
+"""Lists that a lane takes its candidates from, besides what beams name. `undescribed` is `dense`
+among items without a caption: where these are few, `dense` holds next to none of them."""
+_BARE = models.Filter(must_not=[models.HasVectorCondition(has_vector=CAPTION)])
 POOL = 100
 """Candidates of each lane at least; more when more hits are asked for."""
 
@@ -45,6 +47,7 @@ class Encoded:
         media: Query vectors (B, D) in each media space that they reach.
         caption_BW: Query vectors in the caption space; zero where a query is no text.
         beams: Decoded identifiers.
+        belief_BG: log pi of each vertical.
         taps: Text states that the generator reads; None before training.
         mask_BS: Where they hold a token.
     """
@@ -53,6 +56,7 @@ class Encoded:
     media: Mapping[str, FloatArray]
     caption_BW: FloatArray
     beams: list[Beams]
+    belief_BG: FloatArray
     taps: tuple[Tensor, ...] | None = None
     mask_BS: Tensor | None = None
 
@@ -67,7 +71,7 @@ class Encoded:
         return Encoded(
             self.texts[here],
             {space: q_BD[here] for space, q_BD in self.media.items()},
-            self.caption_BW[here], self.beams[here],
+            self.caption_BW[here], self.beams[here], self.belief_BG[here],
             None if self.taps is None else tuple(tap[here] for tap in self.taps),
             None if self.mask_BS is None else self.mask_BS[here],
         )  # fmt: skip
@@ -75,13 +79,15 @@ class Encoded:
 
 @dataclass(slots=True)
 class Pool:
-    """Candidates of one query: scores by point id, the number of each one's space, hubness,
-    file."""
+    """Candidates of one query: scores by point id, the numbers of each one's space and vertical,
+    hubness, file; and what is believed of the verticals."""
 
+    belief_G: FloatArray
     media: dict[str, float] = field(default_factory=dict)
     caption: dict[str, float] = field(default_factory=dict)
     beam: dict[str, float] = field(default_factory=dict)
     space: dict[str, int] = field(default_factory=dict)
+    vertical: dict[str, int] = field(default_factory=dict)
     hub: dict[str, float] = field(default_factory=dict)
     caption_hub: dict[str, float] = field(default_factory=dict)
     words: dict[str, float] = field(default_factory=dict)
@@ -101,8 +107,15 @@ class Pool:
     def scores(self, by: str) -> dict[str, float]:
         """Scores of one list."""
         return {
-            "beam": self.beam, "dense": self.media, "caption": self.caption, "bm25": self.words
+            "beam": self.beam, "dense": self.media, "undescribed": self.media,
+            "caption": self.caption, "bm25": self.words,
         }[by]  # fmt: skip
+
+    def belief_of(self, one: str) -> float | None:
+        """How likely the query is for media of a candidate's kind; None where kinds are not told
+        apart."""
+        v = self.vertical.get(one)
+        return None if v is None or len(self.belief_G) < 2 else float(np.exp(self.belief_G[v]))
 
     def files(self) -> IntArray:
         """A number for the file of each candidate, in the order of `space`."""
@@ -121,6 +134,7 @@ class Pool:
             column(self.media), column(self.caption), column(self.beam),
             np.asarray(list(self.space.values()), np.intp),
             column(self.hub), column(self.caption_hub), column(self.words),
+            np.asarray(list(self.vertical.values()), np.intp), self.belief_G,
         )  # fmt: skip
 
 
@@ -129,21 +143,35 @@ class Collector:
 
     Args:
         library: The index.
-        modalities: Modalities of each media space.
+        verticals: Number of each modality's vertical.
         spaces: The spaces in the order of their numbers.
+        partly: Whether some items have a caption and some have none.
     """
 
     def __init__(
-        self, library: Library, modalities: Mapping[str, list[str]], spaces: Sequence[str]
+        self,
+        library: Library,
+        verticals: Mapping[str, int],
+        spaces: Sequence[str],
+        *,
+        partly: bool,
     ) -> None:
-        self._library, self._modalities, self._spaces = library, modalities, list(spaces)
+        self._library, self._verticals, self._spaces = library, verticals, list(spaces)
+        self._partly = partly
+        self._lists: dict[str, dict[int, list[str]]] = {}
+        for modality, space in library.manifest.embedder.spaces.items():
+            of = self._lists.setdefault(space, {})
+            of.setdefault(verticals[modality], []).append(modality)
 
-    def _in_space(self, space: str, filter: models.Filter | None) -> models.Filter | None:
-        if len(self._modalities) == 1:
-            return filter
-        match = models.MatchAny(any=self._modalities[space])
-        mine = models.Filter(must=[models.FieldCondition(key="modality", match=match)])
-        return merge_filters(mine, filter)
+    def _lists_of(self, space: str, filter: models.Filter | None) -> Iterator[models.Filter | None]:
+        """A condition for each list of a space: one of every vertical."""
+        for modalities in self._lists[space].values():
+            if len(modalities) == len(self._verticals):
+                yield filter
+                continue
+            match = models.MatchAny(any=modalities)
+            mine = models.Filter(must=[models.FieldCondition(key="modality", match=match)])
+            yield merge_filters(mine, filter)
 
     def collect(
         self, encoded: Encoded, *, limit: int, lanes: Sequence[str], filter: models.Filter | None
@@ -155,20 +183,24 @@ class Collector:
             lanes: Which lanes may answer; the generative one alone takes what beams name.
             filter: Condition on the payload that all candidates meet.
         """
-        pools = [Pool() for _ in encoded.caption_BW]
+        pools = [Pool(belief_G) for belief_G in encoded.belief_BG]
         requests: list[models.QueryRequest] = []
         owners: list[tuple[int, str]] = []
         wanted = {by for lane in lanes for by in LISTS[lane]}
         if len(lanes) > 1:
             wanted.add("caption")  # the router looks at the best one
+        nearest = {"dense": filter} if "dense" in wanted else {}
+        if "undescribed" in wanted and self._partly and encoded.is_text:
+            nearest["undescribed"] = merge_filters(_BARE, filter)
         for b in range(len(pools)):
             if len(encoded.beams[b].scores_K):
                 requests.append(self._named(encoded.beams[b], filter))
                 owners.append((b, "beam"))
-            for space, q_BD in encoded.media.items() if "dense" in wanted else ():
-                within = self._in_space(space, filter)
-                requests.append(_nearest(q_BD[b], MEDIA, within, limit, self._payload))
-                owners.append((b, "dense"))
+            for by, only in nearest.items():
+                for space, q_BD in encoded.media.items():
+                    for within in self._lists_of(space, only):
+                        requests.append(_nearest(q_BD[b], MEDIA, within, limit, self._payload))
+                        owners.append((b, by))
             if "caption" in wanted:
                 x_W = encoded.caption_BW[b]
                 requests.append(_nearest(x_W, CAPTION, filter, limit, self._payload))
@@ -216,9 +248,11 @@ class Collector:
             share = dict(zip(beams.ids(), beams.log_probs().tolist(), strict=True))
         for point in points:
             payload, one = point.payload or {}, str(point.id)
-            space = self._library.space(payload.get("modality", ""))
+            modality = payload.get("modality", "")
+            space = self._library.space(modality)
             if space is None:
                 continue
+            pool.vertical[one] = self._verticals[modality]
             pool.space[one] = self._spaces.index(space) if space in self._spaces else -1
             pool.path[one] = payload.get("path", one)
             cart = payload.get(self._field, {})

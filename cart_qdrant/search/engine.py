@@ -7,9 +7,12 @@ Shape legend: B queries, C candidates, D vector width.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -24,10 +27,11 @@ from cart_qdrant.index.library import TEXT_DIM, Library
 from cart_qdrant.index.store import CAPTION
 from cart_qdrant.learn.beam import Beams
 from cart_qdrant.learn.decode import decode
-from cart_qdrant.learn.fusion import Calibration, blend, untrained
+from cart_qdrant.learn.fusion import SINGLE, Calibration, blend, untrained
 from cart_qdrant.learn.model import Model
 from cart_qdrant.learn.prior import HUB, node_gains
 from cart_qdrant.learn.read_signs import MEANINGFUL
+from cart_qdrant.learn.verticals import Verticals
 from cart_qdrant.records import Hit, Modality
 from cart_qdrant.search.candidates import POOL, Collector, Encoded, Pool
 from cart_qdrant.search.explain import Explainer
@@ -46,6 +50,8 @@ MIXED: tuple[Lane, ...] = ("auto", "dense", "generative")
 """Lanes of a query that is more than a text: captions are likened to texts alone."""
 BLOCK = 64
 """Queries answered together."""
+THREADS = 4
+"""Asynchronous searches that run at once; torch and the store use more cores each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +76,16 @@ class _Scored:
 
 
 class Retriever:
-    """Searches one index. Use `open`; it is a context manager."""
+    """Searches one index. Use `open`; it is a context manager, and safe to use from threads."""
 
     def __init__(self, library: Library) -> None:
         self._library = library
+        # No thread is started before the first asynchronous search.
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="cart-qdrant")
         manifest = library.manifest
+        described = library.store.count(
+            models.Filter(must=[models.HasVectorCondition(has_vector=CAPTION)])
+        )
         self._version = manifest.version
         self._trie, self._codec = load_trie(library), load_codec(library)
         self._model: Model | None = None
@@ -101,14 +112,16 @@ class Retriever:
                 self._gains = node_gains(self._trie, self._calibration.scale * HUB)
         else:
             levels = manifest.identifiers.levels if manifest.identifiers else 0
-            captions = (
-                library.store.count(
-                    models.Filter(must=[models.HasVectorCondition(has_vector=CAPTION)])
-                )
-                > 0
-            )
-            self._calibration = untrained(sorted(modalities), levels, captions)
-        self._collector = Collector(library, modalities, self._calibration.spaces)
+            self._calibration = untrained(sorted(modalities), levels, described > 0)
+        self._verticals = (
+            self._model.verticals
+            if self._model is not None
+            else Verticals.single(list(manifest.embedder.spaces), TEXT_DIM)
+        )
+        self._collector = Collector(
+            library, self._verticals.of, self._calibration.spaces,
+            partly=0 < described < library.store.count(),
+        )  # fmt: skip
         self._explainer = Explainer(
             library, self._trie, self._codec, self._model, self._calibration, self._gains
         )
@@ -178,6 +191,42 @@ class Retriever:
             min_confidence=min_confidence, explain=explain,
         )[0]  # fmt: skip
 
+    async def asearch(
+        self,
+        query: str | Query,
+        *,
+        k: int = 10,
+        lane: Lane = "auto",
+        filter: models.Filter | None = None,
+        group_by: Literal["file", "none"] = "file",
+        min_confidence: float = 0.0,
+        explain: bool = False,
+    ) -> SearchResult:
+        """`search` in a bounded pool of threads: the event loop goes on meanwhile."""
+        found = await self.asearch_many(
+            [query], k=k, lane=lane, filter=filter, group_by=group_by,
+            min_confidence=min_confidence, explain=explain,
+        )  # fmt: skip
+        return found[0]
+
+    async def asearch_many(
+        self,
+        queries: Sequence[str | Query],
+        *,
+        k: int = 10,
+        lane: Lane = "auto",
+        filter: models.Filter | None = None,
+        group_by: Literal["file", "none"] = "file",
+        min_confidence: float = 0.0,
+        explain: bool = False,
+    ) -> list[SearchResult]:
+        """`search_many` in a bounded pool of threads: the event loop goes on meanwhile."""
+        work = partial(
+            self.search_many, queries, k=k, lane=lane, filter=filter, group_by=group_by,
+            min_confidence=min_confidence, explain=explain,
+        )  # fmt: skip
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
     def search_many(
         self,
         queries: Sequence[str | Query],
@@ -240,9 +289,11 @@ class Retriever:
         mixed = Mixer(self._library, self._text_vectors).mix(query)
         media = {space: q_D[None] for space, q_D in mixed.media.items()}
         middle = time.perf_counter()
+        no_text_BW = np.zeros((1, TEXT_DIM), np.float32)
         encoded = Encoded(
-            [str(query)], media, np.zeros((1, TEXT_DIM), np.float32), self._named(media, wanted)
-        )
+            [str(query)], media, no_text_BW, self._named(media, wanted),
+            self._verticals.log_beliefs(no_text_BW),
+        )  # fmt: skip
         resolve = time.perf_counter()
         only = merge_filters(wanted.filter, self._without(mixed, wanted.group_by))
         lanes = ["generative" if lane == "generative" else "dense"]
@@ -272,7 +323,7 @@ class Retriever:
         return [replace(hit, why=why) for hit, why in zip(hits, whys, strict=True)]
 
     def _text_vectors(self, text: str) -> dict[str, FloatArray]:
-        encoded, _, _ = self._encode([text], False, None)
+        encoded, _, _ = self._encode([text], False, None, media=True)
         return {space: q_BD[0] for space, q_BD in encoded.media.items()}
 
     def _named(self, media: Mapping[str, FloatArray], wanted: _Wanted) -> list[Beams]:
@@ -302,7 +353,9 @@ class Retriever:
         begin = time.perf_counter()
         lane, k = wanted.lane, wanted.k
         wants_beams = lane == "generative" or (lane in ("auto", "fused") and self._uses_beams())
-        encoded, encode_ms, decode_ms = self._encode(queries, wants_beams, wanted.filter)
+        encoded, encode_ms, decode_ms = self._encode(
+            queries, wants_beams, wanted.filter, media=lane not in SINGLE
+        )
         resolve = time.perf_counter()
         calibration = self._calibration
         lanes = {calibration.strong, calibration.weak} if lane == "auto" else {lane}
@@ -340,6 +393,8 @@ class Retriever:
         remarks = []
         if self._model is None:
             remarks.append("not trained: `cartq train` makes answers better and quicker")
+        if lane in SINGLE:
+            return remarks
         if not reached and lane == "dense":
             remarks.append("no text reaches the media vectors before training: nothing is found")
         elif not reached:
@@ -347,13 +402,20 @@ class Retriever:
         return remarks
 
     def _encode(
-        self, queries: list[str], beams: bool, filter: models.Filter | None
+        self, queries: list[str], beams: bool, filter: models.Filter | None, *, media: bool
     ) -> tuple[Encoded, float, float]:
+        """The queries, and the milliseconds that encoding and decoding took.
+
+        Args:
+            beams: Whether to decode identifiers.
+            media: Whether query vectors in media spaces are asked for; before training they may
+                take the embedder.
+        """
         begin = time.perf_counter()
         calibration = self._calibration
         if self._model is None:
             caption_BW = self._library.text_encoder().embed(queries)
-            media = self._untrained(queries, caption_BW)
+            reached = self._untrained(queries, caption_BW) if media else {}
             taps, mask = None, None
         else:
             ids = self._model.encoder.tokenize(queries)
@@ -361,7 +423,7 @@ class Retriever:
             caption_BW = found.caption_BW.float().numpy()
             text_BW = found.text_BW.float().numpy()
             lexicon = self._library.taught() if calibration.zero_shot else None
-            media = {
+            reached = {
                 space: blend(
                     x.float().numpy(),
                     None if lexicon is None else lexicon.embed(text_BW, space),
@@ -372,15 +434,16 @@ class Retriever:
             taps, mask = tuple(t.float() for t in found.taps), found.mask_BS
         middle = time.perf_counter()
         decoded = [Beams(np.empty((0, 1), np.int32), np.empty(0, np.float32))] * len(queries)
-        if beams and self._trie is not None and self._codec is not None and media:
+        if beams and self._trie is not None and self._codec is not None and reached:
             decoded = decode(
-                self._trie, self._codec, media, scale=calibration.scale, width=calibration.beams,
+                self._trie, self._codec, reached, scale=calibration.scale, width=calibration.beams,
                 gates=calibration.gates,
                 generator=self._model.generator if self._model else None,
                 taps=taps, mask_BS=mask, gains=self._gains, widen=self._rarity(filter),
             ) or decoded  # fmt: skip
         end = time.perf_counter()
-        encoded = Encoded(queries, media, caption_BW, decoded, taps, mask)
+        belief_BG = self._verticals.log_beliefs(caption_BW)
+        encoded = Encoded(queries, reached, caption_BW, decoded, belief_BG, taps, mask)
         return encoded, (middle - begin) * 1e3, (end - middle) * 1e3
 
     def _rarity(self, filter: models.Filter | None) -> float:
@@ -474,7 +537,8 @@ class Retriever:
         return hits
 
     def close(self) -> None:
-        """Close the store."""
+        """Close the store, when running searches are through."""
+        self._threads.shutdown()
         self._library.close()
 
     def __enter__(self) -> Self:

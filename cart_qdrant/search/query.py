@@ -31,7 +31,7 @@ FloatArray = npt.NDArray[np.float32]
 
 TOGETHER = 16
 """Segments of a file embedded together."""
-Kind = Literal["text", "image", "audio", "like"]
+Kind = Literal["text", "image", "audio", "like", "vector"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +40,17 @@ class Part:
 
     Attributes:
         kind: `text`; `image` or `audio`, a file (a film counts as its shots, a long sound as its
-            windows, averaged); `like`, an item of the index: its id, its path, or PATH@SECONDS.
-        value: The text, path or item.
+            windows, averaged); `like`, an item of the index: its id, its path, or PATH@SECONDS;
+            `vector`, made elsewhere by the embedder of the index.
+        value: The text, path or item; what a vector is called.
         weight: Not 0; negative for what is unwanted.
+        vector: The vector (D,), of the kind `vector` alone; it is made a unit vector.
     """
 
     kind: Kind
     value: str
     weight: float = 1.0
+    vector: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.value.strip():
@@ -56,6 +59,9 @@ class Part:
             raise UsageError(
                 f"The weight of {self.value!r} is {self.weight}, but must be a number other than 0."
             )
+        if (self.vector is None) == (self.kind == "vector"):
+            found = "no vector" if self.vector is None else "a vector"
+            raise UsageError(f"A part of the kind {self.kind} has {found}.")
 
     def __str__(self) -> str:
         """Without its sign."""
@@ -146,6 +152,8 @@ class Mixer:
                 vectors, one = self._item(part.value)
                 found.append(vectors)
                 exclude.append(one)
+            elif part.vector is not None:
+                found.append(self._vector(part.vector))
             else:
                 found.append(self._file(Path(part.value), part.kind))
         spaces = [s for s in found[0] if all(s in vectors for vectors in found)]
@@ -199,6 +207,20 @@ class Mixer:
             raise MediaError(f"{path}: {error.what}", error.remedy) from error
         assert space is not None
         return {space: sum_D / max(float(np.linalg.norm(sum_D)), 1e-12)}
+
+    def _vector(self, vector: tuple[float, ...]) -> dict[str, FloatArray]:
+        """The unit vector, in every space: which one it is of is not known."""
+        info = self._library.manifest.embedder
+        x_D = np.asarray(vector, dtype=np.float32)
+        norm = float(np.linalg.norm(x_D)) if len(x_D) else 0.0
+        if len(x_D) != info.dim:
+            raise UsageError(
+                f"The query vector has {len(x_D)} dimensions, but the index has {info.dim}.",
+                f"Make it with the embedder of the index: {info.name}",
+            )
+        if not math.isfinite(norm) or norm == 0:
+            raise UsageError("The query vector is zero or not finite.")
+        return dict.fromkeys(sorted(set(info.spaces.values())), x_D / norm)
 
     def _item(self, name: str) -> tuple[dict[str, FloatArray], str]:
         """The vector of a stored item, and its id."""

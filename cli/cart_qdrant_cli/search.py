@@ -255,6 +255,9 @@ def show_whys(console: Console, hits: Sequence[Hit]) -> None:
         if why["cosine"] is not None:
             hub = "" if why["hubness"] is None else f", hubness {why['hubness']:.3f}"
             rows["likeness"] = f"cosine {why['cosine']:.3f}{hub}"
+        if why["belief"] is not None:
+            kind = hit.modality.value
+            rows["kind"] = f"{100 * why['belief']:.0f} % sure that {kind} is asked for"
         if why["matched_caption"] is not None:
             caption = why["matched_caption"]
             rows["caption"] = f"{caption['text']} ({caption['cosine']:.2f})"

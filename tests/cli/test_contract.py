@@ -287,7 +287,9 @@ def test_embedders_and_granularities_are_compared(
     assert unknown.code == 2 and "must be one of auto" in unknown.err
 
 
-def test_a_query_may_be_a_mix(cartq: Run, small_index: Path, small_media: Path) -> None:
+def test_a_query_may_be_a_mix(
+    cartq: Run, small_index: Path, small_media: Path, tmp_path: Path
+) -> None:
     picture = small_media / "picture-2.png"
     at = ["--index", small_index, "--json"]
     alone = cartq("search", "--image", picture, *at).json
@@ -299,6 +301,11 @@ def test_a_query_may_be_a_mix(cartq: Run, small_index: Path, small_media: Path) 
     assert less["query"] == "a dog - 0.5 a cat" and len(less["hits"]) == 3
     same = cartq("search", "--mix", "a dog surfing", *at).json["hits"]
     assert same == cartq("search", "a dog surfing", *at).json["hits"]
+    page = tmp_path / "mix.html"
+    words = ["--mix", "a <b>dog", "0.2", "--image", picture, "0.8"]
+    shown = cartq("search", *words, "--html", page, "--index", small_index)
+    assert shown.code == 0 and "a &lt;b&gt;dog" in page.read_text()
+    assert "picture-2.png" in page.read_text()
     # Options may be written with `=`, after `--` all is text, and what is unwanted stays so.
     same = cartq("search", "a dog", f"--image={picture}", "0.5", *at).json["query"]
     assert same == f"a dog + 0.5 [image {picture}]"

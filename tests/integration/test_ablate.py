@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Library]:
         train(library, TrainOptions(profile="quick"))
     yield library
     library.close()
+
+
+def test_what_training_may_have_seen_is_not_asked(trained: Library) -> None:
+    """Another split of the same texts, as another version would make it."""
+    manifest = trained.manifest
+    assert manifest.generator is not None
+    summary = {**manifest.generator.summary, "split": "another"}
+    try:
+        trained.put(replace(manifest, generator=replace(manifest.generator, summary=summary)))
+        with pytest.raises(UsageError, match="what was held out is not known"):
+            next(ablate(trained, AblateOptions(seeds=1, pairs=100)))
+    finally:
+        trained.put(manifest)
 
 
 def test_every_variant_is_judged(trained: Library, tmp_path: Path) -> None:

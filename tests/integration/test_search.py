@@ -40,6 +40,22 @@ def test_the_lane_of_words_finds_what_holds_one(small_index: Path) -> None:
     assert all("surfboard" in str(hit.payload["captions"]) for hit in hits)
 
 
+@pytest.mark.parametrize("lane", ["caption", "bm25"])
+def test_lanes_of_captions_need_no_query_in_media_space(
+    small_index: Path, monkeypatch: pytest.MonkeyPatch, lane
+) -> None:
+    def fail(_: Retriever, queries: list[str], text_BW: object) -> dict[str, object]:
+        raise AssertionError(queries)
+
+    monkeypatch.setattr(Retriever, "_untrained", fail)
+    with Retriever.open(small_index) as retriever:
+        result = retriever.search("a dog on a surfboard", lane=lane)
+        assert result.hits[0].path.endswith("picture-0.png")
+        assert len(result.remarks) == 1
+        with pytest.raises(AssertionError, match="surfboard"):
+            retriever.search("a dog on a surfboard", lane="dense")
+
+
 @pytest.mark.parametrize("lane", LANES)
 def test_every_lane_answers_after_training(trained: Path, lane) -> None:
     with Retriever.open(trained) as retriever:

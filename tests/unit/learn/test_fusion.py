@@ -29,7 +29,7 @@ FloatArray = npt.NDArray[np.float32]
 def searched(x_ND: FloatArray, rows_NL: npt.NDArray[np.int32]) -> Items:
     n = len(x_ND)
     unknown = np.full(n, np.nan, np.float32)
-    return Items(x_ND, np.zeros(n, np.intp), rows_NL, np.arange(n), unknown)
+    return Items(x_ND, np.zeros(n, np.intp), rows_NL, np.arange(n), unknown, np.zeros(n, np.intp))
 
 
 def evidence(
@@ -38,6 +38,8 @@ def evidence(
     hub: list[float] | None = None,
     caption_hub: list[float] | None = None,
     words: list[float] | None = None,
+    vertical: list[int] | None = None,
+    belief: list[float] | None = None,
 ) -> Evidence:
     n = len(media)
     unknown = [float("nan")] * n
@@ -49,6 +51,8 @@ def evidence(
         np.asarray(hub or unknown, np.float32),
         np.asarray(caption_hub or unknown, np.float32),
         np.asarray(words or unknown, np.float32),
+        np.asarray(vertical or [0] * n, np.intp),
+        np.log(np.asarray(belief or [1.0], np.float32)),
     )
 
 
@@ -104,6 +108,7 @@ def test_an_unlikely_beam_still_names_its_item() -> None:
         np.zeros(3, np.float32), np.zeros(3, np.float32),
         np.asarray([-1, FLOOR - 8, np.nan], np.float32), np.zeros(3, np.intp),
         np.zeros(3, np.float32), np.zeros(3, np.float32), np.zeros(3, np.float32),
+        np.zeros(3, np.intp), np.zeros(1, np.float32),
     )  # fmt: skip
     assert found.named.tolist() == [True, True, False]
     assert found.features([0.0, 0.0])[:, -1].tolist() == [11, 0, 0]
@@ -157,12 +162,18 @@ def test_route_follows_the_best_caption(threshold: float, best: float) -> None:
     assert found == ("fused" if best >= threshold else "dense")
 
 
-@given(st.lists(st.tuples(st.floats(-1, 1), st.none() | st.floats(-1, 1)), min_size=1, max_size=9))
-def test_fused_scores_are_log_probabilities(items: list[tuple[float, float | None]]) -> None:
-    found = evidence(
-        [media for media, _ in items],
-        [float("nan") if caption is None else caption for _, caption in items],
+@given(
+    st.lists(
+        st.tuples(st.floats(-1, 1), st.none() | st.floats(-1, 1), st.integers(0, 2)),
+        min_size=1, max_size=9,
     )
+)  # fmt: skip
+def test_fused_scores_are_log_probabilities(items: list[tuple[float, float | None, int]]) -> None:
+    found = evidence(
+        [media for media, _, _ in items],
+        [float("nan") if caption is None else caption for _, caption, _ in items],
+        vertical=[vertical for _, _, vertical in items], belief=[0.5, 0.3, 0.2],
+    )  # fmt: skip
     scores = untrained(["s"], 2, captions=True).score("fused", found)
     assert np.exp(scores).sum() == pytest.approx(1, abs=1e-4)
 
@@ -173,6 +184,44 @@ def test_a_good_caption_wins_and_a_poor_one_does_not_hide_items_without() -> Non
     poor = calibration.score("fused", evidence([0.1, 0.3], [0.2, float("nan")]))
     assert good[0] > good[1]
     assert poor[0] < poor[1]
+
+
+def test_what_is_believed_of_a_vertical_is_shared_by_its_items() -> None:
+    """However many they are, and however their cosines compare."""
+    nan = float("nan")
+    found = evidence(
+        [0.9, 0.8, 0.8, 0.8, 0.1], [nan] * 5, vertical=[0, 0, 0, 0, 1], belief=[0.4, 0.6]
+    )
+    for lane in ("dense", "fused"):
+        p = np.exp(untrained(["s"], 2, captions=False).score(lane, found))
+        assert p[4] == pytest.approx(0.6, abs=1e-4)
+        assert p[:4].sum() == pytest.approx(0.4, abs=1e-4)
+    alone = evidence([0.9, 0.8], [nan] * 2, vertical=[0, 0], belief=[0.4, 0.6])
+    p = np.exp(untrained(["s"], 2, captions=False).score("fused", alone))
+    assert p.sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_a_seldom_asked_space_is_weighed_as_the_most_asked_one() -> None:
+    """Five queries for sounds, whose cosines are an order smaller, among 200 for pictures."""
+    rng = np.random.default_rng(3)
+    n, d = 80, 16
+    x = rng.normal(size=(n, d)).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    sound = np.arange(n) >= 60
+    rows = np.stack([np.arange(n), np.zeros(n)], axis=1).astype(np.int32)
+    unknown = np.full(n, np.nan, np.float32)
+    items = Items(x, sound.astype(np.intp), rows, np.arange(n), unknown, sound.astype(np.intp))
+    asked = np.concatenate([rng.integers(0, 60, 200), rng.integers(60, n, 5)])
+    q = x[asked] + 0.3 * rng.normal(size=(len(asked), d)).astype(np.float32)
+    belief = np.log(np.where(sound[asked][:, None], [[0.2, 0.8]], [[0.8, 0.2]])).astype(np.float32)
+    held = HeldOut(
+        asked, {"visual": q, "audio": 0.1 * q}, np.zeros((len(asked), 4), np.float32),
+        [Beams(rows[:1], np.zeros(1, np.float32))] * len(asked), np.zeros((n, 4), np.float32),
+        np.zeros(n, bool), unknown, belief,
+    )  # fmt: skip
+    found = calibrate({"new": held}, items, untrained(["visual", "audio"], 1, False))
+    assert found.dense[:3] == found.dense[3:6] and found.dense[0] > 0
+    assert found.bare[:3] == found.bare[3:6]
 
 
 def test_calibration_round_trip() -> None:
@@ -202,11 +251,12 @@ def test_routed_is_never_worse_than_dense_on_held_out_queries() -> None:
         if not known:
             has[items] = False
             captions[~has] = 0
-        return HeldOut(items, {"s": q}, text, beams, captions, has, np.full(n, np.nan, np.float32))
+        unknown, sure = np.full(n, np.nan, np.float32), np.zeros((80, 1), np.float32)
+        return HeldOut(items, {"s": q}, text, beams, captions, has, unknown, sure)
 
     strata = {"new": stratum(0.3, known=False), "known": stratum(0.3, known=True)}
     base = untrained(["s"], 1, captions=True)
-    found = calibrate(strata, {"new": 0.3, "known": 0.7}, searched(x, rows), base)
+    found = calibrate(strata, searched(x, rows), base)
     for lanes in found.held_out.values():
         for measure in ("R@1", "R@10"):
             assert lanes["auto"][measure] >= lanes["dense"][measure]
@@ -237,9 +287,10 @@ def test_a_few_held_out_queries_do_not_choose_a_routing() -> None:
     captions = np.where(has[:, None], rng.normal(size=(n, 6)), 0).astype(np.float32)
     text = rng.normal(size=(10, 6)).astype(np.float32)
     beams = [Beams(rows[i : i + 1], np.zeros(1, np.float32)) for i in items]
-    held = HeldOut(items, {"s": x[items]}, text, beams, captions, has, np.zeros(n, np.float32))
+    hub, sure = np.zeros(n, np.float32), np.zeros((10, 1), np.float32)
+    held = HeldOut(items, {"s": x[items]}, text, beams, captions, has, hub, sure)
     base = untrained(["s"], 1, captions=True)
-    found = calibrate({"new": held}, {"new": 1.0}, searched(x, rows), base)
+    found = calibrate({"new": held}, searched(x, rows), base)
     assert found.confidence == [] and found.ece is None
     assert found.strong == found.weak != "generative"
     assert found.belief == base.belief
