@@ -99,7 +99,7 @@ class Explainer:
                     "cosine": _rounded(pool.media.get(hit.id)),
                     "caption_cosine": _rounded(pool.caption.get(hit.id)),
                     "hubness": _rounded(pool.hub.get(hit.id)),
-                    "belief": _rounded(pool.belief_of(hit.id)),
+                    "belief": _rounded(pool.belief_of(hit.id)) if encoded.is_text else None,
                     "matched_caption": found,
                     "path": [step.to_json() for step in steps],
                 }

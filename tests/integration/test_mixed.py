@@ -1,0 +1,90 @@
+"""A collection of two kinds of media: many pictures, few sounds, not all described."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from qdrant_client import models
+
+from cart_qdrant.index.identify import renew
+from cart_qdrant.index.library import Library
+from cart_qdrant.learn.train import TrainOptions, train
+from cart_qdrant.records import Modality, Segment
+from cart_qdrant.search.engine import Lane, Retriever
+from tests.conftest import PatchEmbedder
+
+COLOURS = ["red", "blue", "green", "white", "black", "brown", "grey", "pink", "golden", "striped"]
+THINGS = ["dog", "cat", "car", "boat", "horse", "bird", "train", "house", "tree", "child"]
+LOUDNESS = ["loud", "soft", "distant", "sudden", "long", "short"]
+SOURCES = ["bell", "siren", "engine", "whistle", "drum", "violin"]
+BARE = {"a loud siren can be heard", "a soft drum can be heard", "the distant violin is heard"}
+
+
+@pytest.fixture(scope="module")
+def retriever(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Retriever]:
+    """100 pictures and 36 sounds; the sounds' cosines with their queries are as they come."""
+    library = Library.create(tmp_path_factory.mktemp("mixed") / ".cartq", PatchEmbedder())
+    rng = np.random.default_rng(0)
+    points = []
+    for kind, first, second, pattern in (
+        (Modality.IMAGE, COLOURS, THINGS, ("a {} {}", "the {1} is {0}")),
+        (Modality.AUDIO, LOUDNESS, SOURCES, ("a {} {} can be heard", "the {} {} is heard")),
+    ):
+        parts = [rng.normal(size=(len(words), 48)) for words in (first, second)]
+        for a, one in enumerate(first):
+            for b, other in enumerate(second):
+                x = parts[0][a] + parts[1][b] + 0.3 * rng.normal(size=48)
+                texts = [form.format(one, other) for form in pattern]
+                vector = {"media": (x / np.linalg.norm(x)).tolist()}
+                if set(texts) & BARE:
+                    texts = []
+                else:
+                    vector["caption"] = library.text_encoder().embed(texts).mean(axis=0).tolist()
+                path = f"{one}-{other}.{kind.value}"
+                payload = {
+                    "path": path, "modality": kind.value, "hash": path, "start": 0.0, "end": 1.0,
+                    "captions": [{"text": text, "source": "metadata"} for text in texts],
+                }  # fmt: skip
+                one_id = Segment(path, kind, 0.0, 1.0).id
+                points.append(models.PointStruct(id=one_id, vector=vector, payload=payload))
+    library.store.upsert(points)
+    renew(library)
+    with library.folder.lock():
+        train(library, TrainOptions(profile="quick"))
+    with Retriever(library) as found:
+        yield found
+
+
+@pytest.mark.parametrize("lane", ["dense", "auto"])
+@pytest.mark.parametrize(
+    ("query", "kind"),
+    [
+        ("a white horse", "image"),
+        ("a golden boat", "image"),
+        ("a sudden bell can be heard", "audio"),
+        ("the long whistle is heard", "audio"),
+    ],
+)
+def test_a_query_finds_its_kind(retriever: Retriever, lane: Lane, query: str, kind: str) -> None:
+    hits = retriever.search(query, k=5, lane=lane, explain=True).hits
+    assert hits[0].modality == kind
+    why = hits[0].why
+    assert why is not None and why["belief"] > 0.5
+
+
+def test_both_kinds_are_candidates(retriever: Retriever) -> None:
+    hits = retriever.search("a black cat", k=136, lane="dense").hits
+    assert {hit.modality.value for hit in hits} == {"image", "audio"}
+    only = models.FieldCondition(key="modality", match=models.MatchValue(value="audio"))
+    some = retriever.search("a black cat", k=5, filter=models.Filter(must=[only])).hits
+    assert {hit.modality.value for hit in some} == {"audio"}
+
+
+def test_items_without_a_caption_have_a_list_of_their_own(retriever: Retriever) -> None:
+    query = "a loud siren can be heard"
+    hits = retriever.search(query, k=20, lane="fused", explain=True).hits
+    bare = [hit for hit in hits if hit.caption is None]
+    assert "loud-siren.audio" in {hit.path for hit in bare}
+    assert all("undescribed" in (hit.why or {})["rank_in"] for hit in bare)
