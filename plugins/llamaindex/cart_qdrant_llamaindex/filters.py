@@ -20,7 +20,6 @@ _RANGES = {
     FilterOperator.LT: "lt",
     FilterOperator.LTE: "lte",
 }
-_WHOLE = (FilterOperator.TEXT_MATCH, FilterOperator.CONTAINS)
 
 
 def to_filter(filters: MetadataFilters) -> models.Filter:
@@ -49,7 +48,8 @@ def _condition(one: MetadataFilter) -> models.Condition:
                 "Ranges are of numbers; for texts there are ==, in and nin.",
             )
         return models.FieldCondition(key=key, range=models.Range(**{_RANGES[operator]: value}))
-    if operator == FilterOperator.EQ:
+    if operator in (FilterOperator.EQ, FilterOperator.CONTAINS):
+        # Of a list, Qdrant's equality means one of its values.
         return _is(key, value)
     if operator == FilterOperator.NE:
         return models.Filter(must_not=[_is(key, value)])
@@ -59,10 +59,7 @@ def _condition(one: MetadataFilter) -> models.Condition:
         return models.Filter(must_not=[_any(key, _listed(one))])
     if operator == FilterOperator.ALL:
         return models.Filter(must=[_is(key, each) for each in _listed(one)])
-    if operator in _WHOLE:
-        # Of a list, CONTAINS means one of its values; Qdrant's equality does.
-        if operator == FilterOperator.CONTAINS:
-            return _is(key, value)
+    if operator == FilterOperator.TEXT_MATCH:
         return models.FieldCondition(key=key, match=models.MatchText(text=str(value)))
     if operator == FilterOperator.IS_EMPTY:
         return models.IsEmptyCondition(is_empty=models.PayloadField(key=key))
@@ -70,11 +67,10 @@ def _condition(one: MetadataFilter) -> models.Condition:
 
 
 def _is(key: str, value: Any) -> models.Condition:
-    if isinstance(value, float) and not value.is_integer():
+    # Qdrant's equality finds no floats, and whether the payload holds some is not known.
+    if isinstance(value, int | float) and not isinstance(value, bool):
         return models.FieldCondition(key=key, range=models.Range(gte=value, lte=value))
-    if isinstance(value, float):
-        value = int(value)
-    if not isinstance(value, str | int | bool):
+    if not isinstance(value, str | bool):
         raise UsageError(f"The filter on {key} compares with {value!r}, which is no single value.")
     return models.FieldCondition(key=key, match=models.MatchValue(value=value))
 
