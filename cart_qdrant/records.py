@@ -188,6 +188,19 @@ class Hit:
     moment: tuple[float, float] | None = None
     """Seconds that the caption speaks about; None unless it shares a word with the query."""
 
+    def metadata(self) -> dict[str, Any]:
+        """What a document of it in another framework carries, besides caption, id and score."""
+        return {
+            "path": self.path,
+            "modality": str(self.modality),
+            "start": self.start,
+            "end": self.end,
+            "moment": self.moment,
+            "confidence": self.confidence,
+            "identifier": self.identifier,
+            "lane": self.lane,
+        }
+
     def to_json(self) -> dict[str, Any]:
         """The object of the `--json` contract."""
         why = {} if self.why is None else {"why": self.why}

@@ -6,7 +6,7 @@ candidates: one ranks items that have a caption, one those that have none, each 
 (McFadden 1974), `p(item | q) = softmax_items(w . f)`. Which of them a query is for is another
 belief, a logistic model; the fused score is the mixture's log-probability. One linear model for
 all fails twice: a weight that lets captions decide for items that have one buries those that have
-none, and two hundred sounds are drowned among seven thousand photos (docs/experiments.md).
+none, and a few sounds are drowned among many photos (docs/experiments.md).
 Shape legend: C candidates of a query, F features, G verticals.
 """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +34,7 @@ LISTS: Mapping[str, tuple[str, ...]] = {
 }
 """Lists that a lane takes its candidates from, besides what beams name. `undescribed` is `dense`
 among items without a caption: where these are few, `dense` holds next to none of them."""
-_BARE = models.Filter(must_not=[models.HasVectorCondition(has_vector=CAPTION)])
+DESCRIBED = models.HasVectorCondition(has_vector=CAPTION)
 POOL = 100
 """Candidates of each lane at least; more when more hits are asked for."""
 
@@ -145,23 +146,22 @@ class Collector:
         library: The index.
         verticals: Number of each modality's vertical.
         spaces: The spaces in the order of their numbers.
-        partly: Whether some items have a caption and some have none.
     """
 
     def __init__(
-        self,
-        library: Library,
-        verticals: Mapping[str, int],
-        spaces: Sequence[str],
-        *,
-        partly: bool,
+        self, library: Library, verticals: Mapping[str, int], spaces: Sequence[str]
     ) -> None:
         self._library, self._verticals, self._spaces = library, verticals, list(spaces)
-        self._partly = partly
         self._lists: dict[str, dict[int, list[str]]] = {}
         for modality, space in library.manifest.embedder.spaces.items():
             of = self._lists.setdefault(space, {})
             of.setdefault(verticals[modality], []).append(modality)
+
+    @cached_property
+    def _partly(self) -> bool:
+        """Whether some items have a caption and some have none."""
+        store = self._library.store
+        return 0 < store.count(models.Filter(must=[DESCRIBED])) < store.count()
 
     def _lists_of(self, space: str, filter: models.Filter | None) -> Iterator[models.Filter | None]:
         """A condition for each list of a space: one of every vertical."""
@@ -191,7 +191,7 @@ class Collector:
             wanted.add("caption")  # the router looks at the best one
         nearest = {"dense": filter} if "dense" in wanted else {}
         if "undescribed" in wanted and self._partly and encoded.is_text:
-            nearest["undescribed"] = merge_filters(_BARE, filter)
+            nearest["undescribed"] = merge_filters(models.Filter(must_not=[DESCRIBED]), filter)
         for b in range(len(pools)):
             if len(encoded.beams[b].scores_K):
                 requests.append(self._named(encoded.beams[b], filter))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,6 @@ from qdrant_client import models
 from cart_qdrant.errors import MismatchError, UsageError
 from cart_qdrant.index.identify import load_codec, load_trie
 from cart_qdrant.index.library import TEXT_DIM, Library
-from cart_qdrant.index.store import CAPTION
 from cart_qdrant.learn.beam import Beams
 from cart_qdrant.learn.decode import decode
 from cart_qdrant.learn.fusion import SINGLE, Calibration, blend, untrained
@@ -33,7 +32,7 @@ from cart_qdrant.learn.prior import HUB, node_gains
 from cart_qdrant.learn.read_signs import MEANINGFUL
 from cart_qdrant.learn.verticals import Verticals
 from cart_qdrant.records import Hit, Modality
-from cart_qdrant.search.candidates import POOL, Collector, Encoded, Pool
+from cart_qdrant.search.candidates import DESCRIBED, POOL, Collector, Encoded, Pool
 from cart_qdrant.search.explain import Explainer
 from cart_qdrant.search.filters import merge_filters
 from cart_qdrant.search.matched import best_caption, moment_of, words_of
@@ -52,6 +51,17 @@ BLOCK = 64
 """Queries answered together."""
 THREADS = 4
 """Asynchronous searches that run at once; torch and the store use more cores each."""
+
+
+class SearchOptions(TypedDict, total=False):
+    """Keyword arguments of `Retriever.search`, with its defaults."""
+
+    k: int
+    lane: Lane
+    filter: models.Filter | None
+    group_by: Literal["file", "none"]
+    min_confidence: float
+    explain: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +93,11 @@ class Retriever:
         # No thread is started before the first asynchronous search.
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="cart-qdrant")
         manifest = library.manifest
-        described = library.store.count(
-            models.Filter(must=[models.HasVectorCondition(has_vector=CAPTION)])
-        )
         self._version = manifest.version
         self._trie, self._codec = load_trie(library), load_codec(library)
         self._model: Model | None = None
         self._gains: list[FloatArray] | None = None
-        modalities: dict[str, list[str]] = {}
-        for modality, space in manifest.embedder.spaces.items():
-            modalities.setdefault(space, []).append(modality)
-        self._modalities = modalities
+        self._spaces = sorted(set(manifest.embedder.spaces.values()))
         if manifest.generator is not None:
             if (
                 manifest.identifiers is None
@@ -112,16 +116,16 @@ class Retriever:
                 self._gains = node_gains(self._trie, self._calibration.scale * HUB)
         else:
             levels = manifest.identifiers.levels if manifest.identifiers else 0
-            self._calibration = untrained(sorted(modalities), levels, described > 0)
+            self._calibration = untrained(
+                self._spaces, levels,
+                captions=library.store.count(models.Filter(must=[DESCRIBED])) > 0,
+            )  # fmt: skip
         self._verticals = (
             self._model.verticals
             if self._model is not None
             else Verticals.single(list(manifest.embedder.spaces), TEXT_DIM)
         )
-        self._collector = Collector(
-            library, self._verticals.of, self._calibration.spaces,
-            partly=0 < described < library.store.count(),
-        )  # fmt: skip
+        self._collector = Collector(library, self._verticals.of, self._calibration.spaces)
         self._explainer = Explainer(
             library, self._trie, self._codec, self._model, self._calibration, self._gains
         )
@@ -191,40 +195,15 @@ class Retriever:
             min_confidence=min_confidence, explain=explain,
         )[0]  # fmt: skip
 
-    async def asearch(
-        self,
-        query: str | Query,
-        *,
-        k: int = 10,
-        lane: Lane = "auto",
-        filter: models.Filter | None = None,
-        group_by: Literal["file", "none"] = "file",
-        min_confidence: float = 0.0,
-        explain: bool = False,
-    ) -> SearchResult:
+    async def asearch(self, query: str | Query, **options: Unpack[SearchOptions]) -> SearchResult:
         """`search` in a bounded pool of threads: the event loop goes on meanwhile."""
-        found = await self.asearch_many(
-            [query], k=k, lane=lane, filter=filter, group_by=group_by,
-            min_confidence=min_confidence, explain=explain,
-        )  # fmt: skip
-        return found[0]
+        return (await self.asearch_many([query], **options))[0]
 
     async def asearch_many(
-        self,
-        queries: Sequence[str | Query],
-        *,
-        k: int = 10,
-        lane: Lane = "auto",
-        filter: models.Filter | None = None,
-        group_by: Literal["file", "none"] = "file",
-        min_confidence: float = 0.0,
-        explain: bool = False,
+        self, queries: Sequence[str | Query], **options: Unpack[SearchOptions]
     ) -> list[SearchResult]:
         """`search_many` in a bounded pool of threads: the event loop goes on meanwhile."""
-        work = partial(
-            self.search_many, queries, k=k, lane=lane, filter=filter, group_by=group_by,
-            min_confidence=min_confidence, explain=explain,
-        )  # fmt: skip
+        work = partial(self.search_many, queries, **options)
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def search_many(
@@ -457,10 +436,10 @@ class Retriever:
         lexicon = self._library.lexicon()
         found: dict[str, FloatArray | None]
         if lexicon is not None:
-            found = {space: lexicon.embed(text_BW, space) for space in self._modalities}
+            found = {space: lexicon.embed(text_BW, space) for space in self._spaces}
         else:
             embedder = self._library.embedder()
-            found = {space: embedder.embed_text(queries, space) for space in self._modalities}
+            found = {space: embedder.embed_text(queries, space) for space in self._spaces}
         return {space: x for space, x in found.items() if x is not None}
 
     def _rank(self, pool: Pool, wanted: _Wanted) -> tuple[str, list[_Scored]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -38,17 +39,7 @@ def to_document(hit: Hit) -> Document:
     return Document(
         id=hit.id,
         page_content=hit.caption or hit.path,
-        metadata={
-            "path": hit.path,
-            "modality": str(hit.modality),
-            "start": hit.start,
-            "end": hit.end,
-            "moment": hit.moment,
-            "score": hit.score,
-            "confidence": hit.confidence,
-            "identifier": hit.identifier,
-            "lane": hit.lane,
-        },
+        metadata={**hit.metadata(), "score": hit.score},
     )
 
 
@@ -122,11 +113,8 @@ class CartQdrantRetriever(BaseRetriever):
             found = self.retriever.search_many(inputs, **self._wanted(kwargs))
         except CartError:
             found = []  # each run tells its own error
-        token = _answered.set((id(self), {result.query: result for result in found}))
-        try:
+        with self._answering(found):
             return super().batch(inputs, config, return_exceptions=return_exceptions, **kwargs)
-        finally:
-            _answered.reset(token)
 
     async def abatch(
         self,
@@ -141,11 +129,17 @@ class CartQdrantRetriever(BaseRetriever):
             found = await self.retriever.asearch_many(inputs, **self._wanted(kwargs))
         except CartError:
             found = []
-        token = _answered.set((id(self), {result.query: result for result in found}))
-        try:
+        with self._answering(found):
             return await super().abatch(
                 inputs, config, return_exceptions=return_exceptions, **kwargs
             )
+
+    @contextmanager
+    def _answering(self, found: Sequence[SearchResult]) -> Iterator[None]:
+        """Runs inside take what was found, and search for the rest."""
+        token = _answered.set((id(self), {result.query: result for result in found}))
+        try:
+            yield
         finally:
             _answered.reset(token)
 

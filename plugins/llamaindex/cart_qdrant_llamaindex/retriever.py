@@ -34,16 +34,7 @@ def to_node(hit: Hit, base: Path | None = None) -> NodeWithScore:
     given: dict[str, Any] = {
         "id_": hit.id,
         "text": hit.caption or hit.path,
-        "metadata": {
-            "path": hit.path,
-            "modality": str(hit.modality),
-            "start": hit.start,
-            "end": hit.end,
-            "moment": hit.moment,
-            "confidence": hit.confidence,
-            "identifier": hit.identifier,
-            "lane": hit.lane,
-        },
+        "metadata": hit.metadata(),
     }
     node: TextNode
     if hit.modality is Modality.IMAGE:
