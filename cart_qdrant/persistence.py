@@ -130,12 +130,43 @@ class GeneratorInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """How a collection that others fill is read. Payload fields are dotted paths: `meta.url`.
+
+    Attributes:
+        vector: Name of its media vector; "" where it has no name.
+        key: Payload field that identifiers are written to, and the only one that is written.
+        modality: Kind of all items, unless `kind` names a field that tells.
+        kind: Field that holds `image`, `video` or `audio`.
+        path: Field that names the file; None takes the point's id.
+        start: Field of the first second of an item.
+        end: Field of its last second.
+        captions: Fields that hold texts, lists of texts, or lists of objects with a `text`.
+        words: Field whose words are searched.
+        caption_vector: Vector that holds caption vectors; None where there is none.
+    """
+
+    vector: str
+    key: str = "cart"
+    modality: str = "image"
+    kind: str | None = None
+    path: str | None = None
+    start: str | None = None
+    end: str | None = None
+    captions: list[str] = field(default_factory=list)
+    words: str | None = None
+    caption_vector: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoreInfo:
-    """Where the points are."""
+    """Where the points are: in the index's own folder unless a URL or another folder is named."""
 
     kind: str = "edge"
     url: str | None = None
     collection: str | None = None
+    path: str | None = None
+    attachment: Attachment | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,10 +208,13 @@ class Manifest:
             identifiers = IdentifierInfo(**{**identifiers, "books": books, "trie": trie})
         if generator is not None:
             generator = GeneratorInfo(**{**generator, "folder": artifact(generator["folder"])})
+        store = dict(data["store"])
+        if store.get("attachment") is not None:
+            store["attachment"] = Attachment(**store["attachment"])
         return cls(
             id=data["id"],
             embedder=EmbedderInfo(**embedder),
-            store=StoreInfo(**data["store"]),
+            store=StoreInfo(**store),
             identifiers=identifiers,
             generator=generator,
             stale_fields=data["stale_fields"],

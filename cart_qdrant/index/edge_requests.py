@@ -10,7 +10,7 @@ import numpy as np
 from qdrant_client import models
 
 from cart_qdrant.errors import StoreError
-from cart_qdrant.index.store_common import DEFAULT_LIMIT, as_id, as_list
+from cart_qdrant.index.store_common import DEFAULT_LIMIT, as_id, as_list, wire_id
 
 
 def unsupported(thing: object) -> StoreError:
@@ -53,7 +53,7 @@ def _condition(condition: models.Condition) -> Any:
         case models.Filter():
             return edge_filter(condition)
         case models.HasIdCondition():
-            return edge.HasIdCondition({as_id(i) for i in condition.has_id})
+            return edge.HasIdCondition({wire_id(as_id(i)) for i in condition.has_id})
         case models.HasVectorCondition():
             return edge.HasVectorCondition(condition.has_vector)
         case models.IsEmptyCondition():

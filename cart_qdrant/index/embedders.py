@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from cart_qdrant.errors import MissingExtraError, UsageError
+from cart_qdrant.errors import MediaError, MissingExtraError, UsageError
 from cart_qdrant.records import Modality
 
 if TYPE_CHECKING:
@@ -118,6 +118,36 @@ class LexicalEmbedder(Protocol):
 
     def lexicon(self) -> Lexicon:
         """The texts and their vectors; kept in the index, so that a search loads no embedder."""
+
+
+FOREIGN = "foreign"
+"""Name of what made the vectors of an attached collection, where nobody told."""
+
+
+class ForeignEmbedder:
+    """Stands for a model that is not known: its vectors are there, and nothing else embeds so.
+
+    Args:
+        dim: Vector width.
+        spaces: Space of each modality.
+    """
+
+    name = FOREIGN
+    version = "1"
+
+    def __init__(self, dim: int, spaces: Mapping[Modality, str]) -> None:
+        self.dim, self.spaces = dim, spaces
+
+    def embed_media(self, clips: Sequence[Clip]) -> FloatArray:
+        """Raises `MediaError`."""
+        raise MediaError(
+            f"{clips[0].key}: the model that made the vectors of this collection is not known.",
+            "Attach with --embedder NAME to ask by files.",
+        )
+
+    def embed_text(self, texts: Sequence[str], space: str) -> None:  # noqa: ARG002
+        """None: text reaches the vectors after training."""
+        return
 
 
 NAMES = ("auto", "imagebind", "embeddinggemma2", "st:MODEL", "lite", "precomputed")

@@ -42,6 +42,8 @@ BLOCK = 2_000
 """Points read, coded and written together."""
 DRIFT = 1.25
 """Reconstruction error of new items over that at fitting from which renewal is advised."""
+GROWN = 2
+"""Growth since fitting from which identifiers are renewed while nothing depends on them."""
 OUTGROWN = 4
 """Growth of the collection since fitting from which renewal is advised."""
 
@@ -231,7 +233,7 @@ def prepare(
     """
     current = library.manifest.identifiers
     version = 1 if current is None else current.version + 1
-    field = "cart" if version == 1 else f"cart_{version}"
+    field = library.key if version == 1 else f"{library.key}_{version}"
     for name in identifier_fields(field, codec.levels):
         library.store.create_keyword_index(name)
     codes = encode(codec, vectors.x_ND, vectors.spaces)
@@ -285,6 +287,45 @@ def renew(library: Library, config: IdentifierConfig | None = None) -> Identifie
     info = prepare(library, vectors, fit_codec(vectors.by_space(), config))
     adopt(library, info)
     return info
+
+
+def fitted_on(info: IdentifierInfo) -> int:
+    """Items that the code books were fitted on."""
+    return sum(int(one["fitted_on"]) for one in info.meta.values())
+
+
+def bring_in_step(library: Library) -> int:
+    """Identifiers for new points; all anew where the collection has outgrown its code books and
+    nothing depends on them yet.
+
+    Returns:
+        How many items stay without an identifier.
+    """
+    info = library.manifest.identifiers
+    if (
+        info is not None
+        and library.manifest.generator is None
+        and library.store.count(is_ours()) > GROWN * fitted_on(info)
+    ):
+        renew(library)
+        return 0
+    return assign_new(library)
+
+
+def advice(library: Library, unnamed: int) -> list[str]:
+    """What is worth telling after `bring_in_step`, of which `unnamed` is the answer."""
+    info = library.manifest.identifiers
+    if unnamed:
+        return [
+            f"{unnamed} items are of a kind that was not there when identifiers were fitted: "
+            "they are found by their vectors alone until `cartq train`"
+        ]
+    if info is not None and info.count > GROWN * fitted_on(info):
+        return [
+            f"identifiers were fitted on {fitted_on(info)} items, now there are {info.count}: "
+            "renew them with `cartq train`"
+        ]
+    return []
 
 
 def assign_new(library: Library) -> int:

@@ -10,14 +10,19 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
 from cart_qdrant.errors import CartError, UsageError
 from cart_qdrant.index.captions import CaptionReader, from_tags
 from cart_qdrant.index.embedders import Embedder, FittedEmbedder, LexicalEmbedder
-from cart_qdrant.index.identify import assign_new, is_ours, remove_stale, renew, vector_of
+from cart_qdrant.index.identify import (
+    advice,
+    bring_in_step,
+    fitted_on,
+    remove_stale,
+    vector_of,
+)
 from cart_qdrant.index.ingest_report import IngestOptions, IngestReport, Reporter, Silent
 from cart_qdrant.index.library import Library
 from cart_qdrant.index.media import probe
@@ -31,8 +36,6 @@ from cart_qdrant.records import MADE_SOURCES, Caption, CaptionSource, Failure, S
 
 __all__ = ["Ingest", "IngestOptions", "IngestReport", "Reporter", "Silent"]
 
-OUTGROWN = 2
-"""Growth since fitting from which identifiers are made anew, while nothing was trained on them."""
 
 TOGETHER = 64
 """Segments whose features are projected together, about; fewer than are written together."""
@@ -45,6 +48,7 @@ class Ingest:
     def __init__(
         self, library: Library, options: IngestOptions, reporter: Reporter | None = None
     ) -> None:
+        library.require_own()
         self._library = library
         self._options = options
         self._reporter = reporter or Silent()
@@ -241,36 +245,18 @@ class Ingest:
         info = library.manifest.identifiers
         if self._writer.changed or (info is None and has_points):
             self._reporter.phase("identifiers", None)
-            total = library.store.count(is_ours())
-            untrained = library.manifest.generator is None
-            if info is not None and untrained and _outgrown(info.meta, total):
-                renew(library)  # nothing depends on the old ones yet
-                unnamed = 0
-            else:
-                unnamed = assign_new(library)
+            unnamed = bring_in_step(library)
             self._writer.settle()
-            self._advise(total, unnamed)
+            for line in advice(library, unnamed):
+                self._reporter.say(line)
         info = library.manifest.identifiers
         if info is not None:
             self._report.identifiers = {
                 "U": round(info.U, 4),
                 "levels": info.levels,
                 "count": info.count,
-                "fitted_on": _fitted_on(info.meta),
+                "fitted_on": fitted_on(info),
             }
-
-    def _advise(self, total: int, unnamed: int) -> None:
-        info = self._library.manifest.identifiers
-        if unnamed:
-            self._reporter.say(
-                f"{unnamed} items are of a kind that was not there when identifiers were fitted: "
-                "they are found by their vectors alone until `cartq train`"
-            )
-        elif info is not None and _outgrown(info.meta, total):
-            self._reporter.say(
-                f"identifiers were fitted on {_fitted_on(info.meta)} items, now there are {total}: "
-                "renew them with `cartq train`"
-            )
 
 
 def _blocks(results: Iterable[FileResult], segments: int) -> Iterator[list[FileResult]]:
@@ -283,14 +269,6 @@ def _blocks(results: Iterable[FileResult], segments: int) -> Iterator[list[FileR
             block = []
     if block:
         yield block
-
-
-def _fitted_on(meta: dict[str, Any]) -> int:
-    return sum(int(one["fitted_on"]) for one in meta.values())
-
-
-def _outgrown(meta: dict[str, Any], total: int) -> bool:
-    return total > OUTGROWN * _fitted_on(meta)
 
 
 def _advancing(results: Iterable[FileResult], reporter: Reporter) -> Iterator[FileResult]:

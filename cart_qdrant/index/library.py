@@ -10,10 +10,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from cart_qdrant.errors import IndexMissingError, MismatchError
+from cart_qdrant.errors import IndexMissingError, MismatchError, StoreError, UsageError
 from cart_qdrant.index.embedders import (
+    FOREIGN,
     Embedder,
     FittedEmbedder,
+    ForeignEmbedder,
     open_embedder,
     text_encoder_folder,
 )
@@ -27,6 +29,7 @@ from cart_qdrant.index.store import (
 )
 from cart_qdrant.persistence import (
     Artifact,
+    Attachment,
     EmbedderInfo,
     IndexFolder,
     Manifest,
@@ -34,8 +37,11 @@ from cart_qdrant.persistence import (
     load_arrays,
     save_arrays,
 )
+from cart_qdrant.records import Modality
 
 if TYPE_CHECKING:
+    from qdrant_client import QdrantClient
+
     from cart_qdrant.index.lexicon import Lexicon
     from cart_qdrant.index.querybank import Querybank
     from cart_qdrant.index.text_encoder import TextEncoder
@@ -46,6 +52,10 @@ QUERYBANK = "querybank.safetensors"
 """File of a generator's folder with the queries that hubness is measured by."""
 TEACHER = "teacher.safetensors"
 """File of a generator's folder with texts and the vectors that the embedder's text tower gave."""
+KEY = "cart"
+"""Payload field of identifiers, unless a collection of others has it."""
+TOLD = "cart-qdrant"
+"""Key of a collection's metadata; the payload field follows."""
 MAX_LEVELS = 6
 """Semantic levels whose prefixes get a keyword index at creation."""
 
@@ -59,10 +69,10 @@ def identifier_fields(field: str, levels: int = MAX_LEVELS) -> list[str]:
     return [f"{field}.id", *(f"{field}.p{n}" for n in range(1, levels + 1))]
 
 
-def _collection(dim: int) -> CollectionSpec:
+def _collection(dim: int, key: str) -> CollectionSpec:
     return CollectionSpec(
         vectors={MEDIA: dim, CAPTION: TEXT_DIM},
-        keywords=[*identifier_fields("cart"), "modality", "path", "hash"],
+        keywords=[*identifier_fields(key), "modality", "path", "hash"],
         texts=[CAPTION_TEXTS],
     )
 
@@ -92,6 +102,7 @@ class Library:
         api_key: str | None = None,
         collection: str | None = None,
         embedder: str | None = None,
+        client: QdrantClient | None = None,
     ) -> Library:
         """Open an existing index.
 
@@ -101,6 +112,7 @@ class Library:
             api_key: Key of the server.
             collection: Collection it must be in, if given.
             embedder: Name it must be bound to, if given.
+            client: Client of your own to reach its server by; you close it.
 
         Raises:
             IndexMissingError: There is none.
@@ -130,14 +142,19 @@ class Library:
                 f"The index at {root} is in the embedded store, not at {url!r}.",
                 "Use another `--index`.",
             )
-        store = cls._open_store(folder, info, api_key)
-        if not store.exists():
+        store = cls.reach(folder, info, api_key, client)
+        try:
+            if not store.exists():
+                raise IndexMissingError(
+                    f"The points of the index {root} are gone from {store.location}.",
+                    "Delete the folder and ingest again.",
+                )
+            library = cls(folder, manifest, store)
+            library._check_told()
+        except BaseException:
             store.close()
-            raise IndexMissingError(
-                f"The points of the index {root} are gone from {store.location}.",
-                "Delete the folder and ingest again.",
-            )
-        return cls(folder, manifest, store)
+            raise
+        return library
 
     @classmethod
     def create(
@@ -160,7 +177,7 @@ class Library:
         info = StoreInfo()
         if url is not None:
             info = StoreInfo(kind="server", url=url, collection=collection or "media")
-        store = cls._open_store(folder, info, api_key)
+        store = cls.reach(folder, info, api_key)
         try:
             # An empty one may be left by a run that was killed before the manifest was written.
             if store.exists() and (points := store.count()):
@@ -169,7 +186,7 @@ class Library:
                     f"{root} has no manifest that says how they were made.",
                     "Bring back its manifest.json, or use another `--index` or `--collection`.",
                 )
-            store.create(_collection(embedder.dim))
+            store.create(_collection(embedder.dim, KEY))
         except BaseException:
             store.close()
             raise
@@ -181,16 +198,95 @@ class Library:
             ),
             store=info,
         )
-        folder.write(manifest)
         library = cls(folder, manifest, store)
         library._embedder = embedder
+        library.put(manifest)
         return library
 
     @staticmethod
-    def _open_store(folder: IndexFolder, info: StoreInfo, api_key: str | None) -> Store:
-        if info.url is not None:
-            return open_store(info.url, info.collection or "media", api_key)
-        return open_store(folder.store)
+    def reach(
+        folder: IndexFolder,
+        info: StoreInfo,
+        api_key: str | None,
+        client: QdrantClient | None = None,
+    ) -> Store:
+        """The collection of an index; nothing is opened or sent yet.
+
+        Raises:
+            StoreError: It is reached through a client of the caller's, and none is given.
+        """
+        store: Store
+        collection = info.collection or "media"
+        if client is not None:
+            from cart_qdrant.index.store_client import ClientStore
+
+            store = ClientStore(client, collection, owned=False)
+        elif info.kind == "client":
+            raise StoreError(
+                f"The index at {folder.root} is reached through a client of your own.",
+                "Give it again: Retriever.open(root, client=...).",
+            )
+        elif info.url is not None:
+            store = open_store(info.url, collection, api_key)
+        elif info.path is not None:
+            from cart_qdrant.index.store_edge import EdgeStore
+
+            store = EdgeStore(Path(info.path), sidecar=False)
+        else:
+            store = open_store(folder.store)
+        if info.attachment is not None:
+            from cart_qdrant.index.store_attached import AttachedStore
+
+            store = AttachedStore(store, info.attachment)
+        return store
+
+    @property
+    def attachment(self) -> Attachment | None:
+        """How a collection that others fill is read; None where the collection is ours."""
+        return self.manifest.store.attachment
+
+    @property
+    def key(self) -> str:
+        """Payload field of the first identifiers; later ones have a number behind it."""
+        return KEY if self.attachment is None else self.attachment.key
+
+    @property
+    def keeps_captions(self) -> bool:
+        """Whether the collection has room for caption vectors."""
+        return self.attachment is None or self.attachment.caption_vector is not None
+
+    def require_own(self) -> None:
+        """Refuse what would write points.
+
+        Raises:
+            UsageError: The index is attached to a collection that others fill.
+        """
+        if self.attachment is not None:
+            raise UsageError(
+                f"The collection at {self.store.location} is filled by others.",
+                "Follow it with `cartq sync`, or ingest into another --index.",
+            )
+
+    def _check_told(self) -> None:
+        """Refuse an index folder that is not the one that the collection was written with."""
+        if self.manifest.store.kind == "edge":
+            return
+        told = self.store.info().metadata.get(f"{TOLD}:{self.key}")
+        if told is None:
+            return
+        mine = self.manifest
+        if told.get("index") != mine.id:
+            raise MismatchError(
+                f"The collection at {self.store.location} belongs to the index {told['index']}, "
+                f"not to {self.folder.root} ({mine.id}).",
+                "Open that index, or use another collection.",
+            )
+        if mine.version not in (told.get("model"), told.get("before")):
+            raise MismatchError(
+                f"The collection at {self.store.location} was last written with the model "
+                f"{told.get('model')}, but {self.folder.root} has {mine.version}.",
+                "Copy the newer index folder here.",
+            )
 
     def embedder(self, say: Callable[[str], None] = _say_nothing) -> Embedder:
         """The embedder that the index is bound to, with its frozen statistics.
@@ -199,7 +295,10 @@ class Library:
             MismatchError: The installed one has another version or width.
         """
         info = self.manifest.embedder
-        if self._embedder is None:
+        if self._embedder is None and info.name == FOREIGN:
+            spaces = {Modality(m): space for m, space in info.spaces.items()}
+            self._embedder = ForeignEmbedder(info.dim, spaces)
+        elif self._embedder is None:
             self._embedder = open_embedder(info.name, vectors=self.vectors_file, say=say)
         found = self._embedder
         if (found.name, found.version, found.dim) != (info.name, info.version, info.dim):
@@ -280,12 +379,22 @@ class Library:
 
     def add_indexes(self) -> None:
         """Make payload indexes that an index of an older version lacks."""
-        self.store.create(_collection(self.manifest.embedder.dim))
+        self.store.create(_collection(self.manifest.embedder.dim, self.key))
 
     def put(self, manifest: Manifest) -> None:
-        """Flip to another manifest."""
+        """Flip to another manifest.
+
+        A server's collection is told before and after: a run that is killed in between leaves
+        both models right.
+        """
+        shared = manifest.store.kind != "edge"
+        told = {"index": manifest.id, "model": manifest.version}
+        if shared:
+            self.store.tell(f"{TOLD}:{self.key}", {**told, "before": self.manifest.version})
         self.folder.write(manifest)
         self.manifest = manifest
+        if shared:
+            self.store.tell(f"{TOLD}:{self.key}", told)
 
     def clear_work(self, names: Sequence[str]) -> None:
         """Remove finished work of a step."""

@@ -35,8 +35,43 @@ class CollectionSpec:
     texts: Sequence[str] = field(default=())
 
 
+@dataclass(frozen=True, slots=True)
+class VectorInfo:
+    """One named vector of a collection.
+
+    Attributes:
+        size: Width.
+        distance: How it is compared, in Qdrant's words: `Cosine`, `Dot`, ...
+        multi: Whether a point has several of it.
+    """
+
+    size: int
+    distance: str = "Cosine"
+    multi: bool = False
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether scores of unit vectors are cosines."""
+        return not self.multi and self.distance in ("Cosine", "Dot")
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionInfo:
+    """What is there, whoever made it.
+
+    Attributes:
+        vectors: Dense vectors by name; "" is the one without a name.
+        indexed: Payload fields with an index of any kind.
+        metadata: What is told of the whole collection.
+    """
+
+    vectors: Mapping[str, VectorInfo]
+    indexed: frozenset[str]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Store(Protocol):
-    """A collection of points. Ids are UUID strings.
+    """A collection of points. Ids are strings: UUIDs, or whole numbers of 64 bits.
 
     Every method raises `StoreError` (locked, full, unreachable, corrupt, missing) or
     `VectorError` (wrong name, width, zero or non-finite values: checked before anything of the
@@ -57,8 +92,20 @@ class Store(Protocol):
             MismatchError: It exists with other vectors; both sizes are named.
         """
 
+    def info(self) -> CollectionInfo:
+        """What the collection is, asked anew."""
+
     def create_keyword_index(self, field: str) -> None:
         """Index one more payload field for exact matches."""
+
+    def create_text_index(self, field: str) -> None:
+        """Index the words of one more payload field, to rank by them where the store can."""
+
+    def add_vector(self, name: str, size: int) -> None:
+        """Let points have one more named vector, compared by cosine."""
+
+    def tell(self, key: str, value: Mapping[str, Any]) -> None:
+        """Put a value into the collection's metadata; an embedded store keeps none."""
 
     def upsert(self, points: Sequence[models.PointStruct]) -> None:
         """Write points whole (vectors and payload), replacing those with the same id."""

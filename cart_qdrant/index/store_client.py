@@ -20,7 +20,7 @@ from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
 
 from cart_qdrant.errors import ConfigError, MismatchError, StoreError
 from cart_qdrant.index import store_common as common
-from cart_qdrant.index.store import CollectionSpec
+from cart_qdrant.index.store import CollectionInfo, CollectionSpec, VectorInfo
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -70,8 +70,9 @@ class ClientStore:
     """See `Store`. Points unknown to `set_payload` and `update_vectors` are ignored.
 
     Args:
-        client: A client of `qdrant-client`; closed by `close`.
+        client: A client of `qdrant-client`.
         collection: Name of the collection.
+        owned: Whether `close` closes the client.
         url: Shown in messages.
         retry: See `RetryPolicy`.
         sleep: Waits for some seconds.
@@ -85,6 +86,7 @@ class ClientStore:
         url: str = "",
         retry: RetryPolicy | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        owned: bool = True,
     ) -> None:
         options = client.init_options
         self._client = client
@@ -93,6 +95,7 @@ class ClientStore:
         self._local = options.get("location") == ":memory:" or options.get("path") is not None
         self._retry = retry or RetryPolicy()
         self._sleep = sleep
+        self._owned = owned
         self._dims: dict[str, int] | None = None
         self._reached = False
         self._closed = False
@@ -157,11 +160,30 @@ class ClientStore:
                 if not self.exists():
                     raise
         self._dims = None
+        for name, vector in self.info().vectors.items():
+            if not vector.is_usable:
+                raise MismatchError(
+                    f"Vector {name!r} of {self.location} is compared by {vector.distance}; "
+                    "this needs Cosine.",
+                    "Use another collection.",
+                )
         common.check_same_vectors(self.location, self._widths(), spec.vectors)
         for field in spec.keywords:
             self.create_keyword_index(field)
         for field in spec.texts:
-            self._create_text_index(field)
+            self.create_text_index(field)
+
+    def info(self) -> CollectionInfo:
+        """See `Store.info`."""
+        found = self._call(self._client.get_collection)
+        params = found.config.params.vectors
+        named = params if isinstance(params, dict) else {"": params} if params else {}
+        vectors = {
+            name: VectorInfo(one.size, one.distance.value, one.multivector_config is not None)
+            for name, one in named.items()
+        }
+        metadata = found.config.metadata or {}
+        return CollectionInfo(vectors, frozenset(found.payload_schema or {}), metadata)
 
     def create_keyword_index(self, field: str) -> None:
         """See `Store.create_keyword_index`."""
@@ -169,17 +191,50 @@ class ClientStore:
             kind = models.PayloadSchemaType.KEYWORD
             self._call(self._client.create_payload_index, field, kind, wait=True)
 
+    def create_text_index(self, field: str) -> None:
+        """See `Store.create_text_index`."""
+        schema = models.TextIndexParams(
+            type=models.TextIndexType.TEXT, lowercase=True, scoring=True
+        )
+        try:
+            self._call(self._client.create_payload_index, field, schema, wait=True)
+        except StoreError as error:
+            if _status(error.__cause__) not in (400, 422):
+                raise
+            log.warning("%s cannot rank text; indexing %r without.", self.location, field)
+            plain = schema.model_copy(update={"scoring": None})
+            self._call(self._client.create_payload_index, field, plain, wait=True)
+
+    def add_vector(self, name: str, size: int) -> None:
+        """See `Store.add_vector`.
+
+        Raises:
+            StoreError: The server is too old: it needs Qdrant 1.18.
+        """
+        config = models.DenseVectorNameConfig(
+            dense=models.DenseVectorConfig(size=size, distance=models.Distance.COSINE)
+        )
+        self._call(self._client.create_vector_name, name, config)
+        self._dims = None
+
+    def tell(self, key: str, value: Mapping[str, Any]) -> None:
+        """See `Store.tell`; a server before 1.16 forgets it."""
+        self._call(self._client.update_collection, metadata={key: dict(value)})
+
     def upsert(self, points: Sequence[models.PointStruct]) -> None:
         """See `Store.upsert`."""
         ready = common.prepare_points(points, self._widths())
         for part in _groups(ready, _point_bytes):
-            batch = [models.PointStruct(id=i, vector=dict(v), payload=p) for i, v, p in part]
+            batch = [
+                models.PointStruct(id=common.wire_id(i), vector=dict(v), payload=p)
+                for i, v, p in part
+            ]
             self._call(self._client.upsert, batch, wait=True)
 
     def delete(self, ids: Sequence[str]) -> None:
         """See `Store.delete`."""
         for part in common.chunks([common.as_id(i) for i in ids], REQUEST_POINTS):
-            which = models.PointIdsList(points=list(part))
+            which = models.PointIdsList(points=common.wire_ids(part))
             self._call(self._client.delete, which, wait=True)
 
     def set_payload(self, updates: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
@@ -189,7 +244,7 @@ class ClientStore:
             known = self._known([i for i, _ in batch])
             operations: list[models.UpdateOperation] = [
                 models.SetPayloadOperation(
-                    set_payload=models.SetPayload(payload=payload, points=[i])
+                    set_payload=models.SetPayload(payload=payload, points=[common.wire_id(i)])
                 )
                 for i, payload in batch
                 if i in known
@@ -211,7 +266,9 @@ class ClientStore:
         for batch in _groups(pairs, lambda pair: 100 + _FLOAT_BYTES * len(pair[1])):
             known = self._known([i for i, _ in batch])
             points = [
-                models.PointVectors(id=i, vector={name: row}) for i, row in batch if i in known
+                models.PointVectors(id=common.wire_id(i), vector={name: row})
+                for i, row in batch
+                if i in known
             ]
             if points:
                 self._call(self._client.update_vectors, points, wait=True)
@@ -225,7 +282,10 @@ class ClientStore:
         found: dict[str, models.Record] = {}
         for part in common.chunks(wanted, REQUEST_POINTS):
             rows = self._call(
-                self._client.retrieve, list(part), with_payload=with_payload, with_vectors=names
+                self._client.retrieve,
+                common.wire_ids(part),
+                with_payload=with_payload,
+                with_vectors=common.wire_names(names),
             )
             found.update((str(row.id), _record(row, names)) for row in rows)
         return [found[i] for i in wanted if i in found]
@@ -249,7 +309,7 @@ class ClientStore:
                 limit=batch,
                 offset=offset,
                 with_payload=payload,
-                with_vectors=names,
+                with_vectors=common.wire_names(names),
             )
             yield from (_record(row, names) for row in rows)
             if offset is None:
@@ -284,7 +344,8 @@ class ClientStore:
         """See `Store.close`; may be called twice."""
         if not self._closed:
             self._closed = True
-            self._client.close()
+            if self._owned:
+                self._client.close()
 
     # Talking to the server
 
@@ -338,34 +399,17 @@ class ClientStore:
     def _widths(self) -> dict[str, int]:
         """Width of each named vector, asked for once."""
         if self._dims is None:
-            params = self._call(self._client.get_collection).config.params.vectors
-            named = params if isinstance(params, dict) else {"": params} if params else {}
-            for name, vector in named.items():
-                if vector.distance not in (models.Distance.COSINE, models.Distance.DOT):
-                    raise MismatchError(
-                        f"Vector {name!r} of {self.location} is compared by {vector.distance}; "
-                        "this needs Cosine.",
-                        "Use another collection.",
-                    )
-            self._dims = {name: vector.size for name, vector in named.items()}
+            self._dims = {name: one.size for name, one in self.info().vectors.items()}
         return self._dims
 
     def _known(self, ids: Sequence[str]) -> set[str]:
-        rows = self._call(self._client.retrieve, list(ids), with_payload=False, with_vectors=False)
-        return {str(row.id) for row in rows}
-
-    def _create_text_index(self, field: str) -> None:
-        schema = models.TextIndexParams(
-            type=models.TextIndexType.TEXT, lowercase=True, scoring=True
+        rows = self._call(
+            self._client.retrieve,
+            common.wire_ids(ids),
+            with_payload=False,
+            with_vectors=False,
         )
-        try:
-            self._call(self._client.create_payload_index, field, schema, wait=True)
-        except StoreError as error:
-            if _status(error.__cause__) not in (400, 422):
-                raise
-            log.warning("%s cannot rank text; indexing %r without.", self.location, field)
-            plain = schema.model_copy(update={"scoring": None})
-            self._call(self._client.create_payload_index, field, plain, wait=True)
+        return {str(row.id) for row in rows}
 
 
 def _groups(items: Sequence[T], size_of: Callable[[T], int]) -> Iterator[list[T]]:

@@ -23,20 +23,41 @@ T = TypeVar("T")
 DEFAULT_LIMIT = 10  # what Qdrant uses when a request names none
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _INT64 = range(-(2**63), 2**63)
+_DIGITS = len(str(2**64))
 
 
 def as_id(value: object) -> str:
-    """The canonical form of a point id.
+    """The canonical form of a point id, as text. Ours are UUIDs; others use whole numbers too.
 
     Raises:
-        StoreError: It is not a UUID.
+        StoreError: It is neither.
     """
+    text = str(value)
+    # A UUID without hyphens may be all digits, too.
+    if text.isascii() and text.isdigit() and len(text) <= _DIGITS and int(text) < 2**64:
+        return str(int(text))
     try:
-        return str(uuid.UUID(str(value)))
+        return str(uuid.UUID(text))
     except ValueError:
         raise StoreError(
-            f"Point id {value!r} is not a UUID.", "Use Segment.id, or a UUID of your own."
+            f"Point id {value!r} is not a UUID, nor a whole number of 64 bits.",
+            "Use Segment.id, or a UUID of your own.",
         ) from None
+
+
+def wire_id(text: str) -> models.ExtendedPointId:
+    """A canonical id as Qdrant takes it."""
+    return int(text) if text.isdigit() else text
+
+
+def wire_ids(ids: Iterable[str]) -> list[models.ExtendedPointId]:
+    """Canonical ids as Qdrant takes them."""
+    return [wire_id(text) for text in ids]
+
+
+def wire_names(names: Sequence[str]) -> list[str] | bool:
+    """Names of vectors to return as Qdrant takes them: the one without a name comes with all."""
+    return True if "" in names else list(names)
 
 
 def is_plain_key(key: str) -> bool:
@@ -268,5 +289,5 @@ def select_vectors(vector: Any, names: Sequence[str]) -> dict[str, list[float]] 
     """Those of the named vectors that a point has; None when none were asked for."""
     if not names:
         return None
-    found = vector if isinstance(vector, Mapping) else {}
+    found = vector if isinstance(vector, Mapping) else {} if vector is None else {"": vector}
     return {name: list(found[name]) for name in names if name in found}

@@ -23,7 +23,7 @@ from qdrant_client import models
 from cart_qdrant.errors import CartError, ConfigError, StoreError
 from cart_qdrant.index import edge_requests
 from cart_qdrant.index import store_common as common
-from cart_qdrant.index.store import CollectionSpec
+from cart_qdrant.index.store import CollectionInfo, CollectionSpec, VectorInfo
 
 log = logging.getLogger(__name__)
 _DISK_COPIES = 4  # write-ahead log, segment, and both again while they are rewritten
@@ -66,6 +66,8 @@ class EdgeStore:
     Args:
         path: Folder of the engine's files.
         settings: See `EdgeSettings`.
+        sidecar: Whether to keep the file beside the folder; without, what it holds is asked of the
+            engine each time.
         free_bytes: Tells the free space of a folder's disk.
     """
 
@@ -74,11 +76,13 @@ class EdgeStore:
         path: Path,
         *,
         settings: EdgeSettings | None = None,
+        sidecar: bool = True,
         free_bytes: Callable[[Path], int] = disk_free,
     ) -> None:
         self._path = Path(path)
         self._sidecar = self._path.with_name(f"{self._path.name}.json")
         self._settings = settings or EdgeSettings()
+        self._keeps_sidecar = sidecar
         self._free_bytes = free_bytes
         self._lock = threading.Lock()
         self._shard: edge.EdgeShard | None = None
@@ -120,19 +124,53 @@ class EdgeStore:
         """See `Store.create_keyword_index`."""
         self.create(CollectionSpec(vectors=self._open_spec().vectors, keywords=(field,)))
 
+    def create_text_index(self, field: str) -> None:
+        """See `Store.create_text_index`."""
+        self.create(CollectionSpec(vectors=self._open_spec().vectors, texts=(field,)))
+
+    def info(self) -> CollectionInfo:
+        """See `Store.info`."""
+        with self._engine() as shard:
+            indexed = frozenset(shard.info().payload_schema)
+        config = json.loads((self._path / "edge_config.json").read_text())
+        vectors = {
+            name: VectorInfo(one["size"], one["distance"], bool(one.get("multivector_config")))
+            for name, one in config["vectors"].items()
+        }
+        return CollectionInfo(vectors, indexed)
+
+    def add_vector(self, name: str, size: int) -> None:
+        """See `Store.add_vector`."""
+        spec = self._open_spec()
+        if name not in self.info().vectors:  # a killed run may have made it
+            make = edge.UpdateOperation.create_dense_vector(name, size, edge.Distance.Cosine)
+            self._update(make, 0)
+            self.flush()
+        with self._mapped():
+            self._write_spec(
+                CollectionSpec(
+                    vectors={**spec.vectors, name: size}, keywords=spec.keywords, texts=spec.texts
+                )
+            )
+
+    def tell(self, key: str, value: Mapping[str, Any]) -> None:  # noqa: ARG002
+        """Nothing: the folder belongs to one index."""
+        self._check_usable()
+
     def upsert(self, points: Sequence[models.PointStruct]) -> None:
         """See `Store.upsert`."""
         ready = common.prepare_points(points, self._open_spec().vectors)
         size = sum(4 * sum(map(len, v.values())) + common.json_bytes(p) for _, v, p in ready)
         self._check_space(size)
         for part in common.chunks(ready, self._settings.batch_points):
-            batch = [edge.Point(i, dict(v), p) for i, v, p in part]
+            batch = [edge.Point(common.wire_id(i), dict(v), p) for i, v, p in part]
             self._update(edge.UpdateOperation.upsert_points(batch), len(batch))
 
     def delete(self, ids: Sequence[str]) -> None:
         """See `Store.delete`."""
         for part in common.chunks([common.as_id(i) for i in ids], self._settings.batch_points):
-            self._update(edge.UpdateOperation.delete_points(list(part)), len(part))
+            gone = edge.UpdateOperation.delete_points(common.wire_ids(part))
+            self._update(gone, len(part))
 
     def set_payload(self, updates: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
         """See `Store.set_payload`."""
@@ -141,7 +179,8 @@ class EdgeStore:
         known = self._known([i for i, _ in ready])
         for i, payload in ready:
             if i in known:
-                self._update(edge.UpdateOperation.set_payload([i], payload), 1)
+                at = [common.wire_id(i)]
+                self._update(edge.UpdateOperation.set_payload(at, payload), 1)
 
     def delete_payload_key(self, key: str) -> None:
         """See `Store.delete_payload_key`."""
@@ -157,7 +196,7 @@ class EdgeStore:
         known = self._known(ids)
         pairs = [(i, row) for i, row in zip(ids, rows, strict=True) if i in known]
         for part in common.chunks(pairs, self._settings.batch_points):
-            batch = [edge.PointVectors(i, {name: row}) for i, row in part]
+            batch = [edge.PointVectors(common.wire_id(i), {name: row}) for i, row in part]
             self._update(edge.UpdateOperation.update_vectors(batch), len(batch))
 
     def retrieve(
@@ -166,10 +205,11 @@ class EdgeStore:
         """See `Store.retrieve`."""
         names = common.check_names(with_vectors, self._open_spec().vectors)
         wanted = [common.as_id(i) for i in ids]
+        wanted_names = common.wire_names(names) or False
         found: dict[str, models.Record] = {}
         for part in common.chunks(wanted, self._settings.batch_points):
             with self._engine() as shard:
-                rows = shard.retrieve(list(part), with_payload, names or False)
+                rows = shard.retrieve(common.wire_ids(part), with_payload, wanted_names)
             found.update((str(row.id), _record(row, names)) for row in rows)
         return [found[i] for i in wanted if i in found]
 
@@ -186,7 +226,9 @@ class EdgeStore:
         payload = with_payload if isinstance(with_payload, bool) else list(with_payload)
         native, offset = edge_requests.edge_filter(filter), None
         while True:
-            request = edge.ScrollRequest(offset, batch, native, payload, names or False)
+            request = edge.ScrollRequest(
+                offset, batch, native, payload, common.wire_names(names) or False
+            )
             with self._engine() as shard:
                 rows, offset = shard.scroll(request)
             yield from (_record(row, names) for row in rows)
@@ -306,6 +348,8 @@ class EdgeStore:
 
     def _write_spec(self, spec: CollectionSpec) -> None:
         self._spec = spec
+        if not self._keeps_sidecar:
+            return
         text = json.dumps(
             {
                 "vectors": dict(spec.vectors),
@@ -327,6 +371,9 @@ class EdgeStore:
         return self._spec
 
     def _read_spec(self) -> CollectionSpec:
+        if not self._keeps_sidecar:
+            with self._mapped():
+                return self._recover_spec()
         if not self._sidecar.is_file():
             log.warning("%s is missing; made again from the store.", self._sidecar)
             with self._mapped():
@@ -371,7 +418,8 @@ class EdgeStore:
 
     def _known(self, ids: Sequence[str]) -> set[str]:
         with self._engine() as shard:
-            return {str(row.id) for row in shard.retrieve(list(ids), False, False)}
+            found = shard.retrieve(common.wire_ids(ids), False, False)
+            return {str(row.id) for row in found}
 
     def _check_space(self, batch_bytes: int) -> None:
         need = batch_bytes * _DISK_COPIES + self._settings.reserve_bytes

@@ -123,8 +123,9 @@ def caption_index(
 
     Raises:
         CaptionError: The model fails from the beginning.
-        UsageError: Labels are asked of an embedder that knows no text.
+        UsageError: Labels are asked of an embedder that knows no text; or the index is attached.
     """
+    library.require_own()
     begin = time.perf_counter()
     run = _Run(library, captioner, reporter, every=every, limit=limit)
     run.go()

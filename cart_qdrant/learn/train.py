@@ -301,7 +301,7 @@ class _Training:
         verticals: Verticals,
     ) -> Calibration:
         corpus, split, codec = data.corpus, data.split, data.codec
-        captions = bool(corpus.captioned.any())
+        captions = bool(corpus.captioned.any()) and self.library.keeps_captions
         means = [_mean(written.hub_N[corpus.vectors.spaces == space]) for space in spaces]
         means.append(_mean(written.caption_hub_N))
         base = replace(
@@ -324,6 +324,8 @@ class _Training:
         keep = np.ones(len(corpus.texts), dtype=bool)
         keep[split.known_P] = False
         keep[split.new_P] = False
+        if not self.library.keeps_captions:
+            keep[:] = False  # as a search finds it
         caption_NW, known_N = caption_vectors(corpus, data.states.text_PW, keep)
         caption_hub_N = bank.hubness(caption_NW, CAPTION)
         gains = node_gains(trie, base.scale * HUB)

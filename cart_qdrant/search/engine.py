@@ -19,7 +19,7 @@ from typing import Any, Literal, Self, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
-from qdrant_client import models
+from qdrant_client import QdrantClient, models
 
 from cart_qdrant.errors import MismatchError, UsageError
 from cart_qdrant.index.identify import load_codec, load_trie
@@ -138,15 +138,25 @@ class Retriever:
         url: str | None = None,
         api_key: str | None = None,
         collection: str | None = None,
+        client: QdrantClient | None = None,
     ) -> Retriever:
         """Open an index for searching.
+
+        Args:
+            root: The `.cartq` folder.
+            url: Server it must be on, if given.
+            api_key: Key of the server.
+            collection: Collection it must be in, if given.
+            client: Client of your own to reach its server by; you close it.
 
         Raises:
             IndexMissingError: There is none.
             MismatchError: Its parts are of different versions.
             StoreError: The store cannot be opened, or another process has it.
         """
-        library = Library.open(Path(root), url=url, api_key=api_key, collection=collection)
+        library = Library.open(
+            Path(root), url=url, api_key=api_key, collection=collection, client=client
+        )
         try:
             return cls(library)
         except BaseException:
@@ -224,6 +234,11 @@ class Retriever:
             raise UsageError(f"--lane is {lane!r}, but must be one of {', '.join(LANES)}.")
         if group_by not in ("file", "none"):
             raise UsageError(f"--group-by is {group_by!r}, but must be file or none.")
+        if lane == "caption" and not self._library.keeps_captions:
+            raise UsageError(
+                "--lane is caption, but the collection has no vectors of captions.",
+                "Attach again with --caption-vectors.",
+            )
         asked = [
             query.parts[0].value if isinstance(query, Query) and query.is_text else query
             for query in queries

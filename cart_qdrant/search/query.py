@@ -8,7 +8,6 @@ Shape legend: D vector width.
 from __future__ import annotations
 
 import math
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -20,11 +19,13 @@ import numpy.typing as npt
 from qdrant_client import models
 
 from cart_qdrant.config import SegmentConfig
-from cart_qdrant.errors import MediaError, UsageError
+from cart_qdrant.errors import MediaError, StoreError, UsageError
+from cart_qdrant.index.embedders import FOREIGN
 from cart_qdrant.index.identify import vector_of
 from cart_qdrant.index.library import Library
 from cart_qdrant.index.media import decode
 from cart_qdrant.index.scan import relative_name
+from cart_qdrant.index.store_common import as_id
 from cart_qdrant.records import Modality
 
 FloatArray = npt.NDArray[np.float32]
@@ -184,7 +185,7 @@ class Mixer:
         if not path.exists():
             raise UsageError(f"There is no file {path}.")
         info = self._library.manifest.embedder
-        if info.name == "precomputed":
+        if info.name in ("precomputed", FOREIGN):
             raise UsageError(
                 "The vectors of this index were made elsewhere: no file can be embedded here.",
                 "Ask with an item of the index: --like PATH",
@@ -238,8 +239,8 @@ class Mixer:
 
     def _by_id(self, name: str) -> models.Record | None:
         try:
-            one = str(uuid.UUID(name))
-        except ValueError:
+            one = as_id(name)
+        except StoreError:
             return None
         found = self._library.store.retrieve([one], with_vectors=["media"])
         return found[0] if found else None

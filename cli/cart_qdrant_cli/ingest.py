@@ -179,7 +179,9 @@ def _open(
     from cart_qdrant.persistence import IndexFolder
 
     folder = IndexFolder(target.index.absolute())
-    place = {"url": target.url, "api_key": target.api_key, "collection": target.collection}
+    place: dict[str, Any] = {
+        "url": target.url, "api_key": target.api_key, "collection": target.collection,
+    }  # fmt: skip
     with ExitStack() as stack:
         if folder.exists():
             bound = folder.read().embedder.name

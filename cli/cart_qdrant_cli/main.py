@@ -13,7 +13,18 @@ import typer
 from rich.text import Text
 
 from cart_qdrant.errors import CartError
-from cart_qdrant_cli import caption, demo, doctor, evaluate, info, ingest, models, search, train
+from cart_qdrant_cli import (
+    attach,
+    caption,
+    demo,
+    doctor,
+    evaluate,
+    info,
+    ingest,
+    models,
+    search,
+    train,
+)
 from cart_qdrant_cli.options import (
     CollectionOption,
     IndexOption,
@@ -41,7 +52,7 @@ app = typer.Typer(
         "cartq demo",
     ),
 )
-for module in (ingest, caption, train, search, evaluate, doctor, info, models, demo):
+for module in (ingest, attach, caption, train, search, evaluate, doctor, info, models, demo):
     module.register(app)
 
 

@@ -39,6 +39,10 @@ SURFACE = {
     "ingest": INDEX
     | {"--embedder", "--vectors", "--captions", "--no-captions", "--exclude", "--prune"}
     | {"--dry-run", "--json"},
+    "attach": INDEX
+    | {"--vector", "--modality", "--field", "--embedder", "--caption-vectors", "--key", "--path"}
+    | {"--json"},
+    "sync": INDEX | {"--verify", "--json"},
     "caption": INDEX | {"--captioner", "--model", "--every", "--limit", "--json"},
     "train": INDEX | {"--profile", "--seed", "--no-resume", "--json"},
     "search": INDEX

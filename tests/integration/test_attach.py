@@ -1,0 +1,348 @@
+"""An index over a collection that others fill, on both stores."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from qdrant_client import QdrantClient, models
+
+from cart_qdrant.errors import MismatchError, StoreError, UsageError
+from cart_qdrant.index.attach import AttachOptions, attach, guess_fields, sync
+from cart_qdrant.index.identify import check, load_trie
+from cart_qdrant.index.ingest import Ingest, IngestOptions
+from cart_qdrant.index.library import Library
+from cart_qdrant.index.store import VectorInfo
+from cart_qdrant.learn.train import TrainOptions, train
+from cart_qdrant.metrics import unit
+from cart_qdrant.search.engine import Retriever
+from cart_qdrant.search.filters import parse_filter
+from cart_qdrant.search.query import Part, Query
+
+DIM = 24
+THINGS = ["dog", "cat", "horse", "child", "woman", "man", "bird", "truck", "boat", "bike"]
+ACTS = ["runs on the beach", "jumps over a log", "sleeps in the grass", "waits in the snow",
+        "crosses a river", "plays in the park"]  # fmt: skip
+PHRASES = [f"a {thing} {act}" for thing, act in itertools.product(THINGS, ACTS)]
+
+
+@pytest.fixture(scope="session")
+def phrase_vectors(text_encoder: Any) -> np.ndarray[Any, Any]:
+    """What a model that we do not know made of pictures of the phrases (N, DIM)."""
+    rng = np.random.default_rng(0)
+    x = text_encoder.embed(PHRASES) @ rng.normal(size=(384, DIM))
+    return np.asarray(x + 0.3 * rng.normal(size=x.shape), np.float32)
+
+
+def theirs(n: int) -> dict[str, Any]:
+    """A payload that has nothing of ours, and all that JSON has."""
+    return {
+        "meta": {"url": f"s3://bucket/{n}.jpg", "tags": ["a", None, {"b": 1.5}]},
+        "title": PHRASES[n],
+        "year": 2000 + n % 10,
+        "größe": "größer",
+        "deep": {"flag": n % 2 == 0, "empty": [], "none": None},
+    }
+
+
+def fill(
+    client: QdrantClient,
+    vectors: np.ndarray[Any, Any],
+    *,
+    name: str | None = None,
+    whole: bool = True,
+) -> None:
+    """A collection as others make it: ids are numbers and UUIDs."""
+    params = models.VectorParams(size=DIM, distance=models.Distance.COSINE)
+    if name is not None:
+        other = models.VectorParams(size=3, distance=models.Distance.EUCLID)
+        client.create_collection("photos", {name: params, "other": other})
+    else:
+        client.create_collection("photos", params)
+    add(client, vectors, range(len(vectors) if whole else len(vectors) // 2), name=name)
+
+
+def add(
+    client: QdrantClient, vectors: np.ndarray[Any, Any], rows: range, *, name: str | None = None
+) -> None:
+    client.upsert(
+        "photos",
+        [
+            models.PointStruct(
+                id=n if n % 2 else str(uuid.UUID(int=n)),
+                vector={name: vectors[n].tolist()} if name else vectors[n].tolist(),
+                payload=theirs(n),
+            )
+            for n in rows
+        ],
+    )
+
+
+def payloads(client: QdrantClient) -> dict[str, str]:
+    """All payloads as JSON without the identifiers."""
+    records, _ = client.scroll("photos", limit=1000)
+    return {
+        str(r.id): json.dumps({k: v for k, v in (r.payload or {}).items() if k[:4] != "cart"})
+        for r in records
+    }
+
+
+@pytest.fixture
+def client() -> Iterator[QdrantClient]:
+    one = QdrantClient(":memory:")
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def attached(
+    tmp_path: Path, client: QdrantClient, monkeypatch: pytest.MonkeyPatch, text_encoder: Any
+) -> Callable[..., Library]:
+    """Attaches to the collection of `client`, and brings the identifiers in step."""
+    monkeypatch.setattr(Library, "text_encoder", lambda self: text_encoder)
+
+    def make(**options: Any) -> Library:
+        chosen = AttachOptions(**options)
+        library = attach(tmp_path / ".cartq", "photos", client=client, options=chosen)
+        sync(library)
+        return library
+
+    return make
+
+
+def test_attach_leaves_payloads_as_they_were(
+    client: QdrantClient, attached: Callable[..., Library], phrase_vectors: Any
+) -> None:
+    fill(client, phrase_vectors)
+    before = payloads(client)
+    vectors = [r.vector for r in client.scroll("photos", limit=1000, with_vectors=True)[0]]
+    library = attached()
+    assert payloads(client) == before
+    after = [r.vector for r in client.scroll("photos", limit=1000, with_vectors=True)[0]]
+    assert after == vectors
+    record = client.retrieve("photos", [7])[0]
+    assert set(record.payload or {}) == {*theirs(7), "cart"}
+    how = library.attachment
+    assert how is not None
+    assert (how.vector, how.path, how.captions, how.words) == ("", "meta.url", ["title"], "title")
+    assert how.modality == "image"
+    health = check(library)
+    assert health is not None and health.items == len(PHRASES)
+
+
+def test_sync_follows_others(
+    client: QdrantClient, attached: Callable[..., Library], phrase_vectors: Any
+) -> None:
+    fill(client, phrase_vectors, whole=False)
+    library = attached()
+    half = len(PHRASES) // 2
+    add(client, phrase_vectors, range(half, len(PHRASES)))
+    client.delete("photos", models.PointIdsList(points=[1, 3, str(uuid.UUID(int=2))]))
+    report = sync(library)
+    assert (report.new, report.gone, report.items) == (half, 3, len(PHRASES) - 3)
+    again = sync(library)
+    assert (again.new, again.gone, again.changed) == (0, 0, 0)
+    # A vector that is replaced in place keeps its payload, and with it the old identifier.
+    client.update_vectors("photos", [models.PointVectors(id=5, vector=phrase_vectors[50].tolist())])
+    assert sync(library).changed == 0
+    assert sync(library, verify=True).changed == 1
+    assert sync(library, verify=True).changed == 0
+    carts = [
+        (r.payload or {})["cart"] for r in client.retrieve("photos", [5, str(uuid.UUID(int=50))])
+    ]
+    assert carts[0]["codes"] == carts[1]["codes"] and carts[0]["u"] != carts[1]["u"]
+    trie, info = load_trie(library), library.manifest.identifiers
+    assert trie is not None and info is not None and len(trie) == len(PHRASES) - 3
+
+
+def test_trained_search_finds_by_their_words(
+    client: QdrantClient, attached: Callable[..., Library], phrase_vectors: Any
+) -> None:
+    fill(client, phrase_vectors)
+    library = attached()
+    before = payloads(client)
+    train(library, TrainOptions(profile="quick"))
+    assert payloads(client) == before
+    assert set(client.retrieve("photos", [7])[0].payload or {}) == {*theirs(7), "cart_2"}
+    with Retriever.open(library.folder.root, client=client) as retriever:
+        asked = range(0, 60, 6)
+        found = [retriever.search(PHRASES[n], k=10).hits for n in asked]
+        right = [
+            PHRASES[n] in [h.caption for h in hits] for n, hits in zip(asked, found, strict=True)
+        ]
+        assert sum(right) >= 8  # of 10; by chance 1.7
+        assert all(h.path.startswith("s3://bucket/") and h.identifier for h in found[0])
+        only = parse_filter(["year=2003"])
+        years = {h.payload["year"] for h in retriever.search("a dog", filter=only).hits}
+        assert years == {2003}
+        dense = retriever.search("a dog runs", lane="dense", filter=only).hits
+        assert {h.payload["year"] for h in dense} == {2003}
+        assert retriever.search("a dog", lane="generative", k=5).hits
+        with pytest.raises(UsageError, match="no vectors of captions"):
+            retriever.search("a dog", lane="caption")
+    assert client.count("photos").count == len(PHRASES)
+
+
+def test_captions_get_a_vector_when_asked(
+    client: QdrantClient, attached: Callable[..., Library], phrase_vectors: Any
+) -> None:
+    fill(client, phrase_vectors)
+    before = payloads(client)
+    library = attached(caption_vectors=True)
+    assert payloads(client) == before
+    assert client.get_collection("photos").config.params.vectors["cart_caption"].size == 384
+    with Retriever.open(library.folder.root, client=client) as retriever:
+        assert all(
+            retriever.search(PHRASES[n], lane="caption", k=1).hits[0].caption == PHRASES[n]
+            for n in range(5)
+        )
+    client.set_payload("photos", {"title": "a red car in the rain"}, [1])
+    assert sync(library).captions == 0
+    assert sync(library, verify=True).captions == len(PHRASES)
+    with Retriever.open(library.folder.root, client=client) as retriever:
+        (hit,) = retriever.search("a red car in the rain", lane="caption", k=1).hits
+        assert hit.id == "1"
+
+
+def test_a_named_vector_among_others(
+    client: QdrantClient, attached: Callable[..., Library], phrase_vectors: Any
+) -> None:
+    fill(client, phrase_vectors, name="image")
+    library = attached(fields={"path": "", "captions": ""}, key="codes")
+    how = library.attachment
+    assert how is not None
+    assert (how.vector, how.path, how.captions, how.words) == ("image", None, [], None)
+    assert "codes" in (client.retrieve("photos", [7])[0].payload or {})
+    (record,) = library.store.retrieve(["7"])
+    assert (record.payload or {})["path"] == "point:7"
+    with pytest.raises(UsageError, match="already"):
+        attached()
+    root = library.folder.root
+    with pytest.raises(StoreError, match="client of your own"):
+        Retriever.open(root)
+    with Retriever.open(root, client=client) as retriever:
+        for name in ("7", "point:7"):
+            (hit,) = retriever.search(Query((Part("like", name),)), k=1).hits
+            nearest = int(np.argsort(-unit(phrase_vectors) @ unit(phrase_vectors)[7])[1])
+            assert hit.id == (str(nearest) if nearest % 2 else str(uuid.UUID(int=nearest)))
+        found = retriever.search("a dog", lane="dense")
+        assert not found.hits and "no text reaches" in found.remarks[-1]
+
+
+def test_it_writes_nothing_else(
+    client: QdrantClient, attached: Callable[..., Library], phrase_vectors: Any, tmp_path: Path
+) -> None:
+    fill(client, phrase_vectors)
+    library = attached()
+    store = library.store
+    point = models.PointStruct(id=str(uuid.uuid4()), vector={"media": [1.0] * DIM})
+    for write in (
+        lambda: store.upsert([point]),
+        lambda: store.delete(["1"]),
+        lambda: store.set_payload([("1", {"title": "mine"})]),
+        lambda: store.delete_payload_key("title"),
+        lambda: store.update_vectors("media", [("1", [1.0] * DIM)]),
+    ):
+        with pytest.raises(StoreError, match="filled by others"):
+            write()
+    with pytest.raises(UsageError, match="cartq sync"):
+        Ingest(library, IngestOptions(paths=[tmp_path]))
+
+
+def test_what_does_not_fit_is_told(
+    client: QdrantClient, tmp_path: Path, phrase_vectors: Any
+) -> None:
+    root = tmp_path / ".cartq"
+    with pytest.raises(StoreError, match="no collection"):
+        attach(root, "photos", client=client)
+    fill(client, phrase_vectors, name="image")
+    with pytest.raises(UsageError, match=r"no vector 'x'.*image 24-d Cosine.*other 3-d Euclid"):
+        attach(root, "photos", client=client, options=AttachOptions(vector="x"))
+    with pytest.raises(MismatchError, match=r"'other'.*cannot be used"):
+        attach(root, "photos", client=client, options=AttachOptions(vector="other"))
+    with pytest.raises(UsageError, match=r"payload field 'title' already.*--key"):
+        attach(root, "photos", client=client, options=AttachOptions(key="title"))
+    with pytest.raises(UsageError, match="captoins"):
+        AttachOptions(fields={"captoins": "title"})
+    dot = models.VectorParams(size=2, distance=models.Distance.DOT)
+    client.create_collection("dots", dot)
+    client.upsert("dots", [models.PointStruct(id=1, vector=[3.0, 4.0])])
+    with pytest.raises(MismatchError, match="5 long"):
+        attach(root, "dots", client=client)
+    assert not (root / "manifest.json").exists()
+
+
+def test_another_model_is_refused(
+    client: QdrantClient, attached: Callable[..., Library], phrase_vectors: Any
+) -> None:
+    fill(client, phrase_vectors, whole=False)
+    library = attached()
+    root = library.folder.root
+    old = library.folder.manifest.read_bytes()
+    old_trie = {p.name: p.read_bytes() for p in root.iterdir() if p.is_file()}
+    add(client, phrase_vectors, range(len(PHRASES) // 2, len(PHRASES)))
+    sync(library)
+    new = library.manifest.version
+    for name, data in old_trie.items():
+        (root / name).write_bytes(data)
+    with pytest.raises(MismatchError, match=f"model {new}, but .* has ") as told:
+        Library.open(root, client=client)
+    assert "newer" in told.value.remedy
+    other = json.loads(old)
+    other["id"] = "another"
+    (root / "manifest.json").write_text(json.dumps(other))
+    with pytest.raises(MismatchError, match="belongs to the index"):
+        Library.open(root, client=client)
+
+
+def test_an_embedded_engine_of_others(
+    tmp_path: Path, phrase_vectors: Any, text_encoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import qdrant_edge as edge
+
+    monkeypatch.setattr(Library, "text_encoder", lambda self: text_encoder)
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    params = edge.EdgeVectorParams(DIM, edge.Distance.Cosine)
+    shard = edge.EdgeShard.create(str(folder), edge.EdgeConfig(vectors={"": params}))
+    rows = [edge.Point(n + 1, phrase_vectors[n].tolist(), theirs(n)) for n in range(len(PHRASES))]
+    shard.update(edge.UpdateOperation.upsert_points(rows))
+    shard.flush()
+    shard.close()
+    options = AttachOptions(caption_vectors=True)
+    with attach(tmp_path / ".cartq", "", path=folder, options=options) as library:
+        report = sync(library)
+        assert report.items == report.captions == len(PHRASES)
+        assert library.store.info().vectors["cart_caption"] == VectorInfo(384)
+    with Retriever.open(tmp_path / ".cartq") as retriever:
+        (hit,) = retriever.search(PHRASES[8], lane="caption", k=1).hits
+        assert (hit.id, hit.caption) == ("9", PHRASES[8])
+        similar = retriever.search(PHRASES[8], k=3)
+        assert similar.hits[0].id == "9"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".cartq", "theirs"]
+    shard = edge.EdgeShard.load(str(folder))
+    found = shard.retrieve([9], True, True)[0]
+    assert {k: v for k, v in found.payload.items() if k != "cart"} == theirs(8)
+    shard.close()
+
+
+def test_fields_are_guessed_by_name_and_value() -> None:
+    def points(**payload: Any) -> list[dict[str, Any]]:
+        return [payload] * 10
+
+    assert guess_fields(points(url="a.jpg", caption="a dog", text="")) == {
+        "path": "url", "captions": "caption",
+    }  # fmt: skip
+    nested = points(page_content="a dog", metadata={"source": "a.mp4", "start": 3, "kind": "video"})
+    assert guess_fields(nested) == {
+        "path": "metadata.source", "captions": "page_content", "modality": "metadata.kind",
+        "start": "metadata.start",
+    }  # fmt: skip
+    assert guess_fields(points(kind="jpeg", start="soon", path=7)) == {}
+    assert guess_fields([]) == {}
