@@ -166,6 +166,20 @@ class Identifier:
 
 
 @dataclass(frozen=True, slots=True)
+class Item:
+    """One stored segment, with all that is known of it."""
+
+    id: str
+    path: str
+    modality: Modality
+    start: float
+    end: float
+    identifier: Identifier | None
+    captions: tuple[Caption, ...]
+    payload: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Hit:
     """One answer of a search."""
 

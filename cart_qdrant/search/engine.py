@@ -31,10 +31,12 @@ from cart_qdrant.learn.model import Model
 from cart_qdrant.learn.prior import HUB, node_gains
 from cart_qdrant.learn.read_signs import MEANINGFUL
 from cart_qdrant.learn.verticals import Verticals
-from cart_qdrant.records import Hit, Modality
+from cart_qdrant.records import Hit, Item, Modality
 from cart_qdrant.search.candidates import DESCRIBED, POOL, Collector, Encoded, Pool
+from cart_qdrant.search.describe import Description, describe
 from cart_qdrant.search.explain import Explainer
 from cart_qdrant.search.filters import merge_filters
+from cart_qdrant.search.items import find_item
 from cart_qdrant.search.matched import best_caption, moment_of, words_of
 from cart_qdrant.search.query import Mixed, Mixer, Query
 from cart_qdrant.search.result import SearchResult
@@ -172,6 +174,18 @@ class Retriever:
     def calibration(self) -> Calibration:
         """Weights and router in force."""
         return self._calibration
+
+    def describe(self) -> Description:
+        """What the collection holds: kinds, fields to filter on, examples."""
+        return describe(self._library)
+
+    def item(self, name: str) -> Item:
+        """A stored item by its id, its path, or PATH@SECONDS.
+
+        Raises:
+            UsageError: There is none.
+        """
+        return find_item(self._library, name)
 
     def search(
         self,

@@ -16,17 +16,15 @@ from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from qdrant_client import models
 
 from cart_qdrant.config import SegmentConfig
-from cart_qdrant.errors import MediaError, StoreError, UsageError
+from cart_qdrant.errors import MediaError, UsageError
 from cart_qdrant.index.embedders import FOREIGN
 from cart_qdrant.index.identify import vector_of
 from cart_qdrant.index.library import Library
 from cart_qdrant.index.media import decode
-from cart_qdrant.index.scan import relative_name
-from cart_qdrant.index.store_common import as_id
 from cart_qdrant.records import Modality
+from cart_qdrant.search.items import find_record
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -225,61 +223,9 @@ class Mixer:
 
     def _item(self, name: str) -> tuple[dict[str, FloatArray], str]:
         """The vector of a stored item, and its id."""
-        record = self._by_id(name) or self._by_path(name)
-        if record is None:
-            raise UsageError(
-                f"No item of the index is {name!r}.",
-                "Name one by its id or its path, with @SECONDS for a moment: --like clip.mp4@12",
-            )
+        record = find_record(self._library, name)
         vector = vector_of(record)
         space = self._library.space((record.payload or {}).get("modality", ""))
         if vector is None or space is None:
             raise UsageError(f"The item {name!r} has no vector.", "Mend it: cartq ingest")
         return {space: np.asarray(vector, dtype=np.float32)}, str(record.id)
-
-    def _by_id(self, name: str) -> models.Record | None:
-        try:
-            one = as_id(name)
-        except StoreError:
-            return None
-        found = self._library.store.retrieve([one], with_vectors=["media"])
-        return found[0] if found else None
-
-    def _by_path(self, name: str) -> models.Record | None:
-        """The segment of a file that holds a moment; its first one without a moment."""
-        whole = self._segments(name)
-        if whole:
-            return whole[0]
-        path, _, seconds = name.rpartition("@")
-        try:
-            moment = float(seconds)
-        except ValueError:
-            return None
-        segments = self._segments(path)
-
-        def distance(record: models.Record) -> tuple[float, float]:
-            payload = record.payload or {}
-            begin, end = float(payload["start"]), float(payload["end"])
-            # Pictures before sound, where both hold the moment.
-            sound = payload["modality"] == Modality.AUDIO
-            return max(begin - moment, moment - end, 0.0), float(sound)
-
-        return min(segments, key=distance, default=None)
-
-    def _segments(self, path: str) -> list[models.Record]:
-        """A file's points in time order, named as stored, or as seen from here."""
-        names = dict.fromkeys([path, relative_name(Path(path), self._library.folder.base)])
-        for name in names:
-            match = models.FieldCondition(key="path", match=models.MatchValue(value=name))
-            found = list(
-                self._library.store.scroll(models.Filter(must=[match]), with_vectors=["media"])
-            )
-            if found:
-                return sorted(found, key=_order)
-        return []
-
-
-def _order(record: models.Record) -> tuple[float, bool]:
-    """Time, and pictures before the sound that goes with them."""
-    payload = record.payload or {}
-    return float(payload["start"]), payload["modality"] == Modality.AUDIO

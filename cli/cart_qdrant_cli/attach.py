@@ -173,6 +173,8 @@ def _show(report: SyncReport, target: Target, *, json: bool) -> None:
 
 def show_sync(console: Console, report: SyncReport, target: Target) -> None:
     """How the collection is read, what was done, what to do next."""
+    from cart_qdrant.index.embedders import FOREIGN
+
     how = report.attachment
     read = {
         "path": how.path or "(id of the point)",
@@ -189,11 +191,12 @@ def show_sync(console: Console, report: SyncReport, target: Target) -> None:
         if count
     ]  # fmt: skip
     found = report.identifiers
+    made_by = "" if report.embedder == FOREIGN else f" by {report.embedder}"
     console.print(
         facts(
             {
                 "collection": report.location,
-                "vector": f"{how.vector or '(without a name)'} by {report.embedder}",
+                "vector": (how.vector or "(without a name)") + made_by,
                 **read,
                 "identifiers": f"field {how.key}, U {found['U']:.3f}, {found['levels']} levels"
                 if found

@@ -21,6 +21,7 @@ from cart_qdrant_cli import (
     evaluate,
     info,
     ingest,
+    mcp,
     models,
     search,
     train,
@@ -52,7 +53,9 @@ app = typer.Typer(
         "cartq demo",
     ),
 )
-for module in (ingest, attach, caption, train, search, evaluate, doctor, info, models, demo):
+for module in (
+    ingest, attach, caption, train, search, mcp, evaluate, doctor, info, models, demo,
+):  # fmt: skip
     module.register(app)
 
 

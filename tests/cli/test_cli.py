@@ -49,6 +49,7 @@ SURFACE = {
     | FIND
     | {"-k", "--lane", "--group-by", "--min-confidence", "--explain", "--html", "--json"}
     | {"--mix", "--image", "--audio", "--like", "--minus"},
+    "mcp": INDEX | {"--http", "--host", "--port"},
     "eval": INDEX
     | FIND
     | {"--lane", "-k", "--json"}

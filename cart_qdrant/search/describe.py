@@ -1,0 +1,100 @@
+"""What a collection holds, in a few numbers and examples, for those who ask for the first time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
+
+from qdrant_client import models
+
+from cart_qdrant.index.identify import is_ours
+from cart_qdrant.index.library import Library
+from cart_qdrant.records import Modality
+from cart_qdrant.search.candidates import DESCRIBED
+
+SAMPLE = 200
+"""Points whose payloads are looked at for fields and examples."""
+EXAMPLES = 5
+_OURS = frozenset(
+    {"path", "modality", "start", "end", "captions", "hash", "size", "mtime", "segments",
+     "caption_digest", "captioned_by"}
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a collection holds.
+
+    Attributes:
+        location: Where its points are.
+        embedder: What made its vectors.
+        trained: Whether queries were learned from captions.
+        items: Items of each kind.
+        described: Items with a caption vector.
+        fields: Payload fields to filter on, with some of their values.
+        captions: Some captions, as examples of what may be asked for.
+    """
+
+    location: str
+    embedder: str
+    trained: bool
+    items: dict[str, int]
+    described: int
+    fields: dict[str, list[Any]]
+    captions: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """One object."""
+        return asdict(self)
+
+
+def describe(library: Library) -> Description:
+    """Count items by kind, and look at the payloads of some."""
+    store = library.store
+    items: dict[str, int] = {}
+    for modality in Modality:
+        match = models.FieldCondition(key="modality", match=models.MatchValue(value=str(modality)))
+        if count := store.count(models.Filter(must=[is_ours(), match])):
+            items[str(modality)] = count
+    payloads = [record.payload or {} for record in islice(store.scroll(batch=SAMPLE), SAMPLE)]
+    captions = dict.fromkeys(
+        one["text"] for payload in payloads for one in (payload.get("captions") or [])[:1]
+    )
+    return Description(
+        location=store.location,
+        embedder=library.manifest.embedder.name,
+        trained=library.manifest.generator is not None,
+        items=items,
+        described=store.count(models.Filter(must=[DESCRIBED])),
+        fields=_fields(payloads, library),
+        captions=list(captions)[:EXAMPLES],
+    )
+
+
+def _fields(payloads: list[dict[str, Any]], library: Library) -> dict[str, list[Any]]:
+    """Values of the fields that people have given, the shortest first."""
+    mine = {library.key}
+    if library.manifest.identifiers is not None:
+        mine.add(library.manifest.identifiers.field)
+    found: dict[str, dict[Any, None]] = {}
+    for payload in payloads:
+        for key, value in _flat(payload):
+            if key not in _OURS and key.split(".")[0] not in mine:
+                found.setdefault(key, {}).setdefault(value)
+    return {
+        key: sorted(values, key=lambda value: (len(str(value)), str(value)))[:EXAMPLES]
+        for key, values in sorted(found.items())
+    }
+
+
+def _flat(payload: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
+    """Scalars of a payload by dotted path."""
+    out: list[tuple[str, Any]] = []
+    for key, value in payload.items():
+        if isinstance(value, Mapping):
+            out += _flat(value, f"{above}{key}.")
+        elif isinstance(value, str | int | float):
+            out.append((f"{above}{key}", value))
+    return out

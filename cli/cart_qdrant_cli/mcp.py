@@ -1,0 +1,63 @@
+"""`cartq mcp`: the index as tools of an assistant."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cart_qdrant_cli.options import (
+    CollectionOption,
+    IndexOption,
+    UrlOption,
+    VerboseOption,
+    add_command,
+    examples,
+    resolve,
+)
+from cart_qdrant_cli.output import remark
+
+EXAMPLES = examples(
+    "cartq mcp --index /data/photos/.cartq",
+    "cartq mcp --http --port 8000",
+    "claude mcp add media -- cartq mcp --index /data/photos/.cartq",
+)
+
+
+def mcp(
+    context: typer.Context,
+    http: Annotated[
+        bool, typer.Option("--http", help="Serve HTTP at /mcp; stdin and stdout without it.")
+    ] = False,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than this machine's are open to all.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8000,
+    index: IndexOption = None,
+    url: UrlOption = None,
+    collection: CollectionOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Serve search_media, describe_collection and get_segment to an assistant (MCP).
+
+    The tools only read. An embedded index belongs to one process: use a Qdrant server to ingest
+    while this runs.
+    """
+    from cart_qdrant.search.engine import Retriever
+    from cart_qdrant_mcp import make_server
+
+    target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
+    with Retriever.open(
+        target.index, url=target.url, api_key=target.api_key, collection=target.collection
+    ) as retriever:
+        server = make_server(retriever)
+        if http:
+            remark(f"Serving http://{host}:{port}/mcp; stop with Ctrl-C.")
+            server.run("streamable-http", host=host, port=port)
+        else:
+            server.run("stdio")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    add_command(app, mcp, EXAMPLES)

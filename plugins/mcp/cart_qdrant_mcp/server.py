@@ -1,0 +1,224 @@
+"""Tools for assistants: search media, look at an item, learn what there is. None of them writes."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+
+from cart_qdrant import __version__
+from cart_qdrant.errors import CartError, MissingExtraError
+from cart_qdrant.records import Caption, Hit, Item, Modality
+from cart_qdrant.search.engine import Retriever
+from cart_qdrant.search.filters import parse_filter
+from cart_qdrant.search.thumbnails import thumbnail
+
+try:
+    from mcp.server.mcpserver import MCPServer
+    from mcp.server.mcpserver.exceptions import ToolError
+    from mcp.types import CallToolResult, ImageContent, TextContent, ToolAnnotations
+except ModuleNotFoundError as error:
+    raise MissingExtraError(
+        "The MCP SDK is not installed.", 'pip install "cart-qdrant[mcp]"'
+    ) from error
+
+INSTRUCTIONS = (
+    "Finds photos, video moments and sounds by what they show or sound like. Ask search_media in "
+    "plain words; a hit in a film or a sound has its first and last second. describe_collection "
+    "tells what there is and which fields can be filtered on; get_segment shows one hit, with a "
+    "picture of it."
+)
+READ_ONLY = ToolAnnotations(
+    read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False
+)
+MOST = 100
+"""Hits of one search, at most."""
+
+
+class MediaHit(BaseModel):
+    """One answer of a search."""
+
+    id: str = Field(description="For get_segment.")
+    path: str = Field(description="File, relative to the folder that the index lies in.")
+    modality: Modality
+    start: float = Field(description="First second of the segment; 0 for a picture.")
+    end: float = Field(description="Last second of the segment; 0 for a picture.")
+    moment: tuple[float, float] | None = Field(
+        description="Seconds that the caption speaks about, where it was matched."
+    )
+    caption: str | None = Field(description="The text that fits the query best.")
+    score: float = Field(description="For comparison within one answer only.")
+    confidence: float | None = Field(
+        description="Probability that this is what was meant; null where it is not known."
+    )
+    identifier: str | None = Field(description="Coarse-to-fine identifier of the item.")
+
+    @classmethod
+    def of(cls, hit: Hit) -> MediaHit:
+        """From the engine's."""
+        return cls(
+            id=hit.id, path=hit.path, modality=hit.modality, start=hit.start, end=hit.end,
+            moment=hit.moment, caption=hit.caption, score=hit.score, confidence=hit.confidence,
+            identifier=hit.identifier,
+        )  # fmt: skip
+
+
+class SearchAnswer(BaseModel):
+    """Hits of one search, best first."""
+
+    query: str
+    lane: str = Field(description="Which way of searching answered.")
+    hits: list[MediaHit]
+    remarks: list[str] = Field(description="What to know about this answer.")
+
+
+class CollectionAnswer(BaseModel):
+    """What there is to search."""
+
+    items: dict[str, int] = Field(description="Searchable items of each kind.")
+    described: int = Field(description="Items with a caption.")
+    trained: bool
+    embedder: str
+    fields: dict[str, list[Any]] = Field(
+        description="Fields that search_media can filter on, with some of their values."
+    )
+    captions: list[str] = Field(description="Some captions.")
+
+
+class SegmentCaption(BaseModel):
+    """A text about a segment."""
+
+    text: str
+    source: str
+    start: float | None = Field(description="Seconds that it speaks about.")
+    end: float | None
+
+    @classmethod
+    def of(cls, caption: Caption) -> SegmentCaption:
+        """From the engine's."""
+        return cls(
+            text=caption.text, source=str(caption.source), start=caption.start, end=caption.end
+        )
+
+
+class SegmentAnswer(BaseModel):
+    """One item with all its captions and fields."""
+
+    id: str
+    path: str
+    modality: Modality
+    start: float
+    end: float
+    identifier: str | None
+    captions: list[SegmentCaption]
+    fields: dict[str, Any] = Field(description="Its other payload fields.")
+    picture: str | None = Field(description="Why there is no picture, or null where there is one.")
+
+    @classmethod
+    def of(cls, item: Item, picture: str | None) -> SegmentAnswer:
+        """From the engine's."""
+        shown = {
+            key: value
+            for key, value in item.payload.items()
+            if key not in ("path", "modality", "start", "end", "captions")
+        }
+        return cls(
+            id=item.id, path=item.path, modality=item.modality, start=item.start, end=item.end,
+            identifier=None if item.identifier is None else item.identifier.id,
+            captions=[SegmentCaption.of(one) for one in item.captions], fields=shown,
+            picture=picture,
+        )  # fmt: skip
+
+
+def make_server(retriever: Retriever) -> MCPServer[Any]:
+    """A server with the tools `search_media`, `describe_collection` and `get_segment`.
+
+    Args:
+        retriever: Open index; stays open as long as the server runs.
+    """
+    server: MCPServer[Any] = MCPServer(
+        "cart-qdrant", instructions=INSTRUCTIONS, version=__version__, log_level="WARNING"
+    )
+
+    @server.tool(title="Search media", annotations=READ_ONLY, structured_output=True)
+    async def search_media(
+        query: Annotated[str, Field(description='What to find, in plain words: "a dog surfing".')],
+        k: Annotated[int, Field(description="Hits.", ge=1, le=MOST)] = 5,
+        modality: Annotated[
+            Modality | None, Field(description="Only pictures, film shots or sounds.")
+        ] = None,
+        filters: Annotated[
+            list[str] | None,
+            Field(
+                description="Conditions on fields that must all hold: year>=2020, "
+                "camera=gopro,dji, caption~surf."
+            ),
+        ] = None,
+        group_by: Annotated[
+            Literal["file", "none"],
+            Field(description="`file`: each file once, by its best moment; `none`: all moments."),
+        ] = "file",
+    ) -> SearchAnswer:
+        """Find photos, moments of videos and sounds by text. Best first, with seconds."""
+        with _told():
+            only = parse_filter(filters or [], modality)
+            found = await retriever.asearch(query, k=k, filter=only, group_by=group_by)
+        return SearchAnswer(
+            query=found.query, lane=found.lane, hits=[MediaHit.of(hit) for hit in found.hits],
+            remarks=found.remarks,
+        )  # fmt: skip
+
+    @server.tool(title="Describe the collection", annotations=READ_ONLY, structured_output=True)
+    async def describe_collection() -> CollectionAnswer:
+        """Tell how many photos, videos and sounds there are, and what can be filtered on."""
+        with _told():
+            found = await asyncio.to_thread(retriever.describe)
+        return CollectionAnswer(
+            items=found.items, described=found.described, trained=found.trained,
+            embedder=found.embedder, fields=found.fields, captions=found.captions,
+        )  # fmt: skip
+
+    @server.tool(title="Look at an item", annotations=READ_ONLY)
+    async def get_segment(
+        name: Annotated[str, Field(description="Id of a hit, a path, or PATH@SECONDS.")],
+        picture: Annotated[
+            bool, Field(description="Also give a small picture of it (of a sound its waveform).")
+        ] = True,
+    ) -> Annotated[CallToolResult, SegmentAnswer]:
+        """Show one item: all its captions and fields, and a small picture."""
+        with _told():
+            return await asyncio.to_thread(_look, retriever, name, picture=picture)
+
+    return server
+
+
+def _look(retriever: Retriever, name: str, *, picture: bool) -> CallToolResult:
+    item = retriever.item(name)
+    images: list[ImageContent] = []
+    missing: str | None = "not asked for"
+    if picture:
+        try:
+            small = thumbnail(retriever.base / item.path, item.modality, item.start, item.end)
+            data = base64.b64encode(small.data).decode()
+            images.append(ImageContent(type="image", data=data, mime_type=small.mime))
+            missing = None
+        except CartError as error:
+            missing = str(error)
+    answer = SegmentAnswer.of(item, missing)
+    text = TextContent(type="text", text=answer.model_dump_json(indent=2))
+    return CallToolResult(
+        content=[text, *images], structured_content=answer.model_dump(mode="json")
+    )
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Tell the assistant what is wrong and what mends it, in place of a traceback."""
+    try:
+        yield
+    except CartError as error:
+        raise ToolError(str(error)) from error
