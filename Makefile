@@ -12,7 +12,8 @@ PACKAGING := pyproject.toml constraints.txt
 # The sources that are checked; a plain list, so that a virtual environment is never walked.
 SOURCES := cart_qdrant cli plugins tests benchmarks
 ROOTS := cart_qdrant cli/cart_qdrant_cli plugins/langchain/cart_qdrant_langchain \
-	plugins/llamaindex/cart_qdrant_llamaindex plugins/mcp/cart_qdrant_mcp
+	plugins/llamaindex/cart_qdrant_llamaindex plugins/mcp/cart_qdrant_mcp \
+	plugins/haystack/cart_qdrant_haystack plugins/dspy/cart_qdrant_dspy
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench clean
@@ -30,7 +31,7 @@ $(VENV)/.installed-demo: $(PACKAGING) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-test: $(PACKAGING) | $(BIN)/python
-	$(PIP) -e ".[lite,demo,dev,imagebind,speech,st,langchain,llamaindex,mcp]"
+	$(PIP) -e ".[lite,demo,dev,imagebind,speech,st,langchain,llamaindex,mcp,haystack,dspy]"
 	@touch $@ $(VENV)/.installed-demo
 
 demo: $(VENV)/.installed-demo ## Ingest, train and search real photographs and clips.

@@ -90,6 +90,45 @@ def merge_filters(*filters: models.Filter | None) -> models.Filter | None:
     return models.Filter(must=list(given))
 
 
+def value_is(key: str, value: object) -> models.Condition:
+    """A field equals a text, a truth value or a number; of a list, one of its values does.
+
+    Raises:
+        UsageError: The value is none of these.
+    """
+    # Qdrant's equality finds no floats, and whether the payload holds some is not known.
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return models.FieldCondition(key=key, range=models.Range(gte=value, lte=value))
+    if not isinstance(value, str | bool):
+        raise UsageError(f"The filter on {key} compares with {value!r}, which is no single value.")
+    return models.FieldCondition(key=key, match=models.MatchValue(value=value))
+
+
+def value_in(key: str, values: object) -> models.Condition:
+    """A field equals one of some values, as `value_is` says.
+
+    Raises:
+        UsageError: No list of values, or an empty one.
+    """
+    if not isinstance(values, list) or not values:
+        raise UsageError(f"The filter on {key} needs a list of values, not {values!r}.")
+    return models.Filter(should=[value_is(key, value) for value in values])
+
+
+def value_compares(key: str, side: str, value: object) -> models.Condition:
+    """A field is a number on one side (`gt`, `gte`, `lt`, `lte`) of another.
+
+    Raises:
+        UsageError: The value is no number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UsageError(
+            f"The filter on {key} compares the size of {value!r}, and needs a number.",
+            "Ranges are of numbers; texts are equal, or in a list, or not.",
+        )
+    return models.FieldCondition(key=key, range=models.Range(**{side: value}))
+
+
 def _bad(expression: str, why: str) -> UsageError:
     return UsageError(
         f"Filter {expression!r} cannot be read: {why}.",

@@ -1,0 +1,78 @@
+"""The retriever."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from qdrant_client import models
+
+from cart_qdrant.errors import MissingExtraError
+from cart_qdrant.records import Hit
+from cart_qdrant.search.engine import Lane, Retriever, SearchOptions
+from cart_qdrant.search.result import SearchResult
+
+try:
+    import dspy
+except ImportError as error:
+    raise MissingExtraError("DSPy is not installed.", 'pip install "cart-qdrant[dspy]"') from error
+
+
+class Passages(dspy.Prediction):  # type: ignore[misc]
+    """Hits of one query: `passages` (texts for a prompt), `hits`, `scores`.
+
+    Iterates over passages with `long_text`, as `dspy.Retrieve` reads those of a configured `rm`.
+    """
+
+    def __iter__(self) -> Iterator[Any]:
+        return (dspy.Prediction(long_text=text) for text in self.passages)
+
+
+def to_passage(hit: Hit) -> str:
+    """A hit for a prompt: where it is, its seconds, its caption."""
+    where = hit.path if hit.end <= hit.start else f"{hit.path} {hit.start:.1f}-{hit.end:.1f} s"
+    return f"{where}: {hit.caption}" if hit.caption else where
+
+
+class CartQdrantRM:
+    """Finds segments of media by text; for `dspy.configure(rm=...)`, a module, or a tool.
+
+    Args:
+        retriever: An open engine; the caller closes it.
+        k: Passages returned.
+        lane: Who answers, see `cart_qdrant.Retriever.search`.
+        filter: Condition on the payload; all lanes obey it.
+    """
+
+    def __init__(
+        self,
+        retriever: Retriever,
+        *,
+        k: int = 5,
+        lane: Lane = "auto",
+        filter: models.Filter | None = None,
+    ) -> None:
+        self._engine, self.k, self._lane, self._filter = retriever, k, lane, filter
+
+    def __call__(self, query: str, k: int | None = None) -> Passages:
+        """Passages of a query, best first."""
+        return self.forward(query, k)
+
+    def forward(self, query: str, k: int | None = None) -> Passages:
+        """Passages of a query, best first."""
+        return _passages(self._engine.search(query, **self._wanted(k)))
+
+    async def aforward(self, query: str, k: int | None = None) -> Passages:
+        """`forward`, without blocking the event loop."""
+        return _passages(await self._engine.asearch(query, **self._wanted(k)))
+
+    def _wanted(self, k: int | None) -> SearchOptions:
+        return {"k": self.k if k is None else k, "lane": self._lane, "filter": self._filter}
+
+
+def _passages(found: SearchResult) -> Passages:
+    return Passages(
+        passages=[to_passage(hit) for hit in found.hits],
+        hits=[hit.to_json() for hit in found.hits],
+        scores=[hit.score for hit in found.hits],
+    )
