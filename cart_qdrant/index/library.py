@@ -379,7 +379,11 @@ class Library:
 
     def add_indexes(self) -> None:
         """Make payload indexes that an index of an older version lacks."""
-        self.store.create(_collection(self.manifest.embedder.dim, self.key))
+        self.make_collection(self.store)
+
+    def make_collection(self, store: Store) -> None:
+        """Make the collection of this index in a store, or the payload indexes that it lacks."""
+        store.create(_collection(self.manifest.embedder.dim, self.key))
 
     def put(self, manifest: Manifest) -> None:
         """Flip to another manifest.

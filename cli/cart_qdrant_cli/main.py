@@ -22,6 +22,7 @@ from cart_qdrant_cli import (
     info,
     ingest,
     mcp,
+    migrate,
     models,
     search,
     train,
@@ -54,7 +55,8 @@ app = typer.Typer(
     ),
 )
 for module in (
-    ingest, attach, caption, train, search, mcp, evaluate, doctor, info, models, demo,
+    ingest, attach, caption, train, search, mcp, evaluate, doctor, info, migrate,
+    models, demo,
 ):  # fmt: skip
     module.register(app)
 

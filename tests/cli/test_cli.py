@@ -49,6 +49,7 @@ SURFACE = {
     | FIND
     | {"-k", "--lane", "--group-by", "--min-confidence", "--explain", "--html", "--json"}
     | {"--mix", "--image", "--audio", "--like", "--minus"},
+    "migrate": INDEX | {"--to", "--to-collection", "--embedded", "--json"},
     "mcp": INDEX | {"--http", "--host", "--port"},
     "eval": INDEX
     | FIND

@@ -1,0 +1,215 @@
+"""The points of an index to another store: embedded to a server, and back.
+
+Points are copied as they are, page by page; a killed run goes on, and one that is made again copies
+what has changed. The manifest flips last: until then the index answers from where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from qdrant_client import models
+
+from cart_qdrant.errors import MismatchError, StoreError, UsageError
+from cart_qdrant.index.identify import vector_of
+from cart_qdrant.index.ingest_report import Reporter, Silent
+from cart_qdrant.index.library import Library
+from cart_qdrant.index.store import CAPTION, CAPTION_TEXTS, MEDIA, Store
+from cart_qdrant.persistence import StoreInfo, write_atomic
+
+if TYPE_CHECKING:
+    from qdrant_client import QdrantClient
+
+PAGE = 500
+"""Points copied together."""
+SAMPLE = 200
+"""Points compared one by one at the end."""
+CLOSE = 1e-6
+"""How far a component of a copied unit vector may be off: it is normalised again."""
+NOTE = "migration.json"
+"""File in the index's work folder: where to."""
+
+
+@dataclass(slots=True)
+class MigrateReport:
+    """What a migration did; `to_json` is the `--json` contract.
+
+    Attributes:
+        source: Where the points were.
+        target: Where they are.
+        points: All of them.
+        copied: Those that this run copied.
+        removed: Points of the target that the source no longer had.
+        compared: Points compared one by one.
+    """
+
+    source: str
+    target: str
+    points: int = 0
+    copied: int = 0
+    removed: int = 0
+    compared: int = 0
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """One object."""
+        return {**asdict(self), "seconds": round(self.seconds, 3)}
+
+
+def migrate(
+    library: Library,
+    place: StoreInfo,
+    *,
+    api_key: str | None = None,
+    client: QdrantClient | None = None,
+    reporter: Reporter | None = None,
+) -> MigrateReport:
+    """Copy the points to another store, compare, and flip to it. The lock is held.
+
+    The points stay where they were, too: remove them there by hand, once all readers have moved.
+
+    Args:
+        place: The other store.
+        api_key: Key of its server.
+        client: Client of your own to reach it by.
+
+    Raises:
+        UsageError: It is where the points are already, or the collection is filled by others.
+        MismatchError: There are points of another index, or a copied point differs.
+        StoreError: A store failed; run it again to go on.
+    """
+    library.require_own()
+    begin = time.perf_counter()
+    reporter = reporter or Silent()
+    source = library.store
+    target = Library.reach(library.folder, place, api_key, client)
+    try:
+        if place == library.manifest.store or target.location == source.location:
+            raise UsageError(f"The points are at {source.location} already.")
+        report = MigrateReport(source.location, target.location)
+        note = library.folder.work / NOTE
+        _prepare(library, target, note)
+        report.points = source.count()
+        reporter.phase("points", report.points)
+        report.copied = _copy(source, target, reporter)
+        if target.count() != report.points:
+            report.removed = _remove_extra(source, target)
+        target.flush()
+        reporter.phase("comparing", None)
+        report.compared = _compare(source, target, report.points)
+    except BaseException:
+        target.close()
+        raise
+    library.store = target
+    library.put(replace(library.manifest, store=place))
+    source.close()
+    note.unlink(missing_ok=True)
+    report.seconds = time.perf_counter() - begin
+    return report
+
+
+def _prepare(library: Library, target: Store, note: Path) -> None:
+    """Make the collection with its indexes, unless an earlier run has."""
+    source = library.store
+    if target.exists() and target.count() and not _is_target(note, target.location):
+        raise MismatchError(
+            f"The collection at {target.location} has {target.count()} points that this index "
+            "did not bring there.",
+            "Name another with --collection, or delete it.",
+        )
+    note.parent.mkdir(parents=True, exist_ok=True)
+    if not _is_target(note, target.location):
+        write_atomic(note, json.dumps({"target": target.location}).encode())
+    library.make_collection(target)
+    indexed = target.info().indexed
+    for field in sorted(source.info().indexed - indexed - {CAPTION_TEXTS}):
+        target.create_keyword_index(field)
+
+
+def _is_target(note: Path, location: str) -> bool:
+    return note.exists() and json.loads(note.read_bytes()).get("target") == location
+
+
+def _copy(source: Store, target: Store, reporter: Reporter) -> int:
+    """Copy the points that the target lacks, or has otherwise: of a killed run, the rest."""
+    copied = 0
+    empty = not target.count()
+    records = source.scroll(with_vectors=[MEDIA, CAPTION], batch=PAGE)
+    while page := list(islice(records, PAGE)):
+        there: dict[str, models.Record] = {}
+        if not empty:
+            ids = [str(record.id) for record in page]
+            found = target.retrieve(ids, with_vectors=[MEDIA, CAPTION])
+            there = {str(record.id): record for record in found}
+        missing = [one for one in page if not _same(one, there.get(str(one.id)))]
+        if missing:
+            target.upsert([_point(record) for record in missing])
+            copied += len(missing)
+        reporter.advance(len(page))
+    return copied
+
+
+def _point(record: models.Record) -> models.PointStruct:
+    assert isinstance(record.vector, dict)
+    return models.PointStruct(
+        id=str(record.id), vector=dict(record.vector), payload=record.payload or {}
+    )
+
+
+def _remove_extra(source: Store, target: Store) -> int:
+    """Remove what the source has lost since an earlier run copied it."""
+    here = {str(record.id) for record in source.scroll(with_payload=False)}
+    extra = [i for record in target.scroll(with_payload=False) if (i := str(record.id)) not in here]
+    for begin in range(0, len(extra), PAGE):
+        target.delete(extra[begin : begin + PAGE])
+    return len(extra)
+
+
+def _compare(source: Store, target: Store, count: int) -> int:
+    """Number, and payloads and vectors of a sample.
+
+    Raises:
+        MismatchError: Something differs.
+    """
+    found = target.count()
+    if found != count:
+        raise MismatchError(
+            f"{target.location} has {found} points, but {source.location} has {count}.",
+            "Let nobody write to it, and run it again.",
+        )
+    for record in _sample(source.scroll(with_payload=False), count):
+        ids = [str(record.id)]
+        one = source.retrieve(ids, with_vectors=[MEDIA, CAPTION])
+        other = target.retrieve(ids, with_vectors=[MEDIA, CAPTION])
+        if not other or not _same(one[0], other[0]):
+            raise StoreError(
+                f"The point {ids[0]} at {target.location} is not that at {source.location}.",
+                "Let nobody write to it, and run it again.",
+            )
+    return min(SAMPLE, count)
+
+
+def _sample(records: Iterable[models.Record], count: int) -> Sequence[models.Record]:
+    chosen = set(random.Random(0).sample(range(count), min(SAMPLE, count)))
+    return [record for n, record in enumerate(records) if n in chosen]
+
+
+def _same(one: models.Record, other: models.Record | None) -> bool:
+    """Whether payloads are equal and vectors as good as equal."""
+    if other is None or one.payload != other.payload:
+        return False
+    for name in (MEDIA, CAPTION):
+        a, b = vector_of(one, name), vector_of(other, name)
+        if (a is None) != (b is None):
+            return False
+        if a is not None and b is not None and not np.allclose(a, b, atol=CLOSE, rtol=0):
+            return False
+    return True
