@@ -207,7 +207,7 @@ class Library:
     def reach(
         folder: IndexFolder,
         info: StoreInfo,
-        api_key: str | None,
+        api_key: str | None = None,
         client: QdrantClient | None = None,
     ) -> Store:
         """The collection of an index; nothing is opened or sent yet.

@@ -83,8 +83,8 @@ def migrate(
 
     Raises:
         UsageError: It is where the points are already, or the collection is filled by others.
-        MismatchError: There are points of another index, or a copied point differs.
-        StoreError: A store failed; run it again to go on.
+        MismatchError: There are points of another index, or their number differs.
+        StoreError: A store failed, or a copied point differs; run it again to go on.
     """
     library.require_own()
     begin = time.perf_counter()
@@ -99,12 +99,12 @@ def migrate(
         _prepare(library, target, note)
         report.points = source.count()
         reporter.phase("points", report.points)
-        report.copied = _copy(source, target, reporter)
+        report.copied = copy_points(source, target, reporter)
         if target.count() != report.points:
             report.removed = _remove_extra(source, target)
         target.flush()
         reporter.phase("comparing", None)
-        report.compared = _compare(source, target, report.points)
+        report.compared = compare_points(source, target, report.points)
     except BaseException:
         target.close()
         raise
@@ -138,8 +138,12 @@ def _is_target(note: Path, location: str) -> bool:
     return note.exists() and json.loads(note.read_bytes()).get("target") == location
 
 
-def _copy(source: Store, target: Store, reporter: Reporter) -> int:
-    """Copy the points that the target lacks, or has otherwise: of a killed run, the rest."""
+def copy_points(source: Store, target: Store, reporter: Reporter) -> int:
+    """Copy the points that the target lacks, or has otherwise: of a killed run, the rest.
+
+    Returns:
+        How many were copied.
+    """
     copied = 0
     empty = not target.count()
     records = source.scroll(with_vectors=[MEDIA, CAPTION], batch=PAGE)
@@ -173,11 +177,15 @@ def _remove_extra(source: Store, target: Store) -> int:
     return len(extra)
 
 
-def _compare(source: Store, target: Store, count: int) -> int:
-    """Number, and payloads and vectors of a sample.
+def compare_points(source: Store, target: Store, count: int) -> int:
+    """Compare number, and payloads and vectors of a sample.
+
+    Returns:
+        How many were compared one by one.
 
     Raises:
-        MismatchError: Something differs.
+        MismatchError: The number differs.
+        StoreError: A point differs.
     """
     found = target.count()
     if found != count:

@@ -15,6 +15,7 @@ from rich.text import Text
 from cart_qdrant.errors import CartError
 from cart_qdrant_cli import (
     attach,
+    backup,
     caption,
     demo,
     doctor,
@@ -56,7 +57,7 @@ app = typer.Typer(
 )
 for module in (
     ingest, attach, caption, train, search, mcp, evaluate, doctor, info, migrate,
-    models, demo,
+    backup, models, demo,
 ):  # fmt: skip
     module.register(app)
 

@@ -49,6 +49,8 @@ SURFACE = {
     | FIND
     | {"-k", "--lane", "--group-by", "--min-confidence", "--explain", "--html", "--json"}
     | {"--mix", "--image", "--audio", "--like", "--minus"},
+    "backup": INDEX | {"--json"},
+    "restore": INDEX | {"--json"},
     "migrate": INDEX | {"--to", "--to-collection", "--embedded", "--json"},
     "mcp": INDEX | {"--http", "--host", "--port"},
     "eval": INDEX

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from qdrant_client import QdrantClient, models
 
 from cart_qdrant.errors import MismatchError, StoreError, UsageError
 from cart_qdrant.index import migrate as migration
+from cart_qdrant.index.backup import backup, restore
 from cart_qdrant.index.identify import check
 from cart_qdrant.index.library import Library
 from cart_qdrant.index.migrate import migrate
@@ -129,3 +131,41 @@ def test_a_copy_that_differs_is_refused(
             migrate(library, PLACE, client=client)
         assert library.manifest.store == StoreInfo()
         assert library.store.count() > 1
+
+
+def test_an_index_in_one_file(index: Path, client: QdrantClient, tmp_path: Path) -> None:
+    """From the embedded store and from a collection alike."""
+    with Library.open(index) as library:
+        before = points(library)
+        assert backup(library, tmp_path / "one.tar") == len(before)
+        migrate(library, PLACE, client=client)
+        assert backup(library, tmp_path / "two.tar") == len(before)
+    for name in ("one", "two"):
+        root = tmp_path / name / ".cartq"
+        restore(tmp_path / f"{name}.tar", root)
+        with Library.open(root) as library:
+            assert_same(points(library), before)
+            assert library.manifest.generator is not None
+        with Retriever.open(root) as retriever:
+            assert retriever.search(QUERY, k=1).hits[0].path == "media/picture-0.png"
+        with pytest.raises(UsageError, match="not empty"):
+            restore(tmp_path / f"{name}.tar", root)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        ".cartq", "one", "one.tar", "two", "two.tar",
+    ]  # fmt: skip
+
+
+def test_what_is_no_backup_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "text.tar").write_text("no archive")
+    with tarfile.open(tmp_path / "other.tar", "w") as archive:
+        archive.add(tmp_path / "text.tar", "manifest.txt")
+    (tmp_path / "manifest.json").write_text("{}")
+    with tarfile.open(tmp_path / "empty.tar", "w") as archive:
+        archive.add(tmp_path / "manifest.json", "manifest.json")
+    for name in ("text", "other", "empty"):
+        with pytest.raises(MismatchError, match=f"{name}.tar"):
+            restore(tmp_path / f"{name}.tar", tmp_path / ".cartq")
+    with pytest.raises(UsageError, match="no file"):
+        restore(tmp_path / "gone.tar", tmp_path / ".cartq")
+    assert not (tmp_path / ".cartq").exists()
+    assert not list(tmp_path.glob(".cartq-*"))

@@ -1,0 +1,98 @@
+"""`cartq backup` and `cartq restore`: an index as one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from cart_qdrant_cli.options import (
+    CollectionOption,
+    IndexOption,
+    JsonOption,
+    UrlOption,
+    VerboseOption,
+    add_command,
+    examples,
+    resolve,
+)
+from cart_qdrant_cli.output import counted, plain, print_json, reporting, size, stdout
+
+BACKUP_EXAMPLES = examples(
+    "cartq backup photos.tar", "cartq backup photos.tar --index /data/.cartq"
+)
+RESTORE_EXAMPLES = examples(
+    "cartq restore photos.tar",
+    "cartq restore photos.tar --index copy/.cartq",
+    "cartq restore photos.tar --url http://localhost:6333 --collection photos",
+)
+
+
+def backup(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="File to write; replaced.", show_default=False)],
+    json: JsonOption = False,
+    index: IndexOption = None,
+    url: UrlOption = None,
+    collection: CollectionOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Write an index, points and all, into one tar file. The media are not in it."""
+    from cart_qdrant.index.backup import backup as write
+
+    target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
+    with (
+        target.library() as library,
+        library.folder.lock(),
+        reporting("points") as reporter,
+    ):
+        count = write(library, file, reporter)
+    _tell(file, count, json=json)
+
+
+def restore(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="File of `cartq backup`.", show_default=False)],
+    json: JsonOption = False,
+    index: IndexOption = None,
+    url: UrlOption = None,
+    collection: CollectionOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Make an index from a backup: in its folder, or with its points on a server (--url).
+
+    Paths of media are relative to the folder that the index lies in: restore it beside them.
+    """
+    from cart_qdrant.index.backup import restore as read
+    from cart_qdrant.index.library import Library
+    from cart_qdrant.index.migrate import migrate
+    from cart_qdrant.persistence import StoreInfo
+
+    target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
+    with reporting("points") as reporter:
+        read(file, target.index)
+        with Library.open(target.index) as library, library.folder.lock():
+            if target.url is not None:
+                place = StoreInfo(
+                    kind="server", url=target.url, collection=target.collection or "media"
+                )
+                migrate(library, place, api_key=target.api_key, reporter=reporter)
+            count = library.store.count()
+    _tell(target.index, count, json=json)
+
+
+def _tell(made: Path, count: int, *, json: bool) -> None:
+    bytes_ = made.stat().st_size if made.is_file() else 0
+    if json:
+        print_json({"path": str(made), "points": count, "bytes": bytes_})
+        return
+    how_large = f", {size(bytes_)}" if bytes_ else ""
+    stdout().print(Text(f"{plain(str(made))}: {counted(count, 'point')}{how_large}"))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    add_command(app, backup, BACKUP_EXAMPLES)
+    add_command(app, restore, RESTORE_EXAMPLES)
