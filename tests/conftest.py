@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
+from qdrant_client import QdrantClient
 
 from cart_qdrant.index.embedders import Clip, FloatArray, lite_available, text_encoder_folder
 from cart_qdrant.index.ingest import Ingest, IngestOptions, IngestReport
@@ -23,6 +28,7 @@ from tests import media_factory as media
 settings.register_profile("no-deadline", deadline=None)
 settings.load_profile("no-deadline")
 
+ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -171,3 +177,63 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"the shared media are not at {SHARED}")
     return SHARED
+
+
+SERVER_VARIABLE = "CARTQ_TEST_QDRANT"
+"""URL of a Qdrant server that tests may fill and empty; its key is CARTQ_TEST_QDRANT_KEY."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A real Qdrant server that belongs to the tests."""
+
+    url: str
+    key: str | None
+
+    def client(self) -> QdrantClient:
+        return QdrantClient(url=self.url, api_key=self.key, timeout=60)
+
+    def empty(self) -> None:
+        client = self.client()
+        for one in client.get_collections().collections:
+            client.delete_collection(one.name)
+        client.close()
+
+
+@pytest.fixture(scope="session")
+def started() -> Iterator[Server]:
+    """A server: that of `SERVER_VARIABLE`, else a container of docker/compose.yaml's version."""
+    url = os.environ.get(SERVER_VARIABLE)
+    if url:
+        yield Server(url, os.environ.get(f"{SERVER_VARIABLE}_KEY"))
+        return
+    qdrant = pytest.importorskip(
+        "testcontainers.community.qdrant", reason="no Qdrant server: testcontainers is missing"
+    )
+    compose = (ROOT / "docker" / "compose.yaml").read_text()
+    found = re.search(r"image: (qdrant/qdrant:v[\d.]+)", compose)
+    assert found is not None
+    with ExitStack() as stack:
+        try:
+            container = stack.enter_context(qdrant.QdrantContainer(found[1], api_key="secret"))
+        except Exception as error:  # noqa: BLE001 - what Docker's absence raises depends on it
+            pytest.skip(f"no Qdrant server: no Docker answers ({type(error).__name__})")
+        yield Server(f"http://{container.rest_host_address}", "secret")
+
+
+@pytest.fixture
+def server(started: Server) -> Server:
+    """A Qdrant server without collections."""
+    started.empty()
+    return started
+
+
+@pytest.fixture(params=["memory", "server"])
+def client(request: pytest.FixtureRequest) -> Iterator[QdrantClient]:
+    """A client without collections: of qdrant-client's local mode, and of a server."""
+    if request.param == "memory":
+        one = QdrantClient(":memory:")
+    else:
+        one = request.getfixturevalue("server").client()
+    yield one
+    one.close()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ T = TypeVar("T")
 REQUEST_BYTES = 4_000_000
 REQUEST_POINTS = 1000
 _FLOAT_BYTES = 22  # a float32 written as JSON
+OLDEST = (1, 16)
+"""Version of the server that has all that is asked: metadata of collections, ACORN."""
+_NOT_KNOWN = {400, 404, 405, 422, 501}
 _BUSY = {408, 425, 429, 500, 502, 503, 504}
 _FOREIGN = (
     ApiException,
@@ -384,6 +388,13 @@ class ClientStore:
                 f"Missing rights on {self.location} (status {status}).",
                 "Give an API key that may read and write this collection.",
             )
+        old = self._too_old() if status in _NOT_KNOWN else None
+        if old is not None:
+            return StoreError(
+                f"{self._url} is Qdrant {old}, but this needs {'.'.join(map(str, OLDEST))} or "
+                f"later: {_reason(error)}.",
+                "Bring the server up to date, one minor version at a time.",
+            )
         if status == 404:
             return StoreError(
                 f"There is no collection {self._collection!r} at {self._url}: {_reason(error)}.",
@@ -395,6 +406,17 @@ class ClientStore:
                 "Check the URL and that the server runs; try again later, or raise the timeout.",
             )
         return StoreError(f"{self.location} refused a request: {_reason(error)}.")
+
+    def _too_old(self) -> str | None:
+        """Version of a server that lacks what is asked of it."""
+        if self._local:
+            return None
+        try:
+            version = self._client.info().version
+        except _FOREIGN:
+            return None
+        numbers = [int(part) for part in re.findall(r"\d+", version)[:2]]
+        return version if tuple(numbers) < OLDEST else None
 
     def _widths(self) -> dict[str, int]:
         """Width of each named vector, asked for once."""

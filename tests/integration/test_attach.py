@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +91,6 @@ def payloads(client: QdrantClient) -> dict[str, str]:
         str(r.id): json.dumps({k: v for k, v in (r.payload or {}).items() if k[:4] != "cart"})
         for r in records
     }
-
-
-@pytest.fixture
-def client() -> Iterator[QdrantClient]:
-    one = QdrantClient(":memory:")
-    yield one
-    one.close()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,6 @@ from tests.conftest import points
 
 PLACE = StoreInfo(kind="client", collection="media")
 QUERY = "a dog on a surfboard"
-
-
-@pytest.fixture
-def client() -> Iterator[QdrantClient]:
-    one = QdrantClient(":memory:")
-    yield one
-    one.close()
 
 
 @pytest.fixture

@@ -310,7 +310,7 @@ def test_refusals_are_not_repeated(server: Server, code: int, says: str) -> None
     server.faults = [status(code)]
     with pytest.raises(StoreError, match=says):
         server.store().count()
-    assert len(server.requests) == 1
+    assert len(server.sent("/points/count")) == 1
 
 
 def test_an_answer_that_makes_no_sense_is_a_store_error(server: Server) -> None:
@@ -352,3 +352,19 @@ def test_local_mode_works_without_warnings() -> None:
 def test_retry_policy_is_checked() -> None:
     with pytest.raises(ConfigError, match="attempts=0"):
         RetryPolicy(attempts=0)
+
+
+def test_an_old_server_is_named(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = server.answer
+
+    def old(method: str, path: str, body: Any) -> Any:
+        if path == "/":
+            return httpx.Response(200, json={"title": "qdrant", "version": "1.9.4", "commit": None})
+        if path.endswith("/points/query/batch"):
+            return httpx.Response(404, json={"status": {"error": "Not Found"}})
+        return answer(method, path, body)
+
+    monkeypatch.setattr(server, "answer", old)
+    request = models.QueryRequest(query=[1.0] * 4, using=MEDIA)
+    with pytest.raises(StoreError, match=r"is Qdrant 1\.9\.4, but this needs 1\.16"):
+        server.store().query_batch([request])
