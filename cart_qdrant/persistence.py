@@ -31,9 +31,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cart_qdrant.errors import IndexMissingError, MismatchError, StoreError
+from cart_qdrant.errors import IndexMissingError, MismatchError, StoreError, UsageError
 
 FORMAT = 1
+COPIED = "copied-from"
+"""File in a folder that is a copy for reading: it names the original."""
 
 
 def file_hash(path: Path) -> str:
@@ -188,6 +190,15 @@ class Manifest:
         text = json.dumps(asdict(self), sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
+    def artifacts(self) -> list[Artifact]:
+        """All files and folders that it names."""
+        named = [self.embedder.statistics, self.embedder.lexicon]
+        if self.identifiers is not None:
+            named += [self.identifiers.books, self.identifiers.trie]
+        if self.generator is not None:
+            named.append(self.generator.folder)
+        return [one for one in named if one is not None]
+
     def to_bytes(self) -> bytes:
         """JSON form."""
         return (json.dumps(asdict(self), indent=2, sort_keys=True) + "\n").encode()
@@ -302,18 +313,7 @@ class IndexFolder:
         return path
 
     def _sweep(self, manifest: Manifest) -> None:
-        named = {self.manifest.name, "store", "work", "lock"}
-        embedder = manifest.embedder
-        parts = (
-            embedder.statistics, embedder.lexicon, manifest.identifiers, manifest.generator,
-        )  # fmt: skip
-        for part in parts:
-            if isinstance(part, Artifact):
-                named.add(part.name)
-            elif isinstance(part, IdentifierInfo):
-                named |= {part.books.name, part.trie.name}
-            elif isinstance(part, GeneratorInfo):
-                named.add(part.folder.name)
+        named = {artifact.name for artifact in manifest.artifacts()}
         ours = ("identifiers-", "trie-", "generator-", "embedder", ".")
         for entry in self.root.iterdir():
             if entry.name not in named and entry.name.startswith(ours):
@@ -328,7 +328,14 @@ class IndexFolder:
 
         Raises:
             StoreError: Another process writes to the index.
+            UsageError: The folder is a copy for reading.
         """
+        copied = self.root / COPIED
+        if copied.exists():
+            raise UsageError(
+                f"{self.root} is a copy of {copied.read_text().strip()}, for reading.",
+                "Write to the original.",
+            )
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / "lock").open("w") as file:
             try:

@@ -24,6 +24,7 @@ from qdrant_client import QdrantClient, models
 from cart_qdrant.errors import MismatchError, UsageError
 from cart_qdrant.index.identify import load_codec, load_trie
 from cart_qdrant.index.library import TEXT_DIM, Library
+from cart_qdrant.index.shared import local_folder
 from cart_qdrant.learn.beam import Beams
 from cart_qdrant.learn.decode import decode
 from cart_qdrant.learn.fusion import SINGLE, Calibration, blend, untrained
@@ -145,7 +146,8 @@ class Retriever:
         """Open an index for searching.
 
         Args:
-            root: The `.cartq` folder.
+            root: The `.cartq` folder, or a URL of one that fsspec opens (`s3://bucket/.cartq`): a
+                copy of it is kept in the user's cache.
             url: Server it must be on, if given.
             api_key: Key of the server.
             collection: Collection it must be in, if given.
@@ -157,7 +159,7 @@ class Retriever:
             StoreError: The store cannot be opened, or another process has it.
         """
         library = Library.open(
-            Path(root), url=url, api_key=api_key, collection=collection, client=client
+            local_folder(str(root)), url=url, api_key=api_key, collection=collection, client=client
         )
         try:
             return cls(library)

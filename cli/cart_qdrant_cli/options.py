@@ -51,11 +51,21 @@ class Profile(StrEnum):
     THOROUGH = "thorough"
 
 
+def _index(text: str) -> Path:
+    """A folder as it is; of a URL, a copy for reading."""
+    from cart_qdrant.index.shared import local_folder
+
+    return local_folder(text)
+
+
 IndexOption = Annotated[
     Path | None,
     typer.Option(
         "--index",
-        help="Folder of the index; .cartq unless CARTQ_INDEX names another.",
+        parser=_index,
+        metavar="FOLDER",
+        help="Folder of the index, or a URL of one for reading (s3://...); .cartq unless "
+        "CARTQ_INDEX names another.",
         show_default=False,
         rich_help_panel="Index",
     ),
@@ -152,7 +162,7 @@ def resolve(
     """The target: a command's own options win over those before its name, then the environment."""
     state: State = context.obj
     state.verbose |= verbose
-    named = index or state.index or Path(os.environ.get(INDEX_VARIABLE) or DEFAULT_INDEX)
+    named = index or state.index or _index(os.environ.get(INDEX_VARIABLE) or str(DEFAULT_INDEX))
     return Target(
         index=named,
         url=url or state.url,
