@@ -228,12 +228,17 @@ def server(started: Server) -> Server:
     return started
 
 
+def open_client(request: pytest.FixtureRequest, kind: str) -> QdrantClient:
+    """A client without collections: `memory` for qdrant-client's local mode, or `server`."""
+    if kind == "memory":
+        return QdrantClient(":memory:")
+    client: QdrantClient = request.getfixturevalue("server").client()
+    return client
+
+
 @pytest.fixture(params=["memory", "server"])
 def client(request: pytest.FixtureRequest) -> Iterator[QdrantClient]:
-    """A client without collections: of qdrant-client's local mode, and of a server."""
-    if request.param == "memory":
-        one = QdrantClient(":memory:")
-    else:
-        one = request.getfixturevalue("server").client()
+    """A client without collections."""
+    one = open_client(request, request.param)
     yield one
     one.close()

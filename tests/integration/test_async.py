@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,13 @@ from typing import Any
 import pytest
 
 from cart_qdrant.errors import UsageError
+from cart_qdrant.index.ingest import Ingest, IngestOptions, IngestReport
+from cart_qdrant.index.library import Library
+from cart_qdrant.index.migrate import migrate
+from cart_qdrant.persistence import StoreInfo
 from cart_qdrant.search.engine import THREADS, Retriever
+from tests import media_factory as media
+from tests.conftest import open_client
 
 QUERY = "a dog on a surfboard"
 
@@ -84,3 +92,50 @@ def test_threads_search_while_points_are_written(trained: Path) -> None:
                 done.set()
             assert writer.result() >= 1
     assert found == [[alone] * 5] * 8
+
+
+@pytest.fixture(params=["embedded", "memory", "server"])
+def library(
+    request: pytest.FixtureRequest, trained: Path, small_media: Path, tmp_path: Path
+) -> Iterator[Library]:
+    """A trained index that a test may change, its media beside it, in either store."""
+    shutil.copytree(small_media, tmp_path / "media")
+    root = Path(shutil.copytree(trained, tmp_path / ".cartq"))
+    with Library.open(root) as one:
+        if request.param != "embedded":
+            place = StoreInfo(kind="client", collection="media")
+            migrate(one, place, client=open_client(request, request.param))
+        yield one
+
+
+def test_threads_search_while_files_are_ingested(library: Library, tmp_path: Path) -> None:
+    """Eight threads ask while a ninth adds pictures; afterwards these are found, too."""
+    for n in range(6):
+        media.write_image(tmp_path / "media" / f"late-{n}.png", media.scene(50 + n))
+        (tmp_path / "media" / f"late-{n}.txt").write_text(f"a red lighthouse number {n}\n")
+    retriever = Retriever(library)
+    alone = retriever.search(QUERY, k=1).hits[0].id
+    done = threading.Event()
+
+    def read(_: int) -> int:
+        asked = 0
+        while not done.is_set() or not asked:
+            hits = retriever.search(QUERY, k=5).hits
+            assert hits[0].id == alone and len({hit.id for hit in hits}) == 5
+            asked += 1
+        return asked
+
+    def write() -> IngestReport:
+        try:
+            with library.folder.lock():
+                return Ingest(library, IngestOptions(paths=[tmp_path / "media"])).run()
+        finally:
+            done.set()
+
+    with ThreadPoolExecutor(9) as pool:
+        readers = [pool.submit(read, n) for n in range(8)]
+        report = pool.submit(write).result()
+        assert all(reader.result() >= 1 for reader in readers)
+    assert report.segments == 6 and not report.failed
+    found = Retriever(library).search("a red lighthouse number 3", lane="caption", k=6).hits
+    assert {hit.path for hit in found} == {f"media/late-{n}.png" for n in range(6)}
