@@ -3,7 +3,9 @@
     python benchmarks/heartbeat.py /tmp/new/.cartq queries.jsonl
 
 A coroutine sleeps for a millisecond again and again, and notes how long each round took, alone and
-while others ask: by `asearch`, and by `search` on the loop itself. Prints one Markdown table.
+while others ask: by `asearch`, and by `search` on the loop itself. With --wait, each request to the
+store takes so many milliseconds more, as to a server elsewhere, and --threads are compared: whether
+threads that wait for answers are what searches lack. Prints one Markdown table.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +28,24 @@ from cart_qdrant import Retriever
 SLEEP = 0.001
 ASKING = 8
 """Coroutines that ask at once."""
+
+
+class Distant:
+    """A store behind a line: every request waits."""
+
+    def __init__(self, store: Any, seconds: float) -> None:
+        self._store, self._seconds = store, seconds
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._store, name)
+        if name not in ("query_batch", "retrieve", "count"):
+            return method
+
+        def waiting(*args: Any, **kwargs: Any) -> Any:
+            time.sleep(self._seconds)
+            return method(*args, **kwargs)
+
+        return waiting
 
 
 async def beat(gaps: list[float], done: asyncio.Event) -> None:
@@ -35,7 +57,7 @@ async def beat(gaps: list[float], done: asyncio.Event) -> None:
 
 
 async def measure(
-    texts: list[str], ask: Callable[[str], Awaitable[object]] | None
+    texts: list[str], ask: Callable[[str], Awaitable[object]] | None, asking: int = ASKING
 ) -> tuple[list[float], float]:
     """Gaps of the heartbeat, and searches a second."""
     gaps: list[float] = []
@@ -52,11 +74,26 @@ async def measure(
                 await ask(text)
                 await asyncio.sleep(0)
 
-        await asyncio.gather(*(worker() for _ in range(ASKING)))
+        await asyncio.gather(*(worker() for _ in range(asking)))
     rate = len(texts) / (time.perf_counter() - begin)
     done.set()
     await heart
     return gaps, rate
+
+
+def compare_threads(
+    retriever: Retriever, texts: list[str], wait: float, threads: list[int]
+) -> None:
+    """Searches a second, and the loop's gaps, by the number of threads."""
+    library = retriever._library
+    library.store = Distant(library.store, wait / 1e3)
+    print("| threads | searches a second | gaps p50, ms | p99 |\n|---:|---:|---:|---:|")
+    for count in threads:
+        retriever._threads.shutdown()
+        retriever._threads = ThreadPoolExecutor(count)
+        gaps, rate = asyncio.run(measure(texts, retriever.asearch, asking=2 * count))
+        p50, p99 = np.quantile(gaps, [0.5, 0.99])
+        print(f"| {count} | {rate:.0f} | {p50:.1f} | {p99:.1f} |", flush=True)
 
 
 def main() -> None:
@@ -67,6 +104,8 @@ def main() -> None:
     parser.add_argument("index", type=Path, help="trained index")
     parser.add_argument("queries", type=Path, help="JSON Lines with `query`")
     parser.add_argument("--asked", type=int, default=400, help="queries at most")
+    parser.add_argument("--wait", type=float, help="milliseconds that a request takes more")
+    parser.add_argument("--threads", type=int, nargs="+", default=[4, 8, 16, 32])
     given = parser.parse_args()
     rows = [json.loads(line)["query"] for line in given.queries.read_text().splitlines()]
     texts = rows[: given.asked]
@@ -74,6 +113,9 @@ def main() -> None:
         root = Path(shutil.copytree(given.index, Path(folder) / ".cartq"))
         with Retriever.open(root) as retriever:
             retriever.search(texts[0])  # everything is loaded
+            if given.wait is not None:
+                compare_threads(retriever, texts, given.wait, given.threads)
+                return
 
             async def blocking(text: str) -> object:
                 return retriever.search(text)
