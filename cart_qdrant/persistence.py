@@ -24,7 +24,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,8 @@ class Attachment:
         vector: Name of its media vector; "" where it has no name.
         key: Payload field that identifiers are written to, and the only one that is written.
         modality: Kind of all items, unless `kind` names a field that tells.
-        kind: Field that holds `image`, `video` or `audio`.
+        kind: Field that holds `image`, `video` or `audio`; items of other kinds are left alone.
+        kinds: Kinds that the embedder knows.
         path: Field that names the file; None takes the point's id.
         start: Field of the first second of an item.
         end: Field of its last second.
@@ -152,6 +153,7 @@ class Attachment:
     key: str = "cart"
     modality: str = "image"
     kind: str | None = None
+    kinds: list[str] = field(default_factory=lambda: ["image", "video", "audio"])
     path: str | None = None
     start: str | None = None
     end: str | None = None
@@ -182,12 +184,14 @@ class Manifest:
     generator: GeneratorInfo | None = None
     stale_fields: list[str] = field(default_factory=list)
     """Payload fields of older identifiers that are still to be removed."""
+    flip: str = ""
+    """Random, of the last change; what a server's collection is told."""
     format: int = FORMAT
 
     @property
     def version(self) -> str:
-        """Short hash of all that decides an answer; changes with every flip."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        """Short hash of all that decides an answer."""
+        text = json.dumps(asdict(replace(self, flip="")), sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
     def artifacts(self) -> list[Artifact]:
@@ -229,7 +233,34 @@ class Manifest:
             identifiers=identifiers,
             generator=generator,
             stale_fields=data["stale_fields"],
+            flip=data.get("flip", ""),
         )
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> Manifest:
+        """Inverse of `to_bytes`.
+
+        Raises:
+            MismatchError: It is of another format, or no manifest at all.
+        """
+        try:
+            found = json.loads(data)
+        except ValueError as error:
+            raise MismatchError(f"{where} is not readable as JSON: {error}.") from error
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            format_ = found.get("format") if isinstance(found, dict) else None
+            raise MismatchError(
+                f"{where} has index format {format_!r}, but this version reads {FORMAT}.",
+                "Ingest again into a new folder with `--index`.",
+            )
+        try:
+            manifest = cls.from_json(found)
+        except (KeyError, TypeError) as error:
+            raise MismatchError(f"{where} lacks or misnames {error}.") from error
+        for artifact in manifest.artifacts():
+            if Path(artifact.name).name != artifact.name:
+                raise MismatchError(f"{where} names {artifact.name!r}, which is no plain name.")
+        return manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,23 +301,12 @@ class IndexFolder:
             MismatchError: It is of another format, or no manifest at all.
         """
         try:
-            data = json.loads(self.manifest.read_bytes())
+            data = self.manifest.read_bytes()
         except FileNotFoundError:
             raise IndexMissingError(
                 f"There is no index at {self.root}.", "Make one with `cartq ingest FOLDER`."
             ) from None
-        except ValueError as error:
-            raise MismatchError(f"{self.manifest} is not readable as JSON: {error}.") from error
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            found = data.get("format") if isinstance(data, dict) else None
-            raise MismatchError(
-                f"{self.root} has index format {found!r}, but this version reads {FORMAT}.",
-                "Ingest again into a new folder with `--index`.",
-            )
-        try:
-            return Manifest.from_json(data)
-        except (KeyError, TypeError) as error:
-            raise MismatchError(f"{self.manifest} lacks or misnames {error}.") from error
+        return Manifest.from_bytes(data, str(self.manifest))
 
     def write(self, manifest: Manifest) -> None:
         """Put a manifest in force (the flip) and remove what it no longer names."""

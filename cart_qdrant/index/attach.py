@@ -6,11 +6,12 @@ Shape legend: N points, D vector width.
 from __future__ import annotations
 
 import mimetypes
+import re
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ import numpy as np
 from qdrant_client import models
 
 from cart_qdrant.errors import MismatchError, StoreError, UsageError
-from cart_qdrant.index.embedders import Embedder, ForeignEmbedder
+from cart_qdrant.index.embedders import Embedder, FittedEmbedder, ForeignEmbedder
 from cart_qdrant.index.identifiers import Counters
 from cart_qdrant.index.identify import (
     BLOCK,
@@ -35,9 +36,10 @@ from cart_qdrant.index.identify import (
     write_identifiers,
 )
 from cart_qdrant.index.ingest_report import Reporter, Silent
-from cart_qdrant.index.library import KEY, TEXT_DIM, Library
-from cart_qdrant.index.store import CAPTION, MEDIA, Store, VectorInfo
+from cart_qdrant.index.library import KEY, TEXT_DIM, Library, check_claim
+from cart_qdrant.index.store import CAPTION, CAPTION_TEXTS, MEDIA, Store, VectorInfo
 from cart_qdrant.index.store_attached import AttachedStore, texts_of, value_at
+from cart_qdrant.index.store_common import json_path
 from cart_qdrant.index.writer import caption_means
 from cart_qdrant.persistence import Attachment, EmbedderInfo, IndexFolder, Manifest, StoreInfo
 from cart_qdrant.records import Caption, CaptionSource, Modality
@@ -145,8 +147,9 @@ def attach(
 ) -> Library:
     """Make an index over a collection that others fill, without identifiers yet: see `sync`.
 
-    Nothing of theirs is changed: only the payload field `options.key` is written later, payload
-    indexes are made where there is none, and the vector `cart_caption` is added if asked for.
+    No payload or vector of theirs is changed: the payload field `options.key` is written later,
+    payload indexes are made where there is none, the collection's metadata gets one key, and the
+    vector `cart_caption` is added if asked for.
 
     Args:
         root: Folder of the new index, such as `.cartq`. Its lock is held.
@@ -177,9 +180,11 @@ def attach(
             raise StoreError(
                 f"There is no collection at {store.location}.", "Name another with --collection."
             )
+        check_claim(store, options.key, None)
         how, dim = read_attachment(store, options, reporter)
         embedder = options.embedder or ForeignEmbedder(dim, dict.fromkeys(Modality, SPACE))
         _check_embedder(embedder, dim, how, store.location)
+        how = replace(how, kinds=[str(modality) for modality in embedder.spaces])
         folder.root.mkdir(parents=True, exist_ok=True)
         info = EmbedderInfo(
             name=embedder.name, version=embedder.version, dim=dim,
@@ -212,10 +217,13 @@ def read_attachment(
     sample = list(islice(store.scroll(batch=SAMPLE, with_vectors=[name]), SAMPLE))
     _check_lengths(sample, name, vectors[name], store.location)
     payloads = [dict(record.payload or {}) for record in sample]
-    _check_key(store, options.key, payloads)
+    _check_key(store, options.key, payloads, reporter)
     found = {**guess_fields(payloads), **options.fields}
     captions = [one.strip() for one in found.get("captions", "").split(",") if one.strip()]
     path = found.get("path") or None
+    for one in (path, *captions, *(found.get(key) for key in ("start", "end", "modality"))):
+        if one:
+            json_path(one)  # told here, before an index is made that could not be read
     how = Attachment(
         vector=name,
         key=options.key,
@@ -275,18 +283,40 @@ def _check_lengths(
         )
 
 
-def _check_key(store: Store, key: str, payloads: Sequence[Mapping[str, Any]]) -> None:
-    empty = models.IsEmptyCondition(is_empty=models.PayloadField(key=key))
-    taken = any(key in payload for payload in payloads)
-    if taken or store.count(models.Filter(must_not=[empty])):
+def _check_key(
+    store: Store, key: str, payloads: Sequence[Mapping[str, Any]], reporter: Reporter
+) -> None:
+    """Refuse a payload field that is taken, it or those that later identifiers go to."""
+    mine = re.compile(rf"{key}(_\d+)?")
+    indexed = {field.split(".")[0] for field in store.info().indexed}
+    taken = sorted(
+        {one for payload in payloads for one in payload if mine.fullmatch(one)}
+        | {one for one in indexed if mine.fullmatch(one)}
+    )
+    if not taken:
+        empty = models.IsEmptyCondition(is_empty=models.PayloadField(key=key))
+        try:
+            taken = [key] if store.count(models.Filter(must_not=[empty])) else []
+        except StoreError:
+            reporter.say(
+                f"the collection takes no condition on a field without an index: that {key!r} is "
+                f"free was seen on {len(payloads)} points alone"
+            )
+    if taken:
         raise UsageError(
-            f"Points of {store.location} have a payload field {key!r} already.",
+            f"Points of {store.location} have a payload field {taken[0]!r} already.",
             "Name another for the identifiers, such as --key cart_ids, or delete it if an "
             "index that is gone has left it.",
         )
 
 
 def _check_embedder(embedder: Embedder, dim: int, how: Attachment, location: str) -> None:
+    if isinstance(embedder, FittedEmbedder) or embedder.name == "precomputed":
+        raise UsageError(
+            f"Vectors of {embedder.name} are of one index alone: it cannot tell what a text means "
+            "here.",
+            "Leave --embedder out.",
+        )
     if embedder.dim != dim:
         raise MismatchError(
             f"The embedder {embedder.name} makes {embedder.dim}-d vectors, but {how.vector!r} of "
@@ -387,7 +417,8 @@ def sync(library: Library, reporter: Reporter | None = None, *, verify: bool = F
         reporter.phase("vectors", named)
         report.changed = _mend_changed(library, reporter)
     reporter.phase("identifiers", None)
-    report.unnamed = bring_in_step(library)
+    if known != named or named != library.store.count(is_ours()) or report.changed:
+        report.unnamed = bring_in_step(library)
     info = library.manifest.identifiers
     if info is None:
         report.remarks.append("the collection has no point with this vector yet")
@@ -399,10 +430,11 @@ def sync(library: Library, reporter: Reporter | None = None, *, verify: bool = F
             "U": round(info.U, 4), "levels": info.levels, "count": info.count,
             "fitted_on": fitted_on(info),
         }  # fmt: skip
-    lacks = models.Filter(must_not=[models.HasVectorCondition(has_vector=MEDIA)])
-    without = library.store.count(lacks)
+    without = library.store.count() - library.store.count(is_ours())
     if without:
-        report.remarks.append(f"{without} points have no such vector and are left out")
+        report.remarks.append(
+            f"{without} points have no such vector, or are of another kind, and are left out"
+        )
     report.remarks += advice(library, report.unnamed)
     report.seconds = time.perf_counter() - begin
     return report
@@ -424,8 +456,12 @@ def _add_caption_vector(library: Library, name: str) -> None:
 
 def _embed_captions(library: Library, reporter: Reporter, *, everything: bool) -> int:
     """Embed the captions of points that have no caption vector; of all, if asked."""
-    has = models.HasVectorCondition(has_vector=CAPTION)
-    which = is_ours() if everything else models.Filter(must=[is_ours()], must_not=[has])
+    how = library.attachment
+    assert how is not None
+    missing: list[models.Condition] = [models.HasVectorCondition(has_vector=CAPTION)]
+    if len(how.captions) == 1:  # the one whose words are indexed
+        missing.append(models.IsEmptyCondition(is_empty=models.PayloadField(key=CAPTION_TEXTS)))
+    which = is_ours() if everything else models.Filter(must=[is_ours()], must_not=missing)
     count = 0
     for chunk in _blocks(library.store.scroll(which, with_payload=["captions"])):
         captions = [
@@ -435,6 +471,9 @@ def _embed_captions(library: Library, reporter: Reporter, *, everything: bool) -
             ]
             for record in chunk
         ]
+        if everything:
+            bare = [str(r.id) for r, own in zip(chunk, captions, strict=True) if not own]
+            library.store.delete_vectors(CAPTION, bare)
         if not any(captions):
             continue
         means = caption_means(library.text_encoder(), captions)

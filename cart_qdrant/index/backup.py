@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tarfile
@@ -13,10 +12,13 @@ from pathlib import Path
 from cart_qdrant.errors import MismatchError, UsageError
 from cart_qdrant.index.ingest_report import Reporter, Silent
 from cart_qdrant.index.library import Library
-from cart_qdrant.index.migrate import compare_points, copy_points
-from cart_qdrant.persistence import IndexFolder, StoreInfo
+from cart_qdrant.index.migrate import compare_points, copy_indexes, copy_points
+from cart_qdrant.persistence import IndexFolder, Manifest, StoreInfo
 
 _LEFT_OUT = frozenset({"store", "store.json", "work", "lock", "manifest.json"})
+
+_UNFINISHED = ("changed", "replaced.json")
+"""Notes of a stopped run: identifiers are behind the points, or old points are still there."""
 
 
 def backup(library: Library, file: Path, reporter: Reporter | None = None) -> int:
@@ -28,10 +30,16 @@ def backup(library: Library, file: Path, reporter: Reporter | None = None) -> in
         How many points it holds.
 
     Raises:
-        UsageError: The collection is filled by others.
+        UsageError: The collection is filled by others, or a run was stopped before its end.
         StoreError: A store failed, or a copied point differs.
     """
     library.require_own()
+    pending = [name for name in _UNFINISHED if (library.folder.work / name).exists()]
+    if pending:
+        raise UsageError(
+            f"A run on {library.folder.root} was stopped before its end ({pending[0]}).",
+            "Let `cartq ingest` come to its end first.",
+        )
     reporter = reporter or Silent()
     file = Path(file).absolute()
     count = library.store.count()
@@ -47,6 +55,7 @@ def backup(library: Library, file: Path, reporter: Reporter | None = None) -> in
         store = Library.reach(folder, StoreInfo())
         try:
             library.make_collection(store)
+            copy_indexes(library.store, store)
             reporter.phase("points", count)
             copy_points(library.store, store, reporter)
             compare_points(library.store, store, count)
@@ -74,21 +83,24 @@ def restore(file: Path, root: Path) -> None:
     file, root = Path(file), Path(root).absolute()
     if not file.is_file():
         raise UsageError(f"There is no file {file}.")
-    if root.exists() and any(root.iterdir()):
-        raise UsageError(f"{root} is not empty.", "Restore into another --index.")
+    if root.exists() and any(entry.name != "lock" for entry in root.iterdir()):
+        raise UsageError(
+            f"{root} is not empty.",
+            "Restore into another --index; an index that is there moves by `cartq migrate --to`.",
+        )
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=".cartq-restore-") as where:
         made = Path(where) / "index"
         try:
             with tarfile.open(file) as archive:
                 archive.extractall(made, filter="data")
-            manifest = json.loads((made / "manifest.json").read_bytes())
-        except (tarfile.TarError, OSError, ValueError) as error:
+            data = (made / "manifest.json").read_bytes()
+        except (tarfile.TarError, OSError) as error:
             raise MismatchError(
                 f"{file} is no backup of an index: {error}.", "Make one with `cartq backup FILE`."
             ) from error
-        if not isinstance(manifest, dict) or "embedder" not in manifest:
-            raise MismatchError(f"{file} holds no manifest of an index.")
+        Manifest.from_bytes(data, f"manifest.json of {file}")
         if root.exists():
+            (root / "lock").unlink(missing_ok=True)
             root.rmdir()
         made.rename(root)

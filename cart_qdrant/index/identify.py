@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from qdrant_client import models
 
+from cart_qdrant.errors import StoreError
 from cart_qdrant.index.identifiers import (
     Codec,
     Counters,
@@ -202,6 +203,12 @@ def build_trie(library: Library, field: str, levels: int) -> Trie:
     return Trie.build(np.asarray(rows, dtype=np.int32).reshape(-1, depth), depth, hubs)
 
 
+def _without_hubness(library: Library, field: str) -> list[str]:
+    """Points with an identifier and no hubness; looked at here, for it has no payload index."""
+    found = library.store.scroll(_named(field), with_payload=[f"{field}.id", f"{field}.hub"])
+    return [str(r.id) for r in found if "hub" not in (r.payload or {}).get(field, {})]
+
+
 def _named(field: str) -> models.Filter:
     return models.Filter(must_not=[_lacks(f"{field}.id"), _lacks("hash")])
 
@@ -236,6 +243,8 @@ def prepare(
     field = library.key if version == 1 else f"{library.key}_{version}"
     for name in identifier_fields(field, codec.levels):
         library.store.create_keyword_index(name)
+    if library.attachment is not None:
+        _check_free(library, field)
     codes = encode(codec, vectors.x_ND, vectors.spaces)
     rows = write_identifiers(library.store, field, vectors.ids, codes, Counters())
     trie = Trie.build(rows, codec.levels + 1)
@@ -257,6 +266,25 @@ def prepare(
     )
 
 
+def _check_free(library: Library, field: str) -> None:
+    """Refuse to write over a payload field of others.
+
+    Raises:
+        StoreError: Some points have it, and it holds no identifier.
+    """
+    theirs = models.Filter(must=[_lacks(f"{field}.id"), is_ours()], must_not=[_lacks(field)])
+    try:
+        count = library.store.count(theirs)
+    except StoreError:
+        return  # the server takes no condition on a field without an index; `attach` has looked
+    if count:
+        raise StoreError(
+            f"{count} points of {library.store.location} have a payload field {field!r} that holds "
+            "no identifier.",
+            "Attach again with another --key.",
+        )
+
+
 def adopt(library: Library, info: IdentifierInfo) -> None:
     """Flip to prepared identifiers. A trained generator goes: it writes the old ones.
 
@@ -274,6 +302,8 @@ def remove_stale(library: Library) -> None:
         return
     for field in library.manifest.stale_fields:
         library.store.delete_payload_key(field)
+        for name in identifier_fields(field):
+            library.store.drop_index(name)
     library.store.flush()
     library.put(replace(library.manifest, stale_fields=[]))
 
@@ -356,7 +386,8 @@ def assign_new(library: Library) -> int:
         spaces = np.asarray([library.space((r.payload or {})["modality"]) or "" for r in chunk])
         codes = encode(codec, x, spaces)
         known = codes[:, 0] >= 0
-        unnamed += int((~known).sum())
+        # Of a kind that the embedder does not know there never are any: no reason to fit anew.
+        unnamed += int((~known & (spaces != "")).sum())
         kept = [one for one, ok in zip(ids, known, strict=True) if ok]
         fresh.append(write_identifiers(store, info.field, kept, codes[known], counters))
     if unnamed and library.manifest.generator is None:
@@ -366,11 +397,11 @@ def assign_new(library: Library) -> int:
         trie = trie.insert(np.concatenate(fresh))
     bank = library.querybank()
     if bank is not None:
-        lacks = models.Filter(
-            must=[_lacks(f"{info.field}.hub")],
-            must_not=[_lacks(f"{info.field}.id"), _lacks("hash")],
-        )
-        if write_hubness(library, info.field, bank, lacks):
+        bare = _without_hubness(library, info.field)
+        for begin in range(0, len(bare), BLOCK):
+            some = models.HasIdCondition(has_id=list(bare[begin : begin + BLOCK]))
+            write_hubness(library, info.field, bank, models.Filter(must=[some]))
+        if bare:
             trie = build_trie(library, info.field, info.levels)
     store.flush()
     artifact = _save_trie(library, trie)

@@ -77,6 +77,26 @@ def _collection(dim: int, key: str) -> CollectionSpec:
     )
 
 
+def check_claim(store: Store, key: str, index: str | None) -> None:
+    """Refuse a collection that belongs to another index.
+
+    Args:
+        key: Payload field of its identifiers.
+        index: Id of the index that asks; None for one that is yet to be.
+
+    Raises:
+        MismatchError: Both are named.
+    """
+    told = store.info().metadata.get(f"{TOLD}:{key}")
+    if told is not None and told.get("index") != index:
+        raise MismatchError(
+            f"The collection at {store.location} belongs to the index {told.get('index')}, not to "
+            f"{index or 'a new one'}.",
+            "Open that index, or use another collection; delete the collection if that index is "
+            "gone.",
+        )
+
+
 class Library:
     """One index, open for reading and, under `folder.lock()`, for writing.
 
@@ -103,6 +123,7 @@ class Library:
         collection: str | None = None,
         embedder: str | None = None,
         client: QdrantClient | None = None,
+        trust_folder: bool = False,
     ) -> Library:
         """Open an existing index.
 
@@ -113,10 +134,12 @@ class Library:
             collection: Collection it must be in, if given.
             embedder: Name it must be bound to, if given.
             client: Client of your own to reach its server by; you close it.
+            trust_folder: Take the folder for right, whatever the collection was told.
 
         Raises:
             IndexMissingError: There is none.
-            MismatchError: It is bound to another embedder or collection; both are named.
+            MismatchError: It is bound to another embedder or collection, or the collection was
+                written with another model; both are named.
             StoreError: The store cannot be opened.
         """
         folder = IndexFolder(Path(root).absolute())
@@ -142,6 +165,11 @@ class Library:
                 f"The index at {root} is in the embedded store, not at {url!r}.",
                 "Use another `--index`.",
             )
+        if client is not None and info.kind == "edge":
+            raise MismatchError(
+                f"The index at {root} is in the embedded store, not with a client.",
+                "Leave the client out, or move the index: `cartq migrate --to URL`.",
+            )
         store = cls.reach(folder, info, api_key, client)
         try:
             if not store.exists():
@@ -150,7 +178,8 @@ class Library:
                     "Delete the folder and ingest again.",
                 )
             library = cls(folder, manifest, store)
-            library._check_told()
+            if not trust_folder:
+                library._check_told()
         except BaseException:
             store.close()
             raise
@@ -187,6 +216,7 @@ class Library:
                     "Bring back its manifest.json, or use another `--index` or `--collection`.",
                 )
             store.create(_collection(embedder.dim, KEY))
+            check_claim(store, KEY, None)
         except BaseException:
             store.close()
             raise
@@ -267,26 +297,43 @@ class Library:
                 "Follow it with `cartq sync`, or ingest into another --index.",
             )
 
+    @property
+    def _told_key(self) -> str:
+        return f"{TOLD}:{self.key}"
+
     def _check_told(self) -> None:
         """Refuse an index folder that is not the one that the collection was written with."""
         if self.manifest.store.kind == "edge":
             return
-        told = self.store.info().metadata.get(f"{TOLD}:{self.key}")
+        told = self.store.info().metadata.get(self._told_key)
         if told is None:
             return
-        mine = self.manifest
-        if told.get("index") != mine.id:
-            raise MismatchError(
-                f"The collection at {self.store.location} belongs to the index {told['index']}, "
-                f"not to {self.folder.root} ({mine.id}).",
-                "Open that index, or use another collection.",
-            )
-        if mine.version not in (told.get("model"), told.get("before")):
+        check_claim(self.store, self.key, self.manifest.id)
+        if self.manifest.flip not in (told.get("model"), told.get("before")):
+            self.manifest = self.folder.read()  # it may just have flipped
+        if self.manifest.flip not in (told.get("model"), told.get("before")):
             raise MismatchError(
                 f"The collection at {self.store.location} was last written with the model "
-                f"{told.get('model')}, but {self.folder.root} has {mine.version}.",
-                "Copy the newer index folder here.",
+                f"{told.get('model')!r}, but {self.folder.root} has {self.manifest.flip!r}.",
+                "Copy the folder of that model here; or, if it is lost or the collection was set "
+                "back, take this one: `cartq doctor --fix`.",
             )
+
+    def claim(self) -> bool:
+        """Tell a server's collection that this folder is right, if it was told otherwise.
+
+        Returns:
+            Whether it was.
+
+        Raises:
+            MismatchError: The collection belongs to another index.
+        """
+        try:
+            self._check_told()
+        except MismatchError:
+            self.put(self.manifest)
+            return True
+        return False
 
     def embedder(self, say: Callable[[str], None] = _say_nothing) -> Embedder:
         """The embedder that the index is bound to, with its frozen statistics.
@@ -383,22 +430,29 @@ class Library:
 
     def make_collection(self, store: Store) -> None:
         """Make the collection of this index in a store, or the payload indexes that it lacks."""
-        store.create(_collection(self.manifest.embedder.dim, self.key))
+        info = self.manifest.identifiers
+        field = self.key if info is None else info.field
+        store.create(_collection(self.manifest.embedder.dim, field))
 
     def put(self, manifest: Manifest) -> None:
         """Flip to another manifest.
 
         A server's collection is told before and after: a run that is killed in between leaves
         both models right.
+
+        Raises:
+            MismatchError: The collection belongs to another index by now.
         """
+        before, manifest = self.manifest.flip, replace(manifest, flip=uuid.uuid4().hex[:12])
         shared = manifest.store.kind != "edge"
-        told = {"index": manifest.id, "model": manifest.version}
+        told = {"index": manifest.id, "model": manifest.flip}
         if shared:
-            self.store.tell(f"{TOLD}:{self.key}", {**told, "before": self.manifest.version})
+            check_claim(self.store, self.key, manifest.id)
+            self.store.tell(self._told_key, {**told, "before": before})
         self.folder.write(manifest)
         self.manifest = manifest
         if shared:
-            self.store.tell(f"{TOLD}:{self.key}", told)
+            self.store.tell(self._told_key, told)
 
     def clear_work(self, names: Sequence[str]) -> None:
         """Remove finished work of a step."""

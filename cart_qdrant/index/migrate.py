@@ -6,13 +6,11 @@ what has changed. The manifest flips last: until then the index answers from whe
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,9 +19,9 @@ from qdrant_client import models
 from cart_qdrant.errors import MismatchError, StoreError, UsageError
 from cart_qdrant.index.identify import vector_of
 from cart_qdrant.index.ingest_report import Reporter, Silent
-from cart_qdrant.index.library import Library
+from cart_qdrant.index.library import TOLD, Library, check_claim
 from cart_qdrant.index.store import CAPTION, CAPTION_TEXTS, MEDIA, Store
-from cart_qdrant.persistence import StoreInfo, write_atomic
+from cart_qdrant.persistence import StoreInfo
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
@@ -34,8 +32,6 @@ SAMPLE = 200
 """Points compared one by one at the end."""
 CLOSE = 1e-6
 """How far a component of a copied unit vector may be off: it is normalised again."""
-NOTE = "migration.json"
-"""File in the index's work folder: where to."""
 
 
 @dataclass(slots=True)
@@ -95,8 +91,7 @@ def migrate(
         if place == library.manifest.store or target.location == source.location:
             raise UsageError(f"The points are at {source.location} already.")
         report = MigrateReport(source.location, target.location)
-        note = library.folder.work / NOTE
-        _prepare(library, target, note)
+        _prepare(library, target, place)
         report.points = source.count()
         reporter.phase("points", report.points)
         report.copied = copy_points(source, target, reporter)
@@ -111,31 +106,32 @@ def migrate(
     library.store = target
     library.put(replace(library.manifest, store=place))
     source.close()
-    note.unlink(missing_ok=True)
     report.seconds = time.perf_counter() - begin
     return report
 
 
-def _prepare(library: Library, target: Store, note: Path) -> None:
-    """Make the collection with its indexes, unless an earlier run has."""
-    source = library.store
-    if target.exists() and target.count() and not _is_target(note, target.location):
-        raise MismatchError(
-            f"The collection at {target.location} has {target.count()} points that this index "
-            "did not bring there.",
-            "Name another with --collection, or delete it.",
-        )
-    note.parent.mkdir(parents=True, exist_ok=True)
-    if not _is_target(note, target.location):
-        write_atomic(note, json.dumps({"target": target.location}).encode())
+def _prepare(library: Library, target: Store, place: StoreInfo) -> None:
+    """Claim the collection, and make it with its indexes, unless an earlier run has."""
+    if place.kind != "edge":  # the folder's own store is nobody else's
+        mine = f"{TOLD}:{library.key}"
+        if target.exists():
+            check_claim(target, library.key, library.manifest.id)
+            if mine not in target.info().metadata and (count := target.count()):
+                raise MismatchError(
+                    f"The collection at {target.location} has {count} points that this index "
+                    "did not bring there.",
+                    "Move to another collection: --to-collection NAME.",
+                )
     library.make_collection(target)
-    indexed = target.info().indexed
-    for field in sorted(source.info().indexed - indexed - {CAPTION_TEXTS}):
+    if place.kind != "edge":
+        target.tell(mine, {"index": library.manifest.id, "model": library.manifest.flip})
+    copy_indexes(library.store, target)
+
+
+def copy_indexes(source: Store, target: Store) -> None:
+    """Make the payload indexes that one store has and another lacks."""
+    for field in sorted(source.info().indexed - target.info().indexed - {CAPTION_TEXTS}):
         target.create_keyword_index(field)
-
-
-def _is_target(note: Path, location: str) -> bool:
-    return note.exists() and json.loads(note.read_bytes()).get("target") == location
 
 
 def copy_points(source: Store, target: Store, reporter: Reporter) -> int:

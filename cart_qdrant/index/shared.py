@@ -6,15 +6,24 @@ copy is for reading: its points are on a server, and it is written where the ori
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
-import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cart_qdrant.errors import IndexMissingError, MismatchError, UsageError
+from cart_qdrant.errors import (
+    IndexMissingError,
+    MismatchError,
+    StoreError,
+    UsageError,
+    first_line,
+)
 from cart_qdrant.persistence import (
     COPIED,
     Artifact,
@@ -22,12 +31,15 @@ from cart_qdrant.persistence import (
     Manifest,
     file_hash,
     folder_hash,
+    write_atomic,
 )
 
 CACHE_VARIABLE = "CARTQ_CACHE"
 """Folder of copies; that of the user's cache without it."""
 
 
+KEPT = 3
+"""Versions of one index that stay in the cache."""
 _AGAIN = "Copy the index folder there again, its manifest.json last."
 
 
@@ -51,6 +63,7 @@ def local_folder(root: str) -> Path:
         UsageError: No file system is known for the URL, or the index is embedded.
         IndexMissingError: There is no index.
         MismatchError: A file is not what the manifest says.
+        StoreError: The file system refuses.
     """
     if not is_url(root):
         return Path(root)
@@ -63,63 +76,102 @@ def local_folder(root: str) -> Path:
         raise UsageError(
             f"{root} cannot be opened: {error}", "Install the file system that it names."
         ) from error
-    try:
-        data = system.cat_file(f"{path}/manifest.json")
-    except FileNotFoundError:
-        raise IndexMissingError(
-            f"There is no index at {root}.", "Copy an index folder there, without its work/."
-        ) from None
-    manifest = _parsed(data, root)
+    source = _Source(root, system, path)
+    data = source.manifest()
+    manifest = Manifest.from_bytes(data, f"{root}/manifest.json")
     if manifest.store.kind == "edge":
         raise UsageError(
             f"The index at {root} holds its points itself, in the embedded store.",
             "Move them to a server first: `cartq migrate --to URL`.",
         )
-    name = hashlib.blake2b(root.encode(), digest_size=8).hexdigest()
-    folder = IndexFolder(cache_folder() / name)
+    # A folder for each version: what an open index reads later is not taken away.
+    name, version = (hashlib.blake2b(x, digest_size=8).hexdigest() for x in (root.encode(), data))
+    above = cache_folder() / name
+    folder = IndexFolder(above / version)
     folder.root.mkdir(parents=True, exist_ok=True)
-    (folder.root / COPIED).write_text(root + "\n")
-    for artifact in manifest.artifacts():
-        _bring(system, path, artifact, folder.root)
-    folder.write(manifest)
+    with (above / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (folder.root / COPIED).write_text(root + "\n")
+        for artifact in manifest.artifacts():
+            source.bring(artifact, folder.root)
+        write_atomic(folder.manifest, data)
+        _forget(above, folder.root)
     return folder.root
 
 
-def _parsed(data: bytes, root: str) -> Manifest:
-    try:
-        return Manifest.from_json(json.loads(data))
-    except (ValueError, KeyError, TypeError) as error:
-        raise MismatchError(f"{root}/manifest.json is no manifest: {error}.") from error
+def _forget(above: Path, used: Path) -> None:
+    """Remove old versions; the last ones may still be open somewhere."""
+    used.touch()
+    versions = sorted(
+        (one for one in above.iterdir() if one.is_dir()), key=lambda one: one.stat().st_mtime
+    )
+    for old in versions[:-KEPT]:
+        shutil.rmtree(old)
 
 
-def _bring(system: Any, path: str, artifact: Artifact, root: Path) -> None:
-    """Copy an artefact unless it is here already."""
-    target = root / artifact.name
-    if target.exists() and _hash(target) == artifact.hash:
-        return
-    with tempfile.TemporaryDirectory(dir=root, prefix=".fetching-") as where:
-        draft = Path(where) / artifact.name
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """An index folder on a file system."""
+
+    root: str
+    system: Any
+    path: str
+
+    def manifest(self) -> bytes:
+        """Its manifest."""
         try:
-            if system.isdir(f"{path}/{artifact.name}"):
-                draft.mkdir()
-                for one in system.ls(f"{path}/{artifact.name}", detail=False):
-                    system.get_file(one, str(draft / Path(one).name))
-            else:
-                system.get_file(f"{path}/{artifact.name}", str(draft))
-        except FileNotFoundError as error:
-            raise MismatchError(
-                f"{artifact.name} is missing at {path}, but the manifest names it.", _AGAIN
+            with self._mapped():
+                found: bytes = self.system.cat_file(f"{self.path}/manifest.json")
+        except FileNotFoundError:
+            raise IndexMissingError(
+                f"There is no index at {self.root}.", "Copy an index folder there."
+            ) from None
+        return found
+
+    def bring(self, artifact: Artifact, folder: Path) -> None:
+        """Copy an artefact unless it is here already."""
+        target = folder / artifact.name
+        if target.exists() and _hash(target) == artifact.hash:
+            return
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".fetching-") as where:
+            draft = Path(where) / artifact.name
+            try:
+                with self._mapped():
+                    self._get(f"{self.path}/{artifact.name}", draft)
+            except FileNotFoundError as error:
+                raise MismatchError(
+                    f"{artifact.name} is missing at {self.root}, but the manifest names it.", _AGAIN
+                ) from error
+            found = _hash(draft)
+            if found != artifact.hash:
+                raise MismatchError(
+                    f"{artifact.name} at {self.root} has hash {found}, but the manifest says "
+                    f"{artifact.hash}.",
+                    _AGAIN,
+                )
+            if target.is_dir():
+                shutil.rmtree(target)
+            draft.replace(target)
+
+    def _get(self, path: str, draft: Path) -> None:
+        if not self.system.isdir(path):
+            self.system.get_file(path, str(draft))
+            return
+        draft.mkdir()
+        for one in self.system.ls(path, detail=False):
+            self.system.get_file(one, str(draft / Path(one).name))
+
+    @contextmanager
+    def _mapped(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            raise StoreError(
+                f"{self.root} cannot be read: {first_line(error)}.",
+                "Check its name, and what may read it.",
             ) from error
-        found = _hash(draft)
-        if found != artifact.hash:
-            raise MismatchError(
-                f"{artifact.name} at {path} has hash {found}, but the manifest says "
-                f"{artifact.hash}.",
-                _AGAIN,
-            )
-        if target.is_dir():
-            shutil.rmtree(target)
-        draft.replace(target)
 
 
 def _hash(path: Path) -> str:

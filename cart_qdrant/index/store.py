@@ -98,6 +98,9 @@ class Store(Protocol):
     def create_keyword_index(self, field: str) -> None:
         """Index one more payload field for exact matches."""
 
+    def drop_index(self, field: str) -> None:
+        """Remove the index of a payload field; nothing happens where there is none."""
+
     def create_text_index(self, field: str) -> None:
         """Index the words of one more payload field, to rank by them where the store can."""
 
@@ -121,6 +124,9 @@ class Store(Protocol):
 
     def update_vectors(self, name: str, updates: Sequence[tuple[str, Sequence[float]]]) -> None:
         """Replace one named vector of each named point."""
+
+    def delete_vectors(self, name: str, ids: Sequence[str]) -> None:
+        """Remove one named vector of each named point."""
 
     def retrieve(
         self, ids: Sequence[str], *, with_payload: bool = True, with_vectors: Sequence[str] = ()

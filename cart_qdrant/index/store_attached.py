@@ -48,13 +48,15 @@ class AttachedStore:
             self._names[CAPTION] = how.caption_vector
         self._mine = re.compile(rf"{re.escape(how.key)}(_\d+)?")
         self._fields = {
-            ours: theirs
+            ours: common.json_path(theirs)
             for ours, theirs in (
                 ("path", how.path), ("modality", how.kind), ("start", how.start), ("end", how.end),
-                (CAPTION_TEXTS, how.words),
             )
             if theirs is not None
         }  # fmt: skip
+        if how.words is not None:
+            base = how.words.removesuffix("[].text")
+            self._fields[CAPTION_TEXTS] = common.json_path(base) + how.words[len(base) :]
 
     @property
     def location(self) -> str:
@@ -77,7 +79,7 @@ class AttachedStore:
         for field in (*mine, *theirs):
             if field not in indexed:
                 self._inner.create_keyword_index(field)
-        words = self._how.words
+        words = self._fields.get(CAPTION_TEXTS)
         if words is not None and words not in indexed:
             self._inner.create_text_index(words)
 
@@ -85,6 +87,11 @@ class AttachedStore:
         """See `Store.create_keyword_index`."""
         if field not in self.info().indexed:
             self._inner.create_keyword_index(field)
+
+    def drop_index(self, field: str) -> None:
+        """See `Store.drop_index`; refused for other fields than those of identifiers."""
+        self._check_mine(field.split(".")[0])
+        self._inner.drop_index(field)
 
     def create_text_index(self, field: str) -> None:
         """See `Store.create_text_index`."""
@@ -126,6 +133,12 @@ class AttachedStore:
         if name != CAPTION or CAPTION not in self._names:
             raise self._refusal(f"write vectors {name!r}")
         self._inner.update_vectors(self._names[CAPTION], updates)
+
+    def delete_vectors(self, name: str, ids: Sequence[str]) -> None:
+        """See `Store.delete_vectors`; refused for other vectors than those of captions."""
+        if name != CAPTION or CAPTION not in self._names:
+            raise self._refusal(f"delete vectors {name!r}")
+        self._inner.delete_vectors(self._names[CAPTION], ids)
 
     def _check_mine(self, key: str) -> None:
         if not self._mine.fullmatch(key):
@@ -209,7 +222,7 @@ class AttachedStore:
         wanted: list[str] = []
         for key in with_payload:
             if key == "captions":
-                wanted += self._how.captions
+                wanted += map(common.json_path, self._how.captions)
             elif key in self._fields:
                 wanted.append(self._fields[key])
             elif key not in _OURS:
@@ -249,7 +262,7 @@ class AttachedStore:
     def _request(self, request: models.QueryRequest) -> models.QueryRequest | None:
         using = request.using
         if using == CAPTION_TEXTS:
-            name = self._how.words
+            name = self._fields.get(CAPTION_TEXTS)
         elif using is None:
             name = None
         else:
@@ -298,8 +311,7 @@ class AttachedStore:
                 return models.HasVectorCondition(has_vector=name)
             case models.IsEmptyCondition():
                 if one.is_empty.key == "hash":  # what tells ours from others' in our collections
-                    vector = models.HasVectorCondition(has_vector=self._how.vector)
-                    return models.Filter(must_not=[vector])
+                    return models.Filter(must_not=[self._ours()])
                 key = self._fields.get(one.is_empty.key, one.is_empty.key)
                 return models.IsEmptyCondition(is_empty=models.PayloadField(key=key))
             case models.FieldCondition():
@@ -307,15 +319,35 @@ class AttachedStore:
         return one
 
     def _field(self, one: models.FieldCondition) -> models.Condition:
+        values = _values(one.match)
+        if one.key == "path" and values is not None:
+            return self._paths([str(value) for value in values])
         if one.key in self._fields:
             return one.model_copy(update={"key": self._fields[one.key]})
-        values = _values(one.match)
         if one.key == "modality" and values is not None:
             return _EVERYTHING if self._how.modality in values else NOTHING
-        if one.key == "path" and values is not None:
-            ids = [point for value in values if (point := _point_of(str(value))) is not None]
-            return models.HasIdCondition(has_id=ids)
         return one
+
+    def _paths(self, values: Sequence[str]) -> models.Condition:
+        """Points of these files, and those without one whose id stands for it."""
+        ids = [point for value in values if (point := _point_of(value)) is not None]
+        named: list[models.Condition] = [models.HasIdCondition(has_id=ids)]
+        theirs = self._fields.get("path")
+        if theirs is None:
+            return named[0]
+        named.append(models.IsEmptyCondition(is_empty=models.PayloadField(key=theirs)))
+        match = models.MatchAny(any=list(values))
+        return models.Filter(
+            should=[models.FieldCondition(key=theirs, match=match), models.Filter(must=named)]
+        )
+
+    def _ours(self) -> models.Filter:
+        """Points that have the vector, and are of a kind that is known."""
+        must: list[models.Condition] = [models.HasVectorCondition(has_vector=self._how.vector)]
+        if "modality" in self._fields:
+            match = models.MatchAny(any=self._how.kinds)
+            must.append(models.FieldCondition(key=self._fields["modality"], match=match))
+        return models.Filter(must=must)
 
 
 def _values(match: models.Match | None) -> list[object] | None:

@@ -45,6 +45,8 @@ _GRPC_STATUS = {
     "UNAUTHENTICATED": 401,
     "PERMISSION_DENIED": 403,
     "NOT_FOUND": 404,
+    "INVALID_ARGUMENT": 400,
+    "UNIMPLEMENTED": 501,
     "RESOURCE_EXHAUSTED": 429,
     "UNAVAILABLE": 503,
     "DEADLINE_EXCEEDED": 504,
@@ -218,12 +220,34 @@ class ClientStore:
         config = models.DenseVectorNameConfig(
             dense=models.DenseVectorConfig(size=size, distance=models.Distance.COSINE)
         )
-        self._call(self._client.create_vector_name, name, config)
+        try:
+            self._call(self._client.create_vector_name, name, config)
+        except StoreError as error:
+            if _status(error.__cause__) not in _NOT_KNOWN:
+                raise
+            raise StoreError(
+                f"{self.location} cannot be given another vector: {_reason(error.__cause__)}.",
+                "That needs Qdrant 1.18; go without caption vectors on an older one.",
+            ) from error
         self._dims = None
 
     def tell(self, key: str, value: Mapping[str, Any]) -> None:
-        """See `Store.tell`; a server before 1.16 forgets it."""
-        self._call(self._client.update_collection, metadata={key: dict(value)})
+        """See `Store.tell`. A key that may not manage collections leaves it untold."""
+        try:
+            self._call(self._client.update_collection, metadata={key: dict(value)})
+        except StoreError as error:
+            if _status(error.__cause__) not in (401, 403):
+                raise
+            log.warning(
+                "The key may not write the metadata of %s: whether readers have the right model "
+                "is not checked.",
+                self.location,
+            )
+
+    def drop_index(self, field: str) -> None:
+        """See `Store.drop_index`."""
+        if not self._local and field in self.info().indexed:
+            self._call(self._client.delete_payload_index, field, wait=True)
 
     def upsert(self, points: Sequence[models.PointStruct]) -> None:
         """See `Store.upsert`."""
@@ -245,16 +269,19 @@ class ClientStore:
         """See `Store.set_payload`."""
         ready = [(common.as_id(i), common.clean_payload(payload)) for i, payload in updates]
         for batch in _groups(ready, lambda update: 100 + common.json_bytes(update[1])):
-            known = self._known([i for i, _ in batch])
-            operations: list[models.UpdateOperation] = [
-                models.SetPayloadOperation(
-                    set_payload=models.SetPayload(payload=payload, points=[common.wire_id(i)])
-                )
-                for i, payload in batch
-                if i in known
-            ]
-            if operations:
-                self._call(self._client.batch_update_points, operations, wait=True)
+
+            def write(known: set[str], batch: list[tuple[str, Any]] = batch) -> None:
+                operations: list[models.UpdateOperation] = [
+                    models.SetPayloadOperation(
+                        set_payload=models.SetPayload(payload=payload, points=[common.wire_id(i)])
+                    )
+                    for i, payload in batch
+                    if i in known
+                ]
+                if operations:
+                    self._call(self._client.batch_update_points, operations, wait=True)
+
+            self._write_known([i for i, _ in batch], write)
 
     def delete_payload_key(self, key: str) -> None:
         """See `Store.delete_payload_key`."""
@@ -268,14 +295,24 @@ class ClientStore:
         rows = common.check_vectors(name, [r for _, r in updates], self._widths(), ids)
         pairs = list(zip(ids, rows, strict=True))
         for batch in _groups(pairs, lambda pair: 100 + _FLOAT_BYTES * len(pair[1])):
-            known = self._known([i for i, _ in batch])
-            points = [
-                models.PointVectors(id=common.wire_id(i), vector={name: row})
-                for i, row in batch
-                if i in known
-            ]
-            if points:
-                self._call(self._client.update_vectors, points, wait=True)
+
+            def write(known: set[str], batch: list[tuple[str, list[float]]] = batch) -> None:
+                points = [
+                    models.PointVectors(id=common.wire_id(i), vector={name: row})
+                    for i, row in batch
+                    if i in known
+                ]
+                if points:
+                    self._call(self._client.update_vectors, points, wait=True)
+
+            self._write_known([i for i, _ in batch], write)
+
+    def delete_vectors(self, name: str, ids: Sequence[str]) -> None:
+        """See `Store.delete_vectors`."""
+        common.check_names([name], self._widths())
+        for part in common.chunks([common.as_id(i) for i in ids], REQUEST_POINTS):
+            which = models.PointIdsList(points=common.wire_ids(part))
+            self._call(self._client.delete_vectors, [name], which, wait=True)
 
     def retrieve(
         self, ids: Sequence[str], *, with_payload: bool = True, with_vectors: Sequence[str] = ()
@@ -424,6 +461,18 @@ class ClientStore:
             self._dims = {name: one.size for name, one in self.info().vectors.items()}
         return self._dims
 
+    def _write_known(self, ids: Sequence[str], write: Callable[[set[str]], None]) -> None:
+        """Write to those points that are there; again, when some have gone meanwhile."""
+        for attempt in range(1, self._retry.attempts + 1):
+            try:
+                write(self._known(ids))
+            except StoreError as error:
+                gone = _status(error.__cause__) == 404 and self.exists()
+                if not gone or attempt == self._retry.attempts:
+                    raise
+            else:
+                return
+
     def _known(self, ids: Sequence[str]) -> set[str]:
         rows = self._call(
             self._client.retrieve,
@@ -469,7 +518,7 @@ def _never_connected(error: Exception) -> bool:
     return isinstance(getattr(error, "source", error), httpx.ConnectError)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException | None) -> str:
     """One line about a foreign error."""
     if isinstance(error, UnexpectedResponse):
         return f"status {error.status_code}, {error.content[:300].decode(errors='replace')}"

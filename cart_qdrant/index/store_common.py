@@ -72,6 +72,11 @@ def quote_key(key: str) -> str:
     return key if is_plain_key(key) else f'"{key}"'
 
 
+def json_path(dotted: str) -> str:
+    """A dotted path as Qdrant takes it: parts with unusual characters are quoted."""
+    return ".".join(quote_key(part) for part in dotted.split("."))
+
+
 def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """Consecutive slices of at most `size` items."""
     for start in range(0, len(items), size):

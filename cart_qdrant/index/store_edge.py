@@ -128,6 +128,22 @@ class EdgeStore:
         """See `Store.create_text_index`."""
         self.create(CollectionSpec(vectors=self._open_spec().vectors, texts=(field,)))
 
+    def drop_index(self, field: str) -> None:
+        """See `Store.drop_index`."""
+        if field not in self.info().indexed:
+            return
+        self._update(edge.UpdateOperation.delete_field_index(field), 0)
+        self.flush()
+        spec = self._open_spec()
+        with self._mapped():
+            self._write_spec(
+                CollectionSpec(
+                    vectors=spec.vectors,
+                    keywords=tuple(one for one in spec.keywords if one != field),
+                    texts=tuple(one for one in spec.texts if one != field),
+                )
+            )
+
     def info(self) -> CollectionInfo:
         """See `Store.info`."""
         with self._engine() as shard:
@@ -199,6 +215,13 @@ class EdgeStore:
             batch = [edge.PointVectors(common.wire_id(i), {name: row}) for i, row in part]
             self._update(edge.UpdateOperation.update_vectors(batch), len(batch))
 
+    def delete_vectors(self, name: str, ids: Sequence[str]) -> None:
+        """See `Store.delete_vectors`."""
+        common.check_names([name], self._open_spec().vectors)
+        for part in common.chunks([common.as_id(i) for i in ids], self._settings.batch_points):
+            gone = edge.UpdateOperation.delete_vectors(common.wire_ids(part), [name])
+            self._update(gone, len(part))
+
     def retrieve(
         self, ids: Sequence[str], *, with_payload: bool = True, with_vectors: Sequence[str] = ()
     ) -> list[models.Record]:
@@ -226,10 +249,9 @@ class EdgeStore:
         payload = with_payload if isinstance(with_payload, bool) else list(with_payload)
         native, offset = edge_requests.edge_filter(filter), None
         while True:
-            request = edge.ScrollRequest(
-                offset, batch, native, payload, common.wire_names(names) or False
-            )
             with self._engine() as shard:
+                wanted = common.wire_names(names) or False
+                request = edge.ScrollRequest(offset, batch, native, payload, wanted)
                 rows, offset = shard.scroll(request)
             yield from (_record(row, names) for row in rows)
             if offset is None:
@@ -407,7 +429,9 @@ class EdgeStore:
     # Writing
 
     def _index(self, field: str, schema: Any) -> None:
-        self._update(edge.UpdateOperation.create_field_index(field, schema), 0)
+        with self._mapped():
+            make = edge.UpdateOperation.create_field_index(field, schema)
+        self._update(make, 0)
 
     def _update(self, operation: edge.UpdateOperation, points: int) -> None:
         with self._engine() as shard:

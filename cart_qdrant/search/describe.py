@@ -17,8 +17,9 @@ from cart_qdrant.search.candidates import DESCRIBED
 SAMPLE = 200
 """Points whose payloads are looked at for fields and examples."""
 EXAMPLES = 5
-_OURS = frozenset(
-    {"path", "modality", "start", "end", "captions", "hash", "size", "mtime", "segments",
+_LAID_OVER = frozenset({"path", "modality", "start", "end", "captions"})
+_OURS = _LAID_OVER | frozenset(
+    {"hash", "size", "mtime", "segments",
      "caption_digest", "captioned_by"}
 )  # fmt: skip
 
@@ -58,7 +59,9 @@ def describe(library: Library) -> Description:
         match = models.FieldCondition(key="modality", match=models.MatchValue(value=str(modality)))
         if count := store.count(models.Filter(must=[is_ours(), match])):
             items[str(modality)] = count
-    payloads = [record.payload or {} for record in islice(store.scroll(batch=SAMPLE), SAMPLE)]
+    payloads = [
+        record.payload or {} for record in islice(store.scroll(is_ours(), batch=SAMPLE), SAMPLE)
+    ]
     captions = dict.fromkeys(
         one["text"] for payload in payloads for one in (payload.get("captions") or [])[:1]
     )
@@ -78,10 +81,11 @@ def _fields(payloads: list[dict[str, Any]], library: Library) -> dict[str, list[
     mine = {library.key}
     if library.manifest.identifiers is not None:
         mine.add(library.manifest.identifiers.field)
+    ours = _LAID_OVER if library.attachment is not None else _OURS
     found: dict[str, dict[Any, None]] = {}
     for payload in payloads:
         for key, value in _flat(payload):
-            if key not in _OURS and key.split(".")[0] not in mine:
+            if key not in ours and key.split(".")[0] not in mine:
                 found.setdefault(key, {}).setdefault(value)
     return {
         key: sorted(values, key=lambda value: (len(str(value)), str(value)))[:EXAMPLES]
@@ -95,6 +99,7 @@ def _flat(payload: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
     for key, value in payload.items():
         if isinstance(value, Mapping):
             out += _flat(value, f"{above}{key}.")
-        elif isinstance(value, str | int | float):
-            out.append((f"{above}{key}", value))
+        else:
+            values = value if isinstance(value, list) else [value]
+            out += [(f"{above}{key}", one) for one in values if isinstance(one, str | int | float)]
     return out

@@ -16,6 +16,7 @@ from typing import Any
 from qdrant_client import models
 
 from cart_qdrant.errors import UsageError
+from cart_qdrant.index.store import CAPTION_TEXTS
 from cart_qdrant.records import Modality
 
 _EXPRESSION = re.compile(
@@ -40,7 +41,8 @@ def parse_filter(
     """A Qdrant filter for expressions that must all hold.
 
     `key=a,b` means any of the values, `key!=a,b` none of them (a point without the key matches),
-    `key~words` that the text has all these words. `key` may be a path: `cart.p1`, `tags[]`,
+    `key~words` that the text has all these words (`caption~words`: one of an item's captions has
+    them). `key` may be a path: `cart.p1`, `tags[]`,
     `captions[].text`. Dates are UTC; a day without time is the whole day.
 
     Args:
@@ -73,7 +75,9 @@ def parse_filter(
             words = models.MatchText(text=value.strip('"'))
             if not words.text.strip():
                 raise _bad(expression, "it has no words")
-            must.append(models.FieldCondition(key=key, match=words))
+            # What people write; the texts are within objects.
+            where = CAPTION_TEXTS if key == "caption" else key
+            must.append(models.FieldCondition(key=where, match=words))
         else:
             any_of = [c for v, q in _values(value, expression) for c in _equals(key, v, quoted=q)]
             (must_not if op == "!=" else must).append(models.Filter(should=any_of))
@@ -116,15 +120,19 @@ def value_in(key: str, values: object) -> models.Condition:
 
 
 def value_compares(key: str, side: str, value: object) -> models.Condition:
-    """A field is a number on one side (`gt`, `gte`, `lt`, `lte`) of another.
+    """A field is a number or a date on one side (`gt`, `gte`, `lt`, `lte`) of another.
 
     Raises:
-        UsageError: The value is no number.
+        UsageError: The value is neither.
     """
+    instant = _instant(value) if isinstance(value, str) else None
+    if instant is not None:
+        return models.FieldCondition(key=key, range=models.DatetimeRange(**{side: instant}))
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UsageError(
-            f"The filter on {key} compares the size of {value!r}, and needs a number.",
-            "Ranges are of numbers; texts are equal, or in a list, or not.",
+            f"The filter on {key} compares the size of {value!r}, and needs a number or an ISO "
+            "date.",
+            "Other texts are equal, or in a list, or not.",
         )
     return models.FieldCondition(key=key, range=models.Range(**{side: value}))
 

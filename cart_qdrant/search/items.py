@@ -37,6 +37,11 @@ def find_item(library: Library, name: str) -> Item:
     """
     record = find_record(library, name)
     payload = record.payload or {}
+    if payload.get("modality") not in list(Modality):
+        raise UsageError(
+            f"The item {name!r} is of the kind {payload.get('modality')!r}, which is none of "
+            f"{', '.join(Modality)}."
+        )
     info = library.manifest.identifiers
     cart = payload.get(info.field) if info is not None else None
     return Item(

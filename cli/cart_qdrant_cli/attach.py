@@ -89,8 +89,8 @@ def attach(
 ) -> None:
     """Add identifiers to a Qdrant collection that you or others fill.
 
-    Nothing in it is changed: one payload field is written beside theirs, and payload indexes are
-    made. Follow it later with `cartq sync`. A run may be stopped: `cartq sync` goes on.
+    Payloads and vectors that are there stay as they are: one payload field is written beside them,
+    payload indexes are made, and the collection's metadata gets one key. Follow it later with `cartq sync`. A run may be stopped: `cartq sync` goes on.
     """
     from cart_qdrant.index.attach import AttachOptions, sync
     from cart_qdrant.index.attach import attach as make
@@ -145,11 +145,7 @@ def sync(
     from cart_qdrant.index.attach import sync as follow
 
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
-    with (
-        target.library() as library,
-        library.folder.lock(),
-        reporting("points") as reporter,
-    ):
+    with target.writing() as library, reporting("points") as reporter:
         report = follow(library, reporter, verify=verify)
     _show(report, target, json=json)
 

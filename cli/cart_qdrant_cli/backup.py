@@ -12,6 +12,7 @@ from cart_qdrant_cli.options import (
     CollectionOption,
     IndexOption,
     JsonOption,
+    Target,
     UrlOption,
     VerboseOption,
     add_command,
@@ -43,11 +44,7 @@ def backup(
     from cart_qdrant.index.backup import backup as write
 
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
-    with (
-        target.library() as library,
-        library.folder.lock(),
-        reporting("points") as reporter,
-    ):
+    with target.writing() as library, reporting("points") as reporter:
         count = write(library, file, reporter)
     _tell(file, count, json=json)
 
@@ -63,17 +60,18 @@ def restore(
 ) -> None:
     """Make an index from a backup: in its folder, or with its points on a server (--url).
 
-    Paths of media are relative to the folder that the index lies in: restore it beside them.
+    Paths of media are relative to the folder that the index lies in: restore it beside them. If it
+    is stopped while points go to the server, `cartq migrate --to URL` goes on.
     """
     from cart_qdrant.index.backup import restore as read
-    from cart_qdrant.index.library import Library
     from cart_qdrant.index.migrate import migrate
     from cart_qdrant.persistence import StoreInfo
 
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
     with reporting("points") as reporter:
         read(file, target.index)
-        with Library.open(target.index) as library, library.folder.lock():
+        local = Target(index=target.index)
+        with local.writing() as library:
             if target.url is not None:
                 place = StoreInfo(
                     kind="server", url=target.url, collection=target.collection or "media"

@@ -79,7 +79,7 @@ def caption(
 
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
     chosen = None if captioner == LABELS else open_captioner(captioner, model=model)
-    with target.library() as library, library.folder.lock(), reporting("items") as reporter:
+    with target.writing() as library, reporting("items") as reporter:
         report = caption_index(library, chosen, reporter, every=every, limit=limit)
     if json:
         print_json(report.to_json())

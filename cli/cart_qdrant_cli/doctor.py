@@ -66,7 +66,12 @@ class Diagnosis:
 def doctor(
     context: typer.Context,
     fix: Annotated[
-        bool, typer.Option("--fix", help="Mend what is wrong: renew the identifiers.")
+        bool,
+        typer.Option(
+            "--fix",
+            help="Mend what is wrong: renew the identifiers; tell a "
+            "server's collection that this folder is right.",
+        ),
     ] = False,
     json: JsonOption = False,
     index: IndexOption = None,
@@ -81,7 +86,11 @@ def doctor(
     from cart_qdrant.persistence import IndexFolder
 
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
-    with target.library() as library:
+    with target.library(trust_folder=fix) as library:
+        if fix and library.manifest.store.kind != "edge":
+            with IndexFolder(library.folder.root).lock():
+                if library.claim():
+                    remark("The collection was told that this folder is the right one.")
         found = diagnose(library)
         if fix and not found.passed:
             with IndexFolder(library.folder.root).lock(), reporting("items") as reporter:

@@ -56,11 +56,7 @@ def migrate(
     place = (
         StoreInfo() if to is None else StoreInfo(kind="server", url=to, collection=to_collection)
     )
-    with (
-        target.library() as library,
-        library.folder.lock(),
-        reporting("points") as reporter,
-    ):
+    with target.writing() as library, reporting("points") as reporter:
         report = move(library, place, api_key=target.api_key, reporter=reporter)
     if json:
         print_json(report.to_json())

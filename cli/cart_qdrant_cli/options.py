@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -132,8 +133,11 @@ class Target:
     api_key: str | None = field(default=None, repr=False)
     verbose: bool = False
 
-    def library(self) -> Library:
+    def library(self, *, trust_folder: bool = False) -> Library:
         """The index, opened.
+
+        Args:
+            trust_folder: Take the folder for right, whatever the collection was told.
 
         Raises:
             IndexMissingError: There is none.
@@ -141,8 +145,24 @@ class Target:
         from cart_qdrant.index.library import Library
 
         return Library.open(
-            self.index, url=self.url, api_key=self.api_key, collection=self.collection
-        )
+            self.index, url=self.url, api_key=self.api_key, collection=self.collection,
+            trust_folder=trust_folder,
+        )  # fmt: skip
+
+    @contextmanager
+    def writing(self) -> Iterator[Library]:
+        """The index, locked before it is opened: what another run flips is not missed.
+
+        Raises:
+            IndexMissingError: There is none.
+            StoreError: Another process writes to it.
+        """
+        from cart_qdrant.persistence import IndexFolder
+
+        folder = IndexFolder(self.index.absolute())
+        folder.read()  # an index that is not there is not locked, either
+        with folder.lock(), self.library() as library:
+            yield library
 
     @property
     def hint(self) -> str:

@@ -15,7 +15,8 @@ from qdrant_client import QdrantClient, models
 
 from cart_qdrant.errors import MismatchError, StoreError, UsageError
 from cart_qdrant.index.attach import AttachOptions, attach, guess_fields, sync
-from cart_qdrant.index.identify import check, load_trie
+from cart_qdrant.index.embedders import open_embedder
+from cart_qdrant.index.identify import check, load_trie, renew
 from cart_qdrant.index.ingest import Ingest, IngestOptions
 from cart_qdrant.index.library import Library
 from cart_qdrant.index.store import VectorInfo
@@ -281,12 +282,12 @@ def test_another_model_is_refused(
     old_trie = {p.name: p.read_bytes() for p in root.iterdir() if p.is_file()}
     add(client, phrase_vectors, range(len(PHRASES) // 2, len(PHRASES)))
     sync(library)
-    new = library.manifest.version
+    new = library.manifest.flip
     for name, data in old_trie.items():
         (root / name).write_bytes(data)
-    with pytest.raises(MismatchError, match=f"model {new}, but .* has ") as told:
+    with pytest.raises(MismatchError, match=f"model {new!r}, but .* has ") as told:
         Library.open(root, client=client)
-    assert "newer" in told.value.remedy
+    assert "cartq doctor --fix" in told.value.remedy
     other = json.loads(old)
     other["id"] = "another"
     (root / "manifest.json").write_text(json.dumps(other))
@@ -339,3 +340,78 @@ def test_fields_are_guessed_by_name_and_value() -> None:
     }  # fmt: skip
     assert guess_fields(points(kind="jpeg", start="soon", path=7)) == {}
     assert guess_fields([]) == {}
+
+
+def test_later_identifiers_find_their_field_free(
+    client: QdrantClient, phrase_vectors: Any, tmp_path: Path
+) -> None:
+    """Identifiers go to KEY, then KEY_2: others may have either."""
+    fill(client, phrase_vectors)
+    client.set_payload("photos", {"tags_2": "theirs"}, [3])
+    with pytest.raises(UsageError, match="'tags_2' already"):
+        attach(tmp_path / "a", "photos", client=client, options=AttachOptions(key="tags"))
+    with attach(tmp_path / "b", "photos", client=client) as library:
+        sync(library)
+        client.set_payload("photos", {"cart_2": "theirs"}, [5])  # since then
+        with pytest.raises(StoreError, match=r"1 points .* 'cart_2'"):
+            renew(library)
+    assert client.retrieve("photos", [5])[0].payload["cart_2"] == "theirs"
+    with pytest.raises(MismatchError, match="belongs to the index"):
+        attach(tmp_path / "c", "photos", client=client)
+
+
+def test_points_of_another_kind_and_without_a_path(
+    client: QdrantClient, attached: Callable[..., Library], phrase_vectors: Any
+) -> None:
+    fill(client, phrase_vectors)
+    numbers = [n for n in range(len(PHRASES)) if n % 2]
+    client.set_payload("photos", {"kind": "image"}, models.Filter())
+    client.set_payload("photos", {"kind": "document"}, [9, 11])
+    client.delete_payload("photos", ["meta"], numbers[:3])  # 1, 3, 5
+    library = attached(fields={"modality": "kind"})
+    info = library.manifest.identifiers
+    assert info is not None and info.count == len(PHRASES) - 2
+    again = sync(library)
+    assert library.manifest.identifiers == info and again.new == 0
+    assert "2 points have no such vector, or are of another kind" in again.remarks[0]
+    with Retriever.open(library.folder.root, client=client) as retriever:
+        assert retriever.item("3").path == "point:3"
+        assert retriever.item("point:3").id == "3"
+        assert retriever.item("s3://bucket/7.jpg").id == "7"
+        with pytest.raises(UsageError, match="document"):
+            retriever.item("9")
+        for name in ("3", "point:3", "7"):
+            found = retriever.search(Query((Part("like", name),)), k=50).hits
+            assert name.removeprefix("point:") not in {hit.id for hit in found}
+            assert not {"9", "11"} & {hit.id for hit in found}
+        described = retriever.describe()
+        assert described.items == {"image": len(PHRASES) - 2}
+        assert described.fields["year"] and "cart.id" not in described.fields
+
+
+def test_fields_with_unusual_names(
+    client: QdrantClient, attached: Callable[..., Library], phrase_vectors: Any, tmp_path: Path
+) -> None:
+    fill(client, phrase_vectors)
+    client.set_payload("photos", {"Image Title": "a red car"}, [7])
+    client.set_payload("photos", {"Image Title": "a blue car"}, [9])
+    with pytest.raises(StoreError, match="cannot be addressed"):
+        attach(tmp_path / "x", "photos", client=client,
+               options=AttachOptions(fields={"captions": 'a "title"'}))  # fmt: skip
+    library = attached(fields={"captions": "Image Title"}, caption_vectors=True)
+    assert sync(library, verify=True).captions == 2
+    client.delete_payload("photos", ['"Image Title"'], [9])
+    sync(library, verify=True)
+    with Retriever.open(library.folder.root, client=client) as retriever:
+        (hit,) = retriever.search("a car", lane="caption").hits
+        assert (hit.id, hit.caption) == ("7", "a red car")
+        assert retriever.search("red", lane="bm25").hits[0].id == "7"
+
+
+def test_an_embedder_of_one_index_alone_is_refused(
+    client: QdrantClient, phrase_vectors: Any, tmp_path: Path
+) -> None:
+    fill(client, phrase_vectors)
+    with pytest.raises(UsageError, match="of one index alone"):
+        attach(tmp_path / "x", "photos", client=client,
+               options=AttachOptions(embedder=open_embedder("lite")))  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tarfile
 from pathlib import Path
@@ -17,7 +18,7 @@ from cart_qdrant.index.identify import check
 from cart_qdrant.index.library import Library
 from cart_qdrant.index.migrate import migrate
 from cart_qdrant.index.store_client import ClientStore
-from cart_qdrant.persistence import StoreInfo
+from cart_qdrant.persistence import IndexFolder, StoreInfo
 from cart_qdrant.search.engine import Retriever
 from tests.conftest import points
 
@@ -54,14 +55,18 @@ def test_there_and_back(index: Path, client: QdrantClient) -> None:
     with Retriever.open(index, client=client) as retriever:
         there = retriever.search(QUERY, k=5).hits
     assert client.get_collection("media").config.metadata["cart-qdrant:cart"]["index"]
-    shutil.rmtree(index / "store")
     with Library.open(index, client=client) as library:
-        assert migrate(library, StoreInfo()).copied == len(before)
+        one = next(iter(before))
+        library.store.set_payload([(one, {"year": 2001})])
+        report = migrate(library, StoreInfo())
+        assert (report.copied, report.removed) == (1, 0)  # the rest is still there
+        assert points(library)[one]["year"] == 2001
     with Retriever.open(index) as retriever:
         back = retriever.search(QUERY, k=5).hits
         assert [hit.id for hit in back] == [hit.id for hit in there]
-    with Library.open(index) as library:
-        assert_same(points(library), before)
+        assert retriever.search(QUERY, k=5, lane="generative").hits
+    with pytest.raises(MismatchError, match="embedded store, not with a client"):
+        Retriever.open(index, client=client)
 
 
 def test_a_killed_run_goes_on(
@@ -92,6 +97,69 @@ def test_a_killed_run_goes_on(
         # Eight were there: one of them went, one is copied again.
         assert report.copied == len(before) - 8 + 1
         assert points(library)[changed]["year"] == 2001
+
+
+def test_a_collection_that_another_index_took_is_left_alone(
+    index: Path, client: QdrantClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One run is stopped, another index moves there meanwhile, the first is run again."""
+
+    def fail(self: ClientStore, rows: Any) -> None:
+        raise StoreError("the wire is cut")
+
+    with Library.open(index) as library:
+        with monkeypatch.context() as patch, pytest.raises(StoreError, match="cut"):
+            patch.setattr(ClientStore, "upsert", fail)
+            migrate(library, PLACE, client=client)
+        other = Path(shutil.copytree(index, tmp_path / "other" / ".cartq"))
+        manifest = json.loads((other / "manifest.json").read_bytes())
+        (other / "manifest.json").write_text(json.dumps({**manifest, "id": "other"}))
+        with Library.open(other) as second:
+            with pytest.raises(MismatchError, match=f"belongs to the index {manifest['id']}"):
+                migrate(second, PLACE, client=client)
+            client.delete_collection("media")
+            migrate(second, PLACE, client=client)
+            count = second.store.count()
+        with pytest.raises(MismatchError, match="belongs to the index other"):
+            migrate(library, PLACE, client=client)
+    assert client.count("media").count == count
+
+
+@pytest.mark.parametrize("at", ["before the manifest", "after the manifest"])
+def test_a_flip_that_is_killed_locks_nobody_out(
+    index: Path, client: QdrantClient, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    with Library.open(index) as library:
+        migrate(library, PLACE, client=client)
+    with Library.open(index, client=client) as library:
+        before = library.manifest
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+            tell, told = ClientStore.tell, []
+
+            def killed(self: Any, *args: Any) -> None:
+                if at.startswith("before") or told:
+                    raise RuntimeError("killed")
+                tell(self, *args)
+                told.append(args)
+
+            if at.startswith("before"):
+                patch.setattr(IndexFolder, "write", killed)
+            else:
+                patch.setattr(ClientStore, "tell", killed)
+            library.put(before)
+    metadata = client.get_collection("media").config.metadata["cart-qdrant:cart"]
+    assert metadata["before"] == before.flip
+    with Library.open(index, client=client) as library:
+        assert (library.manifest.flip == before.flip) == at.startswith("before")
+        library.put(library.manifest)
+        assert not library.claim()
+    client.update_collection("media", metadata={"cart-qdrant:cart": {"index": before.id}})
+    with pytest.raises(MismatchError, match="cartq doctor --fix"):
+        Library.open(index, client=client)
+    with Library.open(index, client=client, trust_folder=True) as library:
+        assert library.claim()
+    with Library.open(index, client=client) as library:
+        assert library.store.count() > 1
 
 
 def test_what_others_have_there_is_left_alone(index: Path, client: QdrantClient) -> None:
@@ -132,12 +200,17 @@ def test_an_index_in_one_file(index: Path, client: QdrantClient, tmp_path: Path)
         assert backup(library, tmp_path / "one.tar") == len(before)
         migrate(library, PLACE, client=client)
         assert backup(library, tmp_path / "two.tar") == len(before)
+        library.folder.work.mkdir(exist_ok=True)
+        (library.folder.work / "changed").touch()  # as an ingestion that was killed leaves it
+        with pytest.raises(UsageError, match="cartq ingest"):
+            backup(library, tmp_path / "three.tar")
     for name in ("one", "two"):
         root = tmp_path / name / ".cartq"
         restore(tmp_path / f"{name}.tar", root)
         with Library.open(root) as library:
             assert_same(points(library), before)
             assert library.manifest.generator is not None
+            assert library.store.info().indexed >= {"cart_2.id", "cart_2.p1", "modality"}
         with Retriever.open(root) as retriever:
             assert retriever.search(QUERY, k=1).hits[0].path == "media/picture-0.png"
         with pytest.raises(UsageError, match="not empty"):

@@ -57,7 +57,9 @@ def test_it_is_written_and_read_with_its_pipeline(small_index: Path) -> None:
     assert component.to_dict() == made.to_dict()
     found = again.run({"media": {"query": "a beach"}})["media"]["documents"]
     assert found and {one.meta["modality"] for one in found} == {"video"}
-    component._engine.close()
+    component.close()
+    assert component.run("a beach")["documents"]
+    component.close()
 
 
 def test_a_run_has_its_own_filters_and_count(small_index: Path) -> None:

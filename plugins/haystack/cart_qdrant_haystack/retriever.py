@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from typing import Any
 
 from cart_qdrant.errors import MissingExtraError
@@ -47,12 +49,18 @@ class CartQdrantRetriever:
     ) -> None:
         self.index, self.top_k, self.lane, self.filters = index, top_k, lane, filters
         self._only = to_filter(filters)
-        self._engine = retriever
+        self._given, self._engine = retriever, retriever
+        self._opening = threading.Lock()
 
     def warm_up(self) -> None:
         """Open the index."""
-        if self._engine is None:
-            self._engine = Retriever.open(self.index)
+        self._opened()
+
+    def close(self) -> None:
+        """Close the index that this component has opened; the next run opens it again."""
+        if self._engine is not None and self._engine is not self._given:
+            self._engine.close()
+            self._engine = None
 
     def to_dict(self) -> dict[str, Any]:
         """The component for a pipeline's file."""
@@ -80,13 +88,15 @@ class CartQdrantRetriever:
         self, query: str, filters: dict[str, Any] | None = None, top_k: int | None = None
     ) -> dict[str, list[Document]]:
         """`run`, without blocking the event loop."""
-        found = await self._opened().asearch(query, **self._wanted(filters, top_k))
+        engine = await asyncio.to_thread(self._opened)
+        found = await engine.asearch(query, **self._wanted(filters, top_k))
         return {"documents": [to_document(hit) for hit in found.hits]}
 
     def _opened(self) -> Retriever:
-        self.warm_up()
-        assert self._engine is not None
-        return self._engine
+        with self._opening:
+            if self._engine is None:
+                self._engine = Retriever.open(self.index)
+            return self._engine
 
     def _wanted(self, filters: dict[str, Any] | None, top_k: int | None) -> SearchOptions:
         only = merge_filters(self._only, to_filter(filters))

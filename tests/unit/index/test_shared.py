@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ from qdrant_client import QdrantClient
 from cart_qdrant.errors import IndexMissingError, MismatchError, UsageError
 from cart_qdrant.index.library import Library
 from cart_qdrant.index.migrate import migrate
-from cart_qdrant.index.shared import local_folder
+from cart_qdrant.index.shared import KEPT, local_folder
 from cart_qdrant.persistence import IndexFolder, StoreInfo
 from cart_qdrant.search.engine import Retriever
 
@@ -76,8 +78,33 @@ def test_what_is_not_whole_is_refused(published: QdrantClient, memory: Any) -> N
     memory.pipe_file(trie, data)
     assert IndexFolder(local_folder(URL)).read().generator is not None
     memory.pipe_file("/shared/.cartq/manifest.json", b"{")
-    with pytest.raises(MismatchError, match="no manifest"):
+    with pytest.raises(MismatchError, match="not readable as JSON"):
         local_folder(URL)
+    (kept, *_) = Path(os.environ["CARTQ_CACHE"]).rglob("manifest.json")
+    manifest = json.loads(kept.read_bytes())
+    outside = {"name": "../x", "hash": ""}
+    for change, told in (
+        ({"format": 2}, "format 2"),
+        (
+            {"embedder": {**manifest["embedder"], "lexicon": outside}},
+            r"\.\./x",
+        ),
+    ):
+        data = json.dumps({**manifest, **change}).encode()
+        memory.pipe_file("/shared/.cartq/manifest.json", data)
+        with pytest.raises(MismatchError, match=told):
+            local_folder(URL)
+
+
+def test_few_versions_are_kept(published: QdrantClient, memory: Any) -> None:
+    seen = set()
+    for flip in range(5):
+        manifest = json.loads(memory.cat_file("/shared/.cartq/manifest.json"))
+        data = json.dumps({**manifest, "flip": str(flip)}).encode()
+        memory.pipe_file("/shared/.cartq/manifest.json", data)
+        seen.add(local_folder(URL))
+    assert len(seen) == 5 and sum(one.exists() for one in seen) == KEPT
+    assert IndexFolder(local_folder(URL)).read().flip == "4"
 
 
 def test_what_cannot_be_shared_is_told(memory: Any, small_index: Path) -> None:
