@@ -90,7 +90,8 @@ def attach(
     """Add identifiers to a Qdrant collection that you or others fill.
 
     Payloads and vectors that are there stay as they are: one payload field is written beside them,
-    payload indexes are made, and the collection's metadata gets one key. Follow it later with `cartq sync`. A run may be stopped: `cartq sync` goes on.
+    payload indexes are made, and the collection's metadata gets one key. Follow it later with
+    `cartq sync`. A run may be stopped: `cartq sync` goes on.
     """
     from cart_qdrant.index.attach import AttachOptions, sync
     from cart_qdrant.index.attach import attach as make
