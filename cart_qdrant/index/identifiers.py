@@ -39,6 +39,8 @@ GROUPED = 4_096
 with the groups, then with the clusters of the nearest ones."""
 PROBED_BY_QUERY, PROBED_BY_ITEM = 48, 12
 """Groups whose clusters are compared (docs/experiments.md)."""
+LEARNED = 20_000
+"""Vectors up to which `auto` also tries a learned quantiser (docs/experiments.md)."""
 PER_CLUSTER = 12
 """Vectors used for fitting, for each coarse cluster, at least."""
 
@@ -58,7 +60,7 @@ class IdentifierConfig:
     target_u: float = 0.95
     """Share of items whose semantic part is theirs alone, at least."""
     method: Literal["auto", "rkmeans", "rvq"] = "auto"
-    """Residual k-means, a learned residual quantiser, or the better of both by U."""
+    """Residual k-means, a learned residual quantiser, or of few vectors the better by U."""
     fit_limit: int = 100_000
     """Vectors used for fitting; a larger corpus is sampled."""
     coarse: int | None = None
@@ -507,9 +509,11 @@ def _choose(
         all_ND: All vectors: of a sample, U would be too high.
         reachable: Share of distinct vectors among all.
     """
-    methods: tuple[Method, ...] = (
-        ("rkmeans", "rvq") if config.method == "auto" else (config.method,)
-    )
+    methods: tuple[Method, ...] = ("rkmeans", "rvq")
+    if config.method != "auto":
+        methods = (config.method,)
+    elif len(x_ND) > LEARNED:
+        methods = ("rkmeans",)
     best: tuple[float, float, Quantizer] | None = None
     coarse: dict[int, tuple[FloatArray, IntArray | None]] = {}
     for k, v, m in _sizes(max(1, round(len(all_ND) * reachable)), config):
