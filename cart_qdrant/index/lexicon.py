@@ -25,6 +25,9 @@ FloatArray = npt.NDArray[np.float32]
 
 TAU = 0.05
 """Temperature of the softmax (lab: R@10 26 among 1,000 photos)."""
+NEGLIGIBLE = 1e-8
+"""Share, of the greatest, below which a text is left out: products of tiny numbers are denormal,
+and make the whole sixty times slower (docs/experiments.md)."""
 
 
 def class_names() -> list[str]:
@@ -54,6 +57,7 @@ class Lexicon:
             return None
         logits = text_BW @ self.keys_TW.T / TAU
         share = np.exp(logits - logits.max(axis=1, keepdims=True))
+        share[share < NEGLIGIBLE] = 0
         return unit(share @ self.values[space])
 
     def name(self, x_ND: FloatArray, space: str) -> list[str] | None:
