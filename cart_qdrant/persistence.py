@@ -324,7 +324,7 @@ class IndexFolder:
             raise MismatchError(
                 f"{path} is missing, but the manifest names it.", "Mend: `cartq doctor --fix`."
             )
-        found = folder_hash(path) if path.is_dir() else file_hash(path)
+        found = artifact_hash(path)
         if found != artifact.hash:
             raise MismatchError(
                 f"{path} has hash {found}, but the manifest says {artifact.hash}.",
@@ -366,6 +366,11 @@ class IndexFolder:
                     "Wait until it ends, or stop it.",
                 ) from None
             yield
+
+
+def artifact_hash(path: Path) -> str:
+    """Hash of a file, or of a folder's files."""
+    return folder_hash(path) if path.is_dir() else file_hash(path)
 
 
 def folder_hash(folder: Path) -> str:

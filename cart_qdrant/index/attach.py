@@ -10,7 +10,7 @@ import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -23,15 +23,16 @@ from cart_qdrant.errors import MismatchError, StoreError, UsageError
 from cart_qdrant.index.embedders import Embedder, FittedEmbedder, ForeignEmbedder
 from cart_qdrant.index.identifiers import Counters
 from cart_qdrant.index.identify import (
-    BLOCK,
     advice,
     bring_in_step,
     encode,
-    fitted_on,
+    in_blocks,
+    is_named,
     is_ours,
     load_codec,
     load_trie,
     remove_stale,
+    summary,
     vector_of,
     write_identifiers,
 )
@@ -190,9 +191,7 @@ def attach(
             name=embedder.name, version=embedder.version, dim=dim,
             spaces={str(m): space for m, space in embedder.spaces.items()},
         )  # fmt: skip
-        place = StoreInfo(
-            kind=place.kind, url=place.url, collection=collection, path=place.path, attachment=how
-        )
+        place = replace(place, attachment=how)
         manifest = Manifest(id=str(uuid.uuid4()), embedder=info, store=place)
         library = Library(folder, manifest, AttachedStore(store, how))
         library.set_embedder(embedder)
@@ -412,12 +411,13 @@ def sync(library: Library, reporter: Reporter | None = None, *, verify: bool = F
         reporter.phase("captions", None)
         _add_caption_vector(library, how.caption_vector)
         report.captions = _embed_captions(library, reporter, everything=verify)
-    named = _named_count(library)
+    info, ours = library.manifest.identifiers, library.store.count(is_ours())
+    named = 0 if info is None else library.store.count(is_named(info.field))
     if verify and before is not None:
         reporter.phase("vectors", named)
         report.changed = _mend_changed(library, reporter)
     reporter.phase("identifiers", None)
-    if known != named or named != library.store.count(is_ours()) or report.changed:
+    if known != named or named != ours or report.changed:
         report.unnamed = bring_in_step(library)
     info = library.manifest.identifiers
     if info is None:
@@ -426,11 +426,8 @@ def sync(library: Library, reporter: Reporter | None = None, *, verify: bool = F
         report.items = info.count
         report.new = info.count - named
         report.gone = max(0, known - named)
-        report.identifiers = {
-            "U": round(info.U, 4), "levels": info.levels, "count": info.count,
-            "fitted_on": fitted_on(info),
-        }  # fmt: skip
-    without = library.store.count() - library.store.count(is_ours())
+        report.identifiers = summary(info)
+    without = library.store.count() - ours
     if without:
         report.remarks.append(
             f"{without} points have no such vector, or are of another kind, and are left out"
@@ -438,15 +435,6 @@ def sync(library: Library, reporter: Reporter | None = None, *, verify: bool = F
     report.remarks += advice(library, report.unnamed)
     report.seconds = time.perf_counter() - begin
     return report
-
-
-def _named_count(library: Library) -> int:
-    """Points that have an identifier in force."""
-    info = library.manifest.identifiers
-    if info is None:
-        return 0
-    empty = models.IsEmptyCondition(is_empty=models.PayloadField(key=f"{info.field}.id"))
-    return library.store.count(models.Filter(must_not=[empty], must=[is_ours()]))
 
 
 def _add_caption_vector(library: Library, name: str) -> None:
@@ -463,7 +451,7 @@ def _embed_captions(library: Library, reporter: Reporter, *, everything: bool) -
         missing.append(models.IsEmptyCondition(is_empty=models.PayloadField(key=CAPTION_TEXTS)))
     which = is_ours() if everything else models.Filter(must=[is_ours()], must_not=missing)
     count = 0
-    for chunk in _blocks(library.store.scroll(which, with_payload=["captions"])):
+    for chunk in in_blocks(library.store.scroll(which, with_payload=["captions"])):
         captions = [
             [
                 Caption(text=one["text"], source=CaptionSource(one["source"]))
@@ -493,11 +481,11 @@ def _mend_changed(library: Library, reporter: Reporter) -> int:
     info, codec, trie = library.manifest.identifiers, load_codec(library), load_trie(library)
     assert info is not None and codec is not None and trie is not None
     counters = Counters(trie.counters())
-    named = models.IsEmptyCondition(is_empty=models.PayloadField(key=f"{info.field}.id"))
-    which = models.Filter(must=[is_ours()], must_not=[named])
     changed = 0
-    found = library.store.scroll(which, with_payload=["modality", info.field], with_vectors=[MEDIA])
-    for chunk in _blocks(found):
+    found = library.store.scroll(
+        is_named(info.field), with_payload=["modality", info.field], with_vectors=[MEDIA]
+    )
+    for chunk in in_blocks(found):
         spaces = np.asarray([library.space((r.payload or {})["modality"]) or "" for r in chunk])
         codes = encode(codec, np.asarray([vector_of(r) for r in chunk], np.float32), spaces)
         old = np.asarray([(r.payload or {})[info.field]["codes"] for r in chunk], np.int32)
@@ -507,8 +495,3 @@ def _mend_changed(library: Library, reporter: Reporter) -> int:
         changed += len(rows)
         reporter.advance(len(chunk))
     return changed
-
-
-def _blocks(records: Iterator[models.Record]) -> Iterator[list[models.Record]]:
-    while block := list(islice(records, BLOCK)):
-        yield block

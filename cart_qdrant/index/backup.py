@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tarfile
 import tempfile
@@ -13,10 +12,9 @@ from cart_qdrant.errors import MismatchError, UsageError
 from cart_qdrant.index.ingest_report import Reporter, Silent
 from cart_qdrant.index.library import Library
 from cart_qdrant.index.migrate import compare_points, copy_indexes, copy_points
-from cart_qdrant.persistence import IndexFolder, Manifest, StoreInfo
+from cart_qdrant.persistence import IndexFolder, Manifest, StoreInfo, rename_durably
 
 _LEFT_OUT = frozenset({"store", "store.json", "work", "lock", "manifest.json"})
-
 _UNFINISHED = ("changed", "replaced.json")
 """Notes of a stopped run: identifiers are behind the points, or old points are still there."""
 
@@ -67,9 +65,7 @@ def backup(library: Library, file: Path, reporter: Reporter | None = None) -> in
         draft = Path(where) / "draft.tar"
         with tarfile.open(draft, "w") as archive:
             archive.add(folder.root, ".")
-        with draft.open("rb") as written:
-            os.fsync(written.fileno())
-        draft.replace(file)
+        rename_durably(draft, file)
     return count
 
 

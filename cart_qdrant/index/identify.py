@@ -93,7 +93,7 @@ def read_vectors(library: Library) -> Vectors:
     spaces: list[str] = []
     blocks: list[FloatArray] = []
     found = library.store.scroll(is_ours(), with_payload=["modality"], with_vectors=[MEDIA])
-    for chunk in _chunks(found):
+    for chunk in in_blocks(found):
         rows: list[list[float]] = []
         for record in chunk:
             vector = vector_of(record)
@@ -107,7 +107,8 @@ def read_vectors(library: Library) -> Vectors:
     return Vectors(ids, x_ND, np.asarray(spaces, dtype=np.str_))
 
 
-def _chunks(records: Iterable[models.Record]) -> Iterator[list[models.Record]]:
+def in_blocks(records: Iterable[models.Record]) -> Iterator[list[models.Record]]:
+    """Points in lists of `BLOCK`."""
     source = iter(records)
     while chunk := list(islice(source, BLOCK)):
         yield chunk
@@ -165,7 +166,7 @@ def write_hubness(library: Library, field: str, bank: Querybank, which: models.F
     count = 0
     names = [MEDIA, CAPTION]
     found = library.store.scroll(which, with_payload=["modality", field], with_vectors=names)
-    for chunk in _chunks(found):
+    for chunk in in_blocks(found):
         hubs: list[dict[str, float]] = [{} for _ in chunk]
         wanted: dict[str, list[tuple[int, str, list[float]]]] = {}
         for n, record in enumerate(chunk):
@@ -193,23 +194,28 @@ def write_hubness(library: Library, field: str, bank: Querybank, which: models.F
 
 def build_trie(library: Library, field: str, levels: int) -> Trie:
     """The tree of all identifiers in a payload field."""
+    return _read_tree(library, field, levels)[0]
+
+
+def _read_tree(library: Library, field: str, levels: int) -> tuple[Trie, list[str]]:
+    """The tree of all identifiers in a payload field, and the points whose hubness is not stored:
+    that has no payload index to find them by."""
     rows: list[tuple[int, ...]] = []
     hubs: list[float] = []
-    for record in library.store.scroll(_named(field), with_payload=[field]):
+    bare: list[str] = []
+    for record in library.store.scroll(is_named(field), with_payload=[field]):
         cart = (record.payload or {})[field]
         rows.append((*cart["codes"], cart["u"]))
         hubs.append(cart.get("hub", {}).get("media", np.nan))
+        if "hub" not in cart:
+            bare.append(str(record.id))
     depth = levels + 1
-    return Trie.build(np.asarray(rows, dtype=np.int32).reshape(-1, depth), depth, hubs)
+    codes = np.asarray(rows, dtype=np.int32).reshape(-1, depth)
+    return Trie.build(codes, depth, hubs), bare
 
 
-def _without_hubness(library: Library, field: str) -> list[str]:
-    """Points with an identifier and no hubness; looked at here, for it has no payload index."""
-    found = library.store.scroll(_named(field), with_payload=[f"{field}.id", f"{field}.hub"])
-    return [str(r.id) for r in found if "hub" not in (r.payload or {}).get(field, {})]
-
-
-def _named(field: str) -> models.Filter:
+def is_named(field: str) -> models.Filter:
+    """Points of ours that have an identifier in a payload field."""
     return models.Filter(must_not=[_lacks(f"{field}.id"), _lacks("hash")])
 
 
@@ -249,7 +255,7 @@ def prepare(
     rows = write_identifiers(library.store, field, vectors.ids, codes, Counters())
     trie = Trie.build(rows, codec.levels + 1)
     if bank is not None:
-        write_hubness(library, field, bank, _named(field))
+        write_hubness(library, field, bank, is_named(field))
         trie = build_trie(library, field, codec.levels)
     library.store.flush()
     name = f"identifiers-{version}.safetensors"
@@ -324,6 +330,16 @@ def fitted_on(info: IdentifierInfo) -> int:
     return sum(int(one["fitted_on"]) for one in info.meta.values())
 
 
+def summary(info: IdentifierInfo) -> dict[str, Any]:
+    """What reports tell of identifiers."""
+    return {
+        "U": round(info.U, 4),
+        "levels": info.levels,
+        "count": info.count,
+        "fitted_on": fitted_on(info),
+    }
+
+
 def bring_in_step(library: Library) -> int:
     """Identifiers for new points; all anew where the collection has outgrown its code books and
     nothing depends on them yet.
@@ -376,11 +392,11 @@ def assign_new(library: Library) -> int:
     assert codec is not None
     store = library.store
     missing = models.Filter(must=[_lacks(f"{info.field}.id")], must_not=[_lacks("hash")])
-    trie = build_trie(library, info.field, info.levels)
+    trie, bare = _read_tree(library, info.field, info.levels)
     counters = Counters(trie.counters())
     fresh: list[IntArray] = []
     unnamed = 0
-    for chunk in _chunks(store.scroll(missing, with_payload=["modality"], with_vectors=[MEDIA])):
+    for chunk in in_blocks(store.scroll(missing, with_payload=["modality"], with_vectors=[MEDIA])):
         ids = [str(r.id) for r in chunk]
         x = np.asarray([vector_of(r) for r in chunk], dtype=np.float32)
         spaces = np.asarray([library.space((r.payload or {})["modality"]) or "" for r in chunk])
@@ -390,19 +406,18 @@ def assign_new(library: Library) -> int:
         unnamed += int((~known & (spaces != "")).sum())
         kept = [one for one, ok in zip(ids, known, strict=True) if ok]
         fresh.append(write_identifiers(store, info.field, kept, codes[known], counters))
+        bare += kept
     if unnamed and library.manifest.generator is None:
         renew(library)
         return 0
     if fresh:
         trie = trie.insert(np.concatenate(fresh))
     bank = library.querybank()
-    if bank is not None:
-        bare = _without_hubness(library, info.field)
+    if bank is not None and bare:
         for begin in range(0, len(bare), BLOCK):
             some = models.HasIdCondition(has_id=list(bare[begin : begin + BLOCK]))
             write_hubness(library, info.field, bank, models.Filter(must=[some]))
-        if bare:
-            trie = build_trie(library, info.field, info.levels)
+        trie = build_trie(library, info.field, info.levels)
     store.flush()
     artifact = _save_trie(library, trie)
     if artifact != info.trie:
@@ -493,7 +508,7 @@ def check(library: Library, target_u: float = 0.95) -> Health | None:
                 f"{space}: reconstruction error is {error[space]:.3f}, but was "
                 f"{fitted_error[space]:.3f} at fitting (drift). {mend}"
             )
-    stored = library.store.count(_named(info.field))
+    stored = library.store.count(is_named(info.field))
     if not stored == info.count == items:
         problems.append(
             f"{items} items, {stored} identifiers stored, {info.count} in the tree. "

@@ -19,8 +19,8 @@ from cart_qdrant.index.embedders import Embedder, FittedEmbedder, LexicalEmbedde
 from cart_qdrant.index.identify import (
     advice,
     bring_in_step,
-    fitted_on,
     remove_stale,
+    summary,
     vector_of,
 )
 from cart_qdrant.index.ingest_report import IngestOptions, IngestReport, Reporter, Silent
@@ -35,7 +35,6 @@ from cart_qdrant.index.writer import MADE_BY, PointWriter, Row, identifier_paylo
 from cart_qdrant.records import MADE_SOURCES, Caption, CaptionSource, Failure, Segment
 
 __all__ = ["Ingest", "IngestOptions", "IngestReport", "Reporter", "Silent"]
-
 
 TOGETHER = 64
 """Segments whose features are projected together, about; fewer than are written together."""
@@ -251,12 +250,7 @@ class Ingest:
                 self._reporter.say(line)
         info = library.manifest.identifiers
         if info is not None:
-            self._report.identifiers = {
-                "U": round(info.U, 4),
-                "levels": info.levels,
-                "count": info.count,
-                "fitted_on": fitted_on(info),
-            }
+            self._report.identifiers = summary(info)
 
 
 def _blocks(results: Iterable[FileResult], segments: int) -> Iterator[list[FileResult]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -77,17 +77,20 @@ def _collection(dim: int, key: str) -> CollectionSpec:
     )
 
 
-def check_claim(store: Store, key: str, index: str | None) -> None:
+def check_claim(store: Store, key: str, index: str | None) -> Mapping[str, str] | None:
     """Refuse a collection that belongs to another index.
 
     Args:
         key: Payload field of its identifiers.
         index: Id of the index that asks; None for one that is yet to be.
 
+    Returns:
+        What `make_claim` told the collection; None where nobody has claimed it.
+
     Raises:
         MismatchError: Both are named.
     """
-    told = store.info().metadata.get(f"{TOLD}:{key}")
+    told: Mapping[str, str] | None = store.info().metadata.get(f"{TOLD}:{key}")
     if told is not None and told.get("index") != index:
         raise MismatchError(
             f"The collection at {store.location} belongs to the index {told.get('index')}, not to "
@@ -95,6 +98,18 @@ def check_claim(store: Store, key: str, index: str | None) -> None:
             "Open that index, or use another collection; delete the collection if that index is "
             "gone.",
         )
+    return told
+
+
+def make_claim(store: Store, key: str, index: str, flip: str, before: str | None = None) -> None:
+    """Tell a collection whose it is, and which model wrote it.
+
+    Args:
+        flip: Mark of the manifest in force.
+        before: Mark of the one that is right, too, until the flip.
+    """
+    told = {"index": index, "model": flip}
+    store.tell(f"{TOLD}:{key}", told if before is None else {**told, "before": before})
 
 
 class Library:
@@ -297,18 +312,13 @@ class Library:
                 "Follow it with `cartq sync`, or ingest into another --index.",
             )
 
-    @property
-    def _told_key(self) -> str:
-        return f"{TOLD}:{self.key}"
-
     def _check_told(self) -> None:
         """Refuse an index folder that is not the one that the collection was written with."""
         if self.manifest.store.kind == "edge":
             return
-        told = self.store.info().metadata.get(self._told_key)
+        told = check_claim(self.store, self.key, self.manifest.id)
         if told is None:
             return
-        check_claim(self.store, self.key, self.manifest.id)
         if self.manifest.flip not in (told.get("model"), told.get("before")):
             self.manifest = self.folder.read()  # it may just have flipped
         if self.manifest.flip not in (told.get("model"), told.get("before")):
@@ -445,14 +455,13 @@ class Library:
         """
         before, manifest = self.manifest.flip, replace(manifest, flip=uuid.uuid4().hex[:12])
         shared = manifest.store.kind != "edge"
-        told = {"index": manifest.id, "model": manifest.flip}
         if shared:
             check_claim(self.store, self.key, manifest.id)
-            self.store.tell(self._told_key, {**told, "before": before})
+            make_claim(self.store, self.key, manifest.id, manifest.flip, before)
         self.folder.write(manifest)
         self.manifest = manifest
         if shared:
-            self.store.tell(self._told_key, told)
+            make_claim(self.store, self.key, manifest.id, manifest.flip)
 
     def clear_work(self, names: Sequence[str]) -> None:
         """Remove finished work of a step."""

@@ -19,7 +19,7 @@ from qdrant_client import models
 from cart_qdrant.errors import MismatchError, StoreError, UsageError
 from cart_qdrant.index.identify import vector_of
 from cart_qdrant.index.ingest_report import Reporter, Silent
-from cart_qdrant.index.library import TOLD, Library, check_claim
+from cart_qdrant.index.library import Library, check_claim, make_claim
 from cart_qdrant.index.store import CAPTION, CAPTION_TEXTS, MEDIA, Store
 from cart_qdrant.persistence import StoreInfo
 
@@ -112,19 +112,19 @@ def migrate(
 
 def _prepare(library: Library, target: Store, place: StoreInfo) -> None:
     """Claim the collection, and make it with its indexes, unless an earlier run has."""
-    if place.kind != "edge":  # the folder's own store is nobody else's
-        mine = f"{TOLD}:{library.key}"
-        if target.exists():
-            check_claim(target, library.key, library.manifest.id)
-            if mine not in target.info().metadata and (count := target.count()):
-                raise MismatchError(
-                    f"The collection at {target.location} has {count} points that this index "
-                    "did not bring there.",
-                    "Move to another collection: --to-collection NAME.",
-                )
+    key, manifest = library.key, library.manifest
+    shared = place.kind != "edge"  # the folder's own store is nobody else's
+    if shared and target.exists():
+        told = check_claim(target, key, manifest.id)
+        if told is None and (count := target.count()):
+            raise MismatchError(
+                f"The collection at {target.location} has {count} points that this index "
+                "did not bring there.",
+                "Move to another collection: --to-collection NAME.",
+            )
     library.make_collection(target)
-    if place.kind != "edge":
-        target.tell(mine, {"index": library.manifest.id, "model": library.manifest.flip})
+    if shared:
+        make_claim(target, key, manifest.id, manifest.flip)
     copy_indexes(library.store, target)
 
 

@@ -29,15 +29,12 @@ from cart_qdrant.persistence import (
     Artifact,
     IndexFolder,
     Manifest,
-    file_hash,
-    folder_hash,
+    artifact_hash,
     write_atomic,
 )
 
 CACHE_VARIABLE = "CARTQ_CACHE"
 """Folder of copies; that of the user's cache without it."""
-
-
 KEPT = 3
 """Versions of one index that stay in the cache."""
 _AGAIN = "Copy the index folder there again, its manifest.json last."
@@ -131,7 +128,7 @@ class _Source:
     def bring(self, artifact: Artifact, folder: Path) -> None:
         """Copy an artefact unless it is here already."""
         target = folder / artifact.name
-        if target.exists() and _hash(target) == artifact.hash:
+        if target.exists() and artifact_hash(target) == artifact.hash:
             return
         with tempfile.TemporaryDirectory(dir=folder, prefix=".fetching-") as where:
             draft = Path(where) / artifact.name
@@ -142,7 +139,7 @@ class _Source:
                 raise MismatchError(
                     f"{artifact.name} is missing at {self.root}, but the manifest names it.", _AGAIN
                 ) from error
-            found = _hash(draft)
+            found = artifact_hash(draft)
             if found != artifact.hash:
                 raise MismatchError(
                     f"{artifact.name} at {self.root} has hash {found}, but the manifest says "
@@ -172,7 +169,3 @@ class _Source:
                 f"{self.root} cannot be read: {first_line(error)}.",
                 "Check its name, and what may read it.",
             ) from error
-
-
-def _hash(path: Path) -> str:
-    return folder_hash(path) if path.is_dir() else file_hash(path)

@@ -268,20 +268,18 @@ class ClientStore:
     def set_payload(self, updates: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
         """See `Store.set_payload`."""
         ready = [(common.as_id(i), common.clean_payload(payload)) for i, payload in updates]
+
+        def write(updates: Sequence[tuple[str, Any]]) -> None:
+            operations: list[models.UpdateOperation] = [
+                models.SetPayloadOperation(
+                    set_payload=models.SetPayload(payload=payload, points=[common.wire_id(i)])
+                )
+                for i, payload in updates
+            ]
+            self._call(self._client.batch_update_points, operations, wait=True)
+
         for batch in _groups(ready, lambda update: 100 + common.json_bytes(update[1])):
-
-            def write(known: set[str], batch: list[tuple[str, Any]] = batch) -> None:
-                operations: list[models.UpdateOperation] = [
-                    models.SetPayloadOperation(
-                        set_payload=models.SetPayload(payload=payload, points=[common.wire_id(i)])
-                    )
-                    for i, payload in batch
-                    if i in known
-                ]
-                if operations:
-                    self._call(self._client.batch_update_points, operations, wait=True)
-
-            self._write_known([i for i, _ in batch], write)
+            self._write_known(batch, write)
 
     def delete_payload_key(self, key: str) -> None:
         """See `Store.delete_payload_key`."""
@@ -294,18 +292,15 @@ class ClientStore:
         ids = [common.as_id(i) for i, _ in updates]
         rows = common.check_vectors(name, [r for _, r in updates], self._widths(), ids)
         pairs = list(zip(ids, rows, strict=True))
+
+        def write(updates: Sequence[tuple[str, list[float]]]) -> None:
+            points = [
+                models.PointVectors(id=common.wire_id(i), vector={name: row}) for i, row in updates
+            ]
+            self._call(self._client.update_vectors, points, wait=True)
+
         for batch in _groups(pairs, lambda pair: 100 + _FLOAT_BYTES * len(pair[1])):
-
-            def write(known: set[str], batch: list[tuple[str, list[float]]] = batch) -> None:
-                points = [
-                    models.PointVectors(id=common.wire_id(i), vector={name: row})
-                    for i, row in batch
-                    if i in known
-                ]
-                if points:
-                    self._call(self._client.update_vectors, points, wait=True)
-
-            self._write_known([i for i, _ in batch], write)
+            self._write_known(batch, write)
 
     def delete_vectors(self, name: str, ids: Sequence[str]) -> None:
         """See `Store.delete_vectors`."""
@@ -461,11 +456,19 @@ class ClientStore:
             self._dims = {name: one.size for name, one in self.info().vectors.items()}
         return self._dims
 
-    def _write_known(self, ids: Sequence[str], write: Callable[[set[str]], None]) -> None:
-        """Write to those points that are there; again, when some have gone meanwhile."""
+    def _write_known(
+        self,
+        updates: Sequence[tuple[str, T]],
+        write: Callable[[Sequence[tuple[str, T]]], None],
+    ) -> None:
+        """Write the updates of points that are there; again, when some have gone meanwhile."""
         for attempt in range(1, self._retry.attempts + 1):
+            known = self._known([i for i, _ in updates])
+            there = [update for update in updates if update[0] in known]
+            if not there:
+                return
             try:
-                write(self._known(ids))
+                write(there)
             except StoreError as error:
                 gone = _status(error.__cause__) == 404 and self.exists()
                 if not gone or attempt == self._retry.attempts:

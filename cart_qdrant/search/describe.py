@@ -11,6 +11,7 @@ from qdrant_client import models
 
 from cart_qdrant.index.identify import is_ours
 from cart_qdrant.index.library import Library
+from cart_qdrant.index.writer import MADE_BY
 from cart_qdrant.records import Modality
 from cart_qdrant.search.candidates import DESCRIBED
 
@@ -18,10 +19,7 @@ SAMPLE = 200
 """Points whose payloads are looked at for fields and examples."""
 EXAMPLES = 5
 _LAID_OVER = frozenset({"path", "modality", "start", "end", "captions"})
-_OURS = _LAID_OVER | frozenset(
-    {"hash", "size", "mtime", "segments",
-     "caption_digest", "captioned_by"}
-)  # fmt: skip
+_OURS = _LAID_OVER | frozenset({"hash", "size", "mtime", "segments", "caption_digest", MADE_BY})
 
 
 @dataclass(frozen=True, slots=True)

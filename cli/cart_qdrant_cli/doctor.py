@@ -83,17 +83,15 @@ def doctor(
 
     Exit code 1: it fails; what is wrong is listed with the remedy.
     """
-    from cart_qdrant.persistence import IndexFolder
-
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
     with target.library(trust_folder=fix) as library:
         if fix and library.manifest.store.kind != "edge":
-            with IndexFolder(library.folder.root).lock():
+            with library.folder.lock():
                 if library.claim():
                     remark("The collection was told that this folder is the right one.")
         found = diagnose(library)
         if fix and not found.passed:
-            with IndexFolder(library.folder.root).lock(), reporting("items") as reporter:
+            with library.folder.lock(), reporting("items") as reporter:
                 mend(library, found, reporter)
             found = diagnose(library)
         elif fix:

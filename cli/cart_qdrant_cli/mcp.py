@@ -16,6 +16,7 @@ from cart_qdrant_cli.options import (
     resolve,
 )
 from cart_qdrant_cli.output import remark
+from cart_qdrant_cli.search import open_retriever
 
 EXAMPLES = examples(
     "cartq mcp --index /data/photos/.cartq",
@@ -43,13 +44,10 @@ def mcp(
     The tools only read. An embedded index belongs to one process: use a Qdrant server to ingest
     while this runs.
     """
-    from cart_qdrant.search.engine import Retriever
     from cart_qdrant_mcp import make_server
 
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
-    with Retriever.open(
-        target.index, url=target.url, api_key=target.api_key, collection=target.collection
-    ) as retriever:
+    with open_retriever(target) as retriever:
         server = make_server(retriever)
         if http:
             remark(f"Serving http://{host}:{port}/mcp; stop with Ctrl-C.")

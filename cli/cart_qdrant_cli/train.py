@@ -74,11 +74,8 @@ def run_train(
         IndexMissingError: There is no index, or it is empty.
     """
     from cart_qdrant.learn.train import TrainOptions, train
-    from cart_qdrant.persistence import IndexFolder
 
-    folder = IndexFolder(target.index.absolute())
-    folder.read()  # the lock makes the folder: no index, no lock
-    with folder.lock(), target.library() as library:
+    with target.writing() as library:
         options = TrainOptions(profile=profile.value, seed=seed, resume=resume)
         return train(library, options, reporter)
 
