@@ -22,12 +22,12 @@ from cart_qdrant_cli.options import (
 from cart_qdrant_cli.output import counted, plain, print_json, reporting, size, stdout
 
 BACKUP_EXAMPLES = examples(
-    "cartq backup photos.tar", "cartq backup photos.tar --index /data/.cartq"
+    "cartq backup photos.tar.gz", "cartq backup photos.tar.gz --index /data/.cartq"
 )
 RESTORE_EXAMPLES = examples(
-    "cartq restore photos.tar",
-    "cartq restore photos.tar --index copy/.cartq",
-    "cartq restore photos.tar --url http://localhost:6333 --collection photos",
+    "cartq restore photos.tar.gz",
+    "cartq restore photos.tar.gz --index copy/.cartq",
+    "cartq restore photos.tar.gz --url http://localhost:6333 --collection photos",
 )
 
 
@@ -40,7 +40,7 @@ def backup(
     collection: CollectionOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Write an index, points and all, into one tar file. The media are not in it."""
+    """Write an index, points and all, into one tar.gz file. The media are not in it."""
     from cart_qdrant.index.backup import backup as write
 
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)

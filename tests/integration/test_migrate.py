@@ -198,6 +198,8 @@ def test_an_index_in_one_file(index: Path, client: QdrantClient, tmp_path: Path)
     with Library.open(index) as library:
         before = points(library)
         assert backup(library, tmp_path / "one.tar") == len(before)
+        allocated = sum(f.stat().st_blocks * 512 for f in index.rglob("*") if f.is_file())
+        assert (tmp_path / "one.tar").stat().st_size < allocated  # not the engine's holes
         migrate(library, PLACE, client=client)
         assert backup(library, tmp_path / "two.tar") == len(before)
         library.folder.work.mkdir(exist_ok=True)
