@@ -37,10 +37,10 @@ from cart_qdrant.index.library import Library
 from cart_qdrant.index.querybank import media_space
 from cart_qdrant.index.store import MEDIA, CollectionSpec
 from cart_qdrant.index.store_edge import EdgeStore
-from cart_qdrant.index.trie import Trie, row_keys
+from cart_qdrant.index.trie import Trie
 from cart_qdrant.learn.beam import PriorScorer, beam_search
 from cart_qdrant.learn.model import Model
-from cart_qdrant.learn.prior import HUB, node_gains, prior_logits
+from cart_qdrant.learn.prior import HUB, NodeGains, prior_logits
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.intp]
@@ -195,14 +195,13 @@ def decoder(
         f"tree built in {time.perf_counter() - begin:.2f} s, "
         f"{trie.nbytes / len(trie):.1f} bytes an identifier"
     )
-    gains = None if hub_N is None else node_gains(trie, HUB * scale)
+    gains = None if hub_N is None else NodeGains(trie, HUB * scale)
     order = np.lexsort(rows_NL.T[::-1])
-    keys = row_keys(rows_NL[order])
 
     def decode(q_D: FloatArray, width: int) -> IntArray:
         levels = prior_logits(codec, {SPACE: q_D[None]}, SPACE, scale)
         (beams,) = beam_search(trie, PriorScorer(levels), 1, width, gains)
-        return order[np.searchsorted(keys, row_keys(beams.rows_KL))]
+        return order[trie.nodes(beams.rows_KL)]
 
     return decode
 

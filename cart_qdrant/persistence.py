@@ -34,6 +34,8 @@ import numpy.typing as npt
 from cart_qdrant.errors import IndexMissingError, MismatchError, StoreError, UsageError
 
 FORMAT = 1
+SEEN = "checked.json"
+"""File of an index folder with sizes and times of the artefacts that were checked."""
 COPIED = "copied-from"
 """File in a folder that is a copy for reading: it names the original."""
 
@@ -311,10 +313,24 @@ class IndexFolder:
     def write(self, manifest: Manifest) -> None:
         """Put a manifest in force (the flip) and remove what it no longer names."""
         write_atomic(self.manifest, manifest.to_bytes())
+        # Whoever writes an artefact has just hashed it.
+        seen = self._seen()
+        known = {a.name: a for a in manifest.artifacts() if (self.root / a.name).exists()}
+        fresh = {
+            name: self._state(a) for name, a in known.items()
+            if seen.get(name, {}).get("hash") != a.hash
+        }  # fmt: skip
+        self._remember({name: one for name, one in seen.items() if name in known} | fresh)
         self._sweep(manifest)
 
-    def path(self, artifact: Artifact) -> Path:
+    def path(self, artifact: Artifact, *, anew: bool = False) -> Path:
         """Path of an artefact, after its content was checked.
+
+        Files that have the sizes and times that they had when they were last checked are taken to
+        be unchanged: hashing takes longer than a search.
+
+        Args:
+            anew: Whether to hash them all the same.
 
         Raises:
             MismatchError: It is missing, or its hash is not that of the manifest.
@@ -324,13 +340,41 @@ class IndexFolder:
             raise MismatchError(
                 f"{path} is missing, but the manifest names it.", "Mend: `cartq doctor --fix`."
             )
+        state = self._state(artifact)
+        seen = self._seen()
+        if not anew and seen.get(artifact.name) == state:
+            return path
         found = artifact_hash(path)
         if found != artifact.hash:
             raise MismatchError(
                 f"{path} has hash {found}, but the manifest says {artifact.hash}.",
                 "Mend: `cartq doctor --fix`.",
             )
+        if seen.get(artifact.name) != state:
+            self._remember({**seen, artifact.name: state})
         return path
+
+    def _state(self, artifact: Artifact) -> dict[str, Any]:
+        """What is remembered of a checked artefact."""
+        path = self.root / artifact.name
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        stats = [(file.name, file.stat()) for file in files]
+        return {
+            "hash": artifact.hash,
+            "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+        }
+
+    def _seen(self) -> dict[str, Any]:
+        """States of checked artefacts; whatever is wrong with the file, it means none."""
+        try:
+            found = json.loads((self.root / SEEN).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _remember(self, states: Mapping[str, Any]) -> None:
+        with contextlib.suppress(OSError):  # a folder that may only be read is checked each time
+            write_atomic(self.root / SEEN, json.dumps(states).encode())
 
     def _sweep(self, manifest: Manifest) -> None:
         named = {artifact.name for artifact in manifest.artifacts()}

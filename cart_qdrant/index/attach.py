@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from qdrant_client import models
 
 from cart_qdrant.errors import MismatchError, StoreError, UsageError
+from cart_qdrant.index import qdrant
 from cart_qdrant.index.embedders import Embedder, FittedEmbedder, ForeignEmbedder
 from cart_qdrant.index.identifiers import Counters
 from cart_qdrant.index.identify import (
@@ -266,7 +266,7 @@ def _vector(vectors: Mapping[str, VectorInfo], wanted: str | None, location: str
 
 
 def _check_lengths(
-    sample: Sequence[models.Record], name: str, vector: VectorInfo, location: str
+    sample: Sequence[qdrant.AnyRecord], name: str, vector: VectorInfo, location: str
 ) -> None:
     """Dot products are cosines of unit vectors alone."""
     if vector.distance != "Dot":
@@ -293,9 +293,9 @@ def _check_key(
         | {one for one in indexed if mine.fullmatch(one)}
     )
     if not taken:
-        empty = models.IsEmptyCondition(is_empty=models.PayloadField(key=key))
+        empty = qdrant.IsEmptyCondition(is_empty=qdrant.PayloadField(key=key))
         try:
-            taken = [key] if store.count(models.Filter(must_not=[empty])) else []
+            taken = [key] if store.count(qdrant.Filter(must_not=[empty])) else []
         except StoreError:
             reporter.say(
                 f"the collection takes no condition on a field without an index: that {key!r} is "
@@ -446,10 +446,10 @@ def _embed_captions(library: Library, reporter: Reporter, *, everything: bool) -
     """Embed the captions of points that have no caption vector; of all, if asked."""
     how = library.attachment
     assert how is not None
-    missing: list[models.Condition] = [models.HasVectorCondition(has_vector=CAPTION)]
+    missing: list[qdrant.AnyCondition] = [qdrant.HasVectorCondition(has_vector=CAPTION)]
     if len(how.captions) == 1:  # the one whose words are indexed
-        missing.append(models.IsEmptyCondition(is_empty=models.PayloadField(key=CAPTION_TEXTS)))
-    which = is_ours() if everything else models.Filter(must=[is_ours()], must_not=missing)
+        missing.append(qdrant.IsEmptyCondition(is_empty=qdrant.PayloadField(key=CAPTION_TEXTS)))
+    which = is_ours() if everything else qdrant.Filter(must=[is_ours()], must_not=missing)
     count = 0
     for chunk in in_blocks(library.store.scroll(which, with_payload=["captions"])):
         captions = [

@@ -1,16 +1,23 @@
-"""`qdrant_client.models` requests as those of the embedded engine (`qdrant_edge`)."""
+"""Requests, ours or of `qdrant_client.models`, as those of the embedded engine (`qdrant_edge`).
+
+Both have the same names and attributes, and are told apart by name: importing the client takes
+half a second.
+"""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from qdrant_client import models
 
 from cart_qdrant.errors import StoreError
+from cart_qdrant.index import qdrant
 from cart_qdrant.index.store_common import DEFAULT_LIMIT, as_id, as_list, wire_id
+
+if TYPE_CHECKING:
+    from qdrant_client import models
 
 
 def unsupported(thing: object) -> StoreError:
@@ -19,8 +26,8 @@ def unsupported(thing: object) -> StoreError:
     return StoreError(f"The embedded store does not support {name}.", "Use a Qdrant server.")
 
 
-def edge_filter(filter: models.Filter | None) -> Any:
-    """A `models.Filter` as the `qdrant_edge` one.
+def edge_filter(filter: qdrant.AnyFilter | None) -> Any:
+    """A filter as the `qdrant_edge` one.
 
     Raises:
         StoreError: A condition that the engine lacks; it is named.
@@ -29,7 +36,7 @@ def edge_filter(filter: models.Filter | None) -> Any:
 
     if filter is None:
         return None
-    least = filter.min_should
+    least: models.MinShould | None = filter.min_should
     return edge.Filter(
         must=_conditions(filter.must) or None,
         should=_conditions(filter.should) or None,  # nested, [] matches nothing
@@ -44,64 +51,69 @@ def _conditions(given: Any) -> list[Any]:
     return [_condition(c) for c in as_list(given)]
 
 
-def _condition(condition: models.Condition) -> Any:
+def _condition(condition: Any) -> Any:
     import qdrant_edge as edge
 
-    match condition:
-        case models.FieldCondition():
+    match type(condition).__name__:
+        case "FieldCondition":
             return _field_condition(condition)
-        case models.Filter():
+        case "Filter":
             return edge_filter(condition)
-        case models.HasIdCondition():
+        case "HasIdCondition":
             return edge.HasIdCondition({wire_id(as_id(i)) for i in condition.has_id})
-        case models.HasVectorCondition():
+        case "HasVectorCondition":
             return edge.HasVectorCondition(condition.has_vector)
-        case models.IsEmptyCondition():
+        case "IsEmptyCondition":
             return edge.IsEmptyCondition(condition.is_empty.key)
-        case models.IsNullCondition():
+        case "IsNullCondition":
             return edge.IsNullCondition(condition.is_null.key)
-        case models.NestedCondition():
+        case "NestedCondition":
             nested = condition.nested
             return edge.NestedCondition(nested.key, edge_filter(nested.filter))
     raise unsupported(condition)
 
 
-def _field_condition(condition: models.FieldCondition) -> Any:
+def _given(thing: Any) -> dict[str, Any]:
+    """The attributes that are set."""
+    return {name: value for name, value in vars(thing).items() if value is not None}
+
+
+def _field_condition(condition: Any) -> Any:
     import qdrant_edge as edge
 
-    given = condition.model_dump(exclude_none=True, exclude={"key"})
+    given = _given(condition)
+    key = given.pop("key")
     if len(given) != 1:
         raise StoreError(
-            f"A condition on {condition.key!r} has {sorted(given) or 'nothing'}; one is needed.",
+            f"A condition on {key!r} has {sorted(given) or 'nothing'}; one is needed.",
             "Write one FieldCondition for each.",
         )
-    (kind,) = given
-    value = getattr(condition, kind)
-    match value:
-        case models.Range():
-            value = edge.RangeFloat(**given[kind])
-        case models.DatetimeRange():
-            value = edge.RangeDateTime(**{side: t.isoformat() for side, t in given[kind].items()})
-        case models.ValuesCount():
-            value = edge.ValuesCount(**given[kind])
-        case models.MatchValue(value=bool(truth)):
+    ((kind, value),) = given.items()
+    match type(value).__name__:
+        case "Range":
+            value = edge.RangeFloat(**_given(value))
+        case "DatetimeRange":
+            value = edge.RangeDateTime(**{side: t.isoformat() for side, t in _given(value).items()})
+        case "ValuesCount":
+            value = edge.ValuesCount(**_given(value))
+        case "MatchValue" if isinstance(value.value, bool):
             # A Python bool becomes the integer 0 or 1 on its way into the engine.
-            value = edge.MatchValue(np.bool_(truth))  # type: ignore[arg-type]
-        case bool():
+            value = edge.MatchValue(np.bool_(value.value))  # type: ignore[arg-type]
+        case "bool":
             pass
-        case _ if kind == "match":
-            (operand,) = given[kind].values()
-            value = getattr(edge, type(value).__name__)(operand)
+        case name if kind == "match":
+            (operand,) = _given(value).values()
+            value = getattr(edge, name)(operand)
         case _:
             raise unsupported(kind)
-    return edge.FieldCondition(condition.key, **{kind: value})
+    return edge.FieldCondition(key, **{kind: value})
 
 
-Tune = Callable[[str, models.Filter | None, int], models.SearchParams]
+Tune = Callable[[str, "qdrant.AnyFilter | None", int], qdrant.SearchParams]
 
 
-def edge_query(request: models.QueryRequest, tune: Tune) -> Any:
-    """A `models.QueryRequest` as the `qdrant_edge` one.
+def edge_query(request: qdrant.AnyQuery, tune: Tune) -> Any:
+    """A search as the `qdrant_edge` one.
 
     Args:
         request: The search.
@@ -113,67 +125,71 @@ def edge_query(request: models.QueryRequest, tune: Tune) -> Any:
     """
     import qdrant_edge as edge
 
-    if request.shard_key is not None:
+    given = _given(request)
+    if "shard_key" in given:
         raise unsupported("shard_key")
     return edge.QueryRequest(
-        offset=request.offset,
-        with_vector=request.with_vector or False,
+        offset=given.get("offset"),
+        with_vector=given.get("with_vector", False),
         with_payload=_payload_selector(request.with_payload),
-        **_search(request, request.filter, tune),
+        **_search(given, request.filter, tune),
     )
 
 
-def _search(
-    request: models.QueryRequest | models.Prefetch, scope: models.Filter | None, tune: Tune
-) -> dict[str, Any]:
+def _search(given: dict[str, Any], scope: qdrant.AnyFilter | None, tune: Tune) -> dict[str, Any]:
     """What a request and a prefetch have in common; `scope` holds for all prefetches too."""
     import qdrant_edge as edge
 
-    if request.lookup_from is not None:
+    if "lookup_from" in given:
         raise unsupported("lookup_from")
-    limit = DEFAULT_LIMIT if request.limit is None else request.limit
+    limit = given.get("limit", DEFAULT_LIMIT)
     prefetches = []
-    for prefetch in as_list(request.prefetch):
+    for prefetch in as_list(given.get("prefetch")):
         inner = prefetch.filter or scope
         if prefetch.filter and scope:
-            inner = models.Filter(must=[scope, prefetch.filter])
-        prefetches.append(edge.Prefetch(**_search(prefetch, inner, tune)))
-    params = request.params
-    if params is None and not prefetches and isinstance(request.query, list | models.NearestQuery):
-        params = tune(request.using or "", scope, limit)
+            inner = qdrant.Filter(must=[scope, prefetch.filter])
+        prefetches.append(edge.Prefetch(**_search(_given(prefetch), inner, tune)))
+    params, query, using = given.get("params"), given.get("query"), given.get("using")
+    near = isinstance(query, list) or type(query).__name__ == "NearestQuery"
+    if params is None and not prefetches and near:
+        params = tune(using or "", scope, limit)
     return {
         "limit": limit,
-        "query": _query(request.query, request.using),
+        "query": _query(query, using),
         "prefetches": prefetches or None,
-        "filter": edge_filter(request.filter),
-        "score_threshold": request.score_threshold,
+        "filter": edge_filter(given.get("filter")),
+        "score_threshold": given.get("score_threshold"),
         "params": _search_params(params),
     }
 
 
-def _query(query: models.QueryInterface | None, using: str | None) -> Any:
+def _query(query: Any, using: str | None) -> Any:
     import qdrant_edge as edge
 
-    match query:
-        case None:
+    match type(query).__name__:
+        case "NoneType":
             return None
-        case models.NearestQuery(mmr=None):
+        case "NearestQuery" if query.mmr is None:
             return _query(query.nearest, using)
-        case [*values] if all(isinstance(v, int | float) for v in values):
-            return edge.Query.Nearest([float(v) for v in values], using)  # type: ignore[arg-type]
-        case models.FusionQuery(fusion=models.Fusion.RRF):
+        case "list" if all(map(_is_number, query)):
+            return edge.Query.Nearest(list(map(float, query)), using)
+        case "FusionQuery" if query.fusion == "rrf":
             return edge.Fusion.Rrf(2)
-        case models.FusionQuery(fusion=models.Fusion.DBSF):
+        case "FusionQuery" if query.fusion == "dbsf":
             return edge.Fusion.Dbsf()
-        case models.RrfQuery():
+        case "RrfQuery":
             return edge.Fusion.Rrf(query.rrf.k or 2, query.rrf.weights)
-        case models.TextQuery(text=str(text)):
-            return edge.TextQuery(using or "", text)
+        case "TextQuery" if isinstance(query.text, str):
+            return edge.TextQuery(using or "", query.text)
     by_id = isinstance(query, str | int | uuid.UUID)
     raise unsupported("a query by point id" if by_id else query)
 
 
-def _search_params(params: models.SearchParams | None) -> Any:
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
+def _search_params(params: Any) -> Any:
     import qdrant_edge as edge
 
     if params is None:
@@ -195,13 +211,13 @@ def _search_params(params: models.SearchParams | None) -> Any:
 def _payload_selector(selector: Any) -> Any:
     import qdrant_edge as edge
 
-    match selector:
-        case None | bool():
+    match type(selector).__name__:
+        case "NoneType" | "bool":
             return bool(selector)
-        case list():
+        case "list":
             return selector
-        case models.PayloadSelectorInclude():
+        case "PayloadSelectorInclude":
             return edge.PayloadSelector.Include(selector.include)
-        case models.PayloadSelectorExclude():
+        case "PayloadSelectorExclude":
             return edge.PayloadSelector.Exclude(selector.exclude)
     raise unsupported(selector)

@@ -7,6 +7,8 @@ Shape legend: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -33,19 +35,68 @@ _STAGES = (
 _BN_EPS = 1e-3
 
 
-def _pad_same(x_BCHW: Tensor, kernel: int, stride: int) -> Tensor:
-    """TensorFlow's "same": the odd pixel of padding goes to the right and the bottom."""
-    pads: list[int] = []
-    for size in (x_BCHW.shape[3], x_BCHW.shape[2]):
-        total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-        pads += [total // 2, total - total // 2]
-    return F.pad(x_BCHW, pads)
+# The batch norm after each convolution, in a block or in the whole network.
+_NORM_AFTER = {
+    "_conv_stem": "_bn0",
+    "_conv_head": "_bn1",
+    "_expand_conv": "_bn0",
+    "_depthwise_conv": "_bn1",
+    "_project_conv": "_bn2",
+}
+
+
+def _same(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """TensorFlow's "same" along one side: padding of both ends, and how many results to drop.
+
+    Where the padding is odd, the odd pixel goes to the end. That is symmetric padding by one
+    stride more without its first result, which spares a padded copy of the input.
+    """
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return (total // 2 + stride, 1) if total % 2 else (total // 2, 0)
+
+
+@functools.cache
+def _fuses(dtype: torch.dtype) -> bool:
+    """Whether oneDNN convolves and activates in one pass here.
+
+    torch's compiler uses that operator; it has no public name, so it may be missing or refuse.
+    """
+    x_BCHW = torch.zeros(1, 1, 1, 1, dtype=dtype)
+    try:
+        _fused_relu6(x_BCHW, nn.Conv2d(1, 1, 1, dtype=dtype).requires_grad_(False), [0, 0])
+    except (AttributeError, RuntimeError):
+        return False
+    return True
+
+
+def _fused_relu6(x_BCHW: Tensor, conv: nn.Conv2d, padding: list[int]) -> Tensor:
+    found: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        x_BCHW, conv.weight, conv.bias, padding, conv.stride, conv.dilation, conv.groups,
+        "hardtanh", [0.0, 6.0], "",
+    )  # fmt: skip
+    return found
 
 
 class _Conv(nn.Conv2d):
+    """A convolution with its batch norm folded in, and with ReLU6 unless it is `linear`."""
+
+    def __init__(
+        self, c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1, *,
+        linear: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(c_in, c_out, kernel, stride, groups=groups)
+        self.linear = linear
+
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        padded = _pad_same(x_BCHW, self.kernel_size[0], self.stride[0])
-        return F.conv2d(padded, self.weight, self.bias, self.stride, 0, 1, self.groups)
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        (high, top), (wide, left) = (_same(n, kernel, stride) for n in x_BCHW.shape[2:])
+        padding = [high, wide]
+        if not self.linear and _fuses(x_BCHW.dtype):
+            y = _fused_relu6(x_BCHW, self, padding)
+        else:
+            y = F.conv2d(x_BCHW, self.weight, self.bias, self.stride, padding, 1, self.groups)
+            y = y if self.linear else F.relu6(y, inplace=True)
+        return y[:, :, top:, left:]
 
 
 class _Block(nn.Module):
@@ -57,19 +108,13 @@ class _Block(nn.Module):
         self.residual = stride == 1 and c_in == c_out
         self.expands = expand != 1
         if self.expands:
-            self._expand_conv = _Conv(c_in, wide, 1, bias=False)
-            self._bn0 = nn.BatchNorm2d(wide, eps=_BN_EPS)
-        self._depthwise_conv = _Conv(wide, wide, kernel, stride, groups=wide, bias=False)
-        self._bn1 = nn.BatchNorm2d(wide, eps=_BN_EPS)
-        self._project_conv = _Conv(wide, c_out, 1, bias=False)
-        self._bn2 = nn.BatchNorm2d(c_out, eps=_BN_EPS)
+            self._expand_conv = _Conv(c_in, wide, 1)
+        self._depthwise_conv = _Conv(wide, wide, kernel, stride, groups=wide)
+        self._project_conv = _Conv(wide, c_out, 1, linear=True)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        y: Tensor = x_BCHW
-        if self.expands:
-            y = F.relu6(self._bn0(self._expand_conv(y)))
-        y = F.relu6(self._bn1(self._depthwise_conv(y)))
-        y = self._bn2(self._project_conv(y))
+        y: Tensor = self._expand_conv(x_BCHW) if self.expands else x_BCHW
+        y = self._project_conv(self._depthwise_conv(y))
         return x_BCHW + y if self.residual else y
 
 
@@ -78,8 +123,7 @@ class EfficientNetLite0(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._conv_stem = _Conv(3, 32, 3, 2, bias=False)
-        self._bn0 = nn.BatchNorm2d(32, eps=_BN_EPS)
+        self._conv_stem = _Conv(3, 32, 3, 2)
         blocks: list[nn.Module] = []
         c_in = 32
         for repeats, kernel, stride, expand, c_out in _STAGES:
@@ -87,8 +131,7 @@ class EfficientNetLite0(nn.Module):
                 blocks.append(_Block(c_in, c_out, kernel, stride if n == 0 else 1, expand))
                 c_in = c_out
         self._blocks = nn.ModuleList(blocks)
-        self._conv_head = _Conv(c_in, FEATURES, 1, bias=False)
-        self._bn1 = nn.BatchNorm2d(FEATURES, eps=_BN_EPS)
+        self._conv_head = _Conv(c_in, FEATURES, 1)
         self._fc = nn.Linear(FEATURES, CLASSES)
 
     def forward(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,21 +144,29 @@ class EfficientNetLite0(nn.Module):
             What the classifier reads (B, 1280), non-negative, and the pooled output of the last
             block but one (B, 192).
         """
-        x: Tensor = F.relu6(self._bn0(self._conv_stem(x_BCHW)))
+        x: Tensor = self._conv_stem(x_BCHW)
         for block in self._blocks[:-1]:
             x = block(x)
         middle = x.mean(dim=(2, 3), dtype=torch.float32)
-        x = self._blocks[-1](x)
-        x = F.relu6(self._bn1(self._conv_head(x)))
+        x = self._conv_head(self._blocks[-1](x))
         return x.mean(dim=(2, 3), dtype=torch.float32), middle
 
 
-def _fold(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:
-    """Fold a frozen batch norm into the convolution before it (same function, fewer passes)."""
-    assert bn.running_var is not None and bn.running_mean is not None
-    scale = bn.weight / torch.sqrt(bn.running_var + bn.eps)
-    conv.weight = nn.Parameter(conv.weight * scale[:, None, None, None])
-    conv.bias = nn.Parameter(bn.bias - bn.running_mean * scale)
+def _folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The checkpoint with frozen batch norms folded into the convolutions before them: the same
+    function in fewer passes."""
+    out: dict[str, Tensor] = {}
+    for name, value in state.items():
+        *above, module, _ = name.split(".")
+        if module in _NORM_AFTER:
+            norm = ".".join([*above, _NORM_AFTER[module]])
+            scale = state[f"{norm}.weight"] / torch.sqrt(state[f"{norm}.running_var"] + _BN_EPS)
+            shift = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale
+            out[name] = value * scale[:, None, None, None]
+            out[name.removesuffix("weight") + "bias"] = shift
+        elif not module.startswith("_bn"):
+            out[name] = value
+    return out
 
 
 def load_efficientnet(weights: Path) -> EfficientNetLite0:
@@ -126,19 +177,6 @@ def load_efficientnet(weights: Path) -> EfficientNetLite0:
     """
     net = EfficientNetLite0()
     state = torch.load(weights, map_location="cpu", weights_only=True)
-    net.load_state_dict(state, strict=True)
+    net.load_state_dict(_folded(state), strict=True)
     net.eval().requires_grad_(False)
-    for module in list(net.modules()):
-        for conv_name, bn_name in (
-            ("_conv_stem", "_bn0"),
-            ("_conv_head", "_bn1"),
-            ("_expand_conv", "_bn0"),
-            ("_depthwise_conv", "_bn1"),
-            ("_project_conv", "_bn2"),
-        ):
-            conv, bn = getattr(module, conv_name, None), getattr(module, bn_name, None)
-            if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
-                _fold(conv, bn)
-                setattr(module, bn_name, nn.Identity())
-    net.requires_grad_(False)
     return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from qdrant_client import models
 
-from cart_qdrant.errors import StoreError
+from cart_qdrant.errors import MismatchError, StoreError
+from cart_qdrant.index import qdrant
+from cart_qdrant.index.fit_many import distinct_rows
 from cart_qdrant.index.identifiers import (
     Codec,
     Counters,
@@ -21,9 +24,10 @@ from cart_qdrant.index.identifiers import (
     level_reports,
     unique_ratio,
 )
-from cart_qdrant.index.library import Library, identifier_fields
+from cart_qdrant.index.library import OLD_LEVELS, Library, identifier_fields
 from cart_qdrant.index.querybank import CAPTION as CAPTION_BANK
 from cart_qdrant.index.querybank import Querybank, media_space
+from cart_qdrant.index.rows import RowWriter
 from cart_qdrant.index.store import CAPTION, MEDIA, Store
 from cart_qdrant.index.trie import Trie
 from cart_qdrant.persistence import (
@@ -41,6 +45,8 @@ IntArray = npt.NDArray[np.int32]
 
 BLOCK = 2_000
 """Points read, coded and written together."""
+ENCODED = 65_536
+"""Vectors copied out of all to be coded."""
 DRIFT = 1.25
 """Reconstruction error of new items over that at fitting from which renewal is advised."""
 GROWN = 2
@@ -55,20 +61,31 @@ class Vectors:
 
     Attributes:
         ids: Point ids.
-        x_ND: Unit vectors.
+        x_ND: Unit vectors; many lie in a file, see `RowWriter`.
         spaces: Space of each (N,).
+        folder: Where that file is; None keeps parts of them in memory.
     """
 
     ids: list[str]
     x_ND: FloatArray
     spaces: npt.NDArray[np.str_]
+    folder: Path | None = None
 
     def by_space(self) -> dict[str, FloatArray]:
         """Vectors of each space that has items."""
-        return {str(s): self.x_ND[self.spaces == s] for s in np.unique(self.spaces)}
+        names = [str(s) for s in np.unique(self.spaces)]
+        if len(names) == 1:
+            return {names[0]: self.x_ND}
+        return {name: self._part(np.flatnonzero(self.spaces == name)) for name in names}
+
+    def _part(self, places: npt.NDArray[np.intp]) -> FloatArray:
+        rows = RowWriter(self.x_ND.shape[1], self.folder)
+        for begin in range(0, len(places), BLOCK):
+            rows.add(self.x_ND[places[begin : begin + BLOCK]])
+        return rows.array()
 
 
-def vector_of(record: models.Record, name: str = MEDIA) -> list[float] | None:
+def vector_of(record: qdrant.AnyRecord, name: str = MEDIA) -> list[float] | None:
     """One named dense vector of a record, if it has it."""
     vectors = record.vector
     if not isinstance(vectors, dict):
@@ -77,21 +94,25 @@ def vector_of(record: models.Record, name: str = MEDIA) -> list[float] | None:
     return found if isinstance(found, list) else None  # type: ignore[return-value]
 
 
-def is_ours() -> models.Filter:
+def is_ours() -> qdrant.Filter:
     """Points of ours: a shared collection may hold others."""
-    return models.Filter(must_not=[_lacks("hash")])
+    return qdrant.Filter(must_not=[_lacks("hash")])
 
 
-def _lacks(key: str) -> models.IsEmptyCondition:
-    return models.IsEmptyCondition(is_empty=models.PayloadField(key=key))
+def _lacks(key: str) -> qdrant.IsEmptyCondition:
+    return qdrant.IsEmptyCondition(is_empty=qdrant.PayloadField(key=key))
 
 
 def read_vectors(library: Library) -> Vectors:
-    """Read every media vector; memory is 4 D bytes an item."""
+    """Read every media vector, 4 D bytes an item; many into the index's work folder, not memory.
+
+    Raises:
+        StoreError: There is no room for them.
+    """
     dim = library.manifest.embedder.dim
     ids: list[str] = []
     spaces: list[str] = []
-    blocks: list[FloatArray] = []
+    read = RowWriter(dim, library.folder.work)
     found = library.store.scroll(is_ours(), with_payload=["modality"], with_vectors=[MEDIA])
     for chunk in in_blocks(found):
         rows: list[list[float]] = []
@@ -102,12 +123,11 @@ def read_vectors(library: Library) -> Vectors:
                 ids.append(str(record.id))
                 spaces.append(space)
                 rows.append(vector)
-        blocks.append(np.asarray(rows, dtype=np.float32).reshape(-1, dim))
-    x_ND = np.concatenate(blocks) if blocks else np.empty((0, dim), dtype=np.float32)
-    return Vectors(ids, x_ND, np.asarray(spaces, dtype=np.str_))
+        read.add(np.asarray(rows, dtype=np.float32).reshape(-1, dim))
+    return Vectors(ids, read.array(), np.asarray(spaces, dtype=np.str_), library.folder.work)
 
 
-def in_blocks(records: Iterable[models.Record]) -> Iterator[list[models.Record]]:
+def in_blocks(records: Iterable[qdrant.AnyRecord]) -> Iterator[list[qdrant.AnyRecord]]:
     """Points in lists of `BLOCK`."""
     source = iter(records)
     while chunk := list(islice(source, BLOCK)):
@@ -123,9 +143,23 @@ def load_codec(library: Library) -> Codec | None:
 
 
 def load_trie(library: Library) -> Trie | None:
-    """The prefix tree in force, or None before the first fit."""
+    """The prefix tree in force, or None before the first fit; it is read as it is walked, so only
+    `cartq doctor` checks its hash.
+
+    Raises:
+        MismatchError: The file is missing, cut short, or holds another number of identifiers.
+    """
     info = library.manifest.identifiers
-    return None if info is None else Trie.load(library.folder.path(info.trie))
+    if info is None:
+        return None
+    path = library.folder.path(info.trie)
+    trie = Trie.load(path)
+    if len(trie) != info.count:
+        raise MismatchError(
+            f"{path} holds {len(trie)} identifiers, but the manifest says {info.count}.",
+            "Mend: `cartq doctor --fix`.",
+        )
+    return trie
 
 
 def encode(codec: Codec, x_ND: FloatArray, spaces: npt.NDArray[np.str_]) -> IntArray:
@@ -133,8 +167,9 @@ def encode(codec: Codec, x_ND: FloatArray, spaces: npt.NDArray[np.str_]) -> IntA
     out = np.full((len(x_ND), codec.levels), -1, dtype=np.int32)
     for space, quantizer in codec.quantizers.items():
         rows = np.flatnonzero(spaces == space)
-        if len(rows):
-            out[rows] = quantizer.encode(x_ND[rows])
+        for begin in range(0, len(rows), ENCODED):
+            some = rows[begin : begin + ENCODED]
+            out[some] = quantizer.encode(x_ND[some])
     return out
 
 
@@ -153,7 +188,7 @@ def write_identifiers(
     return rows
 
 
-def write_hubness(library: Library, field: str, bank: Querybank, which: models.Filter) -> int:
+def write_hubness(library: Library, field: str, bank: Querybank, which: qdrant.Filter) -> int:
     """Store the hubness of points beside their identifier, see `querybank`.
 
     Args:
@@ -200,30 +235,29 @@ def build_trie(library: Library, field: str, levels: int) -> Trie:
 def _read_tree(library: Library, field: str, levels: int) -> tuple[Trie, list[str]]:
     """The tree of all identifiers in a payload field, and the points whose hubness is not stored:
     that has no payload index to find them by."""
-    rows: list[tuple[int, ...]] = []
-    hubs: list[float] = []
+    rows, hubs = array("i"), array("f")  # as lists they would take gigabytes
     bare: list[str] = []
     for record in library.store.scroll(is_named(field), with_payload=[field]):
         cart = (record.payload or {})[field]
-        rows.append((*cart["codes"], cart["u"]))
+        rows.extend((*cart["codes"], cart["u"]))
         hubs.append(cart.get("hub", {}).get("media", np.nan))
         if "hub" not in cart:
             bare.append(str(record.id))
     depth = levels + 1
     codes = np.asarray(rows, dtype=np.int32).reshape(-1, depth)
-    return Trie.build(codes, depth, hubs), bare
+    return Trie.build(codes, depth, np.asarray(hubs)), bare
 
 
-def is_named(field: str) -> models.Filter:
+def is_named(field: str) -> qdrant.Filter:
     """Points of ours that have an identifier in a payload field."""
-    return models.Filter(must_not=[_lacks(f"{field}.id"), _lacks("hash")])
+    return qdrant.Filter(must_not=[_lacks(f"{field}.id"), _lacks("hash")])
 
 
 def _save_trie(library: Library, trie: Trie) -> Artifact:
-    temporary = library.folder.root / ".trie.npz"
+    temporary = library.folder.root / ".trie"
     trie.save(temporary)
     digest = file_hash(temporary)
-    name = f"trie-{digest[:12]}.npz"
+    name = f"trie-{digest[:12]}.safetensors"
     rename_durably(temporary, library.folder.root / name)
     return Artifact(name, digest)
 
@@ -247,7 +281,7 @@ def prepare(
     current = library.manifest.identifiers
     version = 1 if current is None else current.version + 1
     field = library.key if version == 1 else f"{library.key}_{version}"
-    for name in identifier_fields(field, codec.levels):
+    for name in identifier_fields(field):
         library.store.create_keyword_index(name)
     if library.attachment is not None:
         _check_free(library, field)
@@ -278,7 +312,7 @@ def _check_free(library: Library, field: str) -> None:
     Raises:
         StoreError: Some points have it, and it holds no identifier.
     """
-    theirs = models.Filter(must=[_lacks(f"{field}.id"), is_ours()], must_not=[_lacks(field)])
+    theirs = qdrant.Filter(must=[_lacks(f"{field}.id"), is_ours()], must_not=[_lacks(field)])
     try:
         count = library.store.count(theirs)
     except StoreError:
@@ -308,7 +342,7 @@ def remove_stale(library: Library) -> None:
         return
     for field in library.manifest.stale_fields:
         library.store.delete_payload_key(field)
-        for name in identifier_fields(field):
+        for name in (f"{field}.id", *(f"{field}.p{n}" for n in range(1, OLD_LEVELS + 1))):
             library.store.drop_index(name)
     library.store.flush()
     library.put(replace(library.manifest, stale_fields=[]))
@@ -391,7 +425,7 @@ def assign_new(library: Library) -> int:
     codec = load_codec(library)
     assert codec is not None
     store = library.store
-    missing = models.Filter(must=[_lacks(f"{info.field}.id")], must_not=[_lacks("hash")])
+    missing = qdrant.Filter(must=[_lacks(f"{info.field}.id")], must_not=[_lacks("hash")])
     trie, bare = _read_tree(library, info.field, info.levels)
     counters = Counters(trie.counters())
     fresh: list[IntArray] = []
@@ -415,17 +449,16 @@ def assign_new(library: Library) -> int:
     bank = library.querybank()
     if bank is not None and bare:
         for begin in range(0, len(bare), BLOCK):
-            some = models.HasIdCondition(has_id=list(bare[begin : begin + BLOCK]))
-            write_hubness(library, info.field, bank, models.Filter(must=[some]))
+            some = qdrant.HasIdCondition(has_id=list(bare[begin : begin + BLOCK]))
+            write_hubness(library, info.field, bank, qdrant.Filter(must=[some]))
         trie = build_trie(library, info.field, info.levels)
     store.flush()
     artifact = _save_trie(library, trie)
     if artifact != info.trie:
-        u = unique_ratio(trie.rows()[:, :-1])
         library.put(
             replace(
                 library.manifest,
-                identifiers=replace(info, trie=artifact, count=len(trie), U=u),
+                identifiers=replace(info, trie=artifact, count=len(trie), U=trie.unique_ratio),
             )
         )
     return unnamed
@@ -474,11 +507,12 @@ def check(library: Library, target_u: float = 0.95) -> Health | None:
     vectors = read_vectors(library)
     codes = encode(codec, vectors.x_ND, vectors.spaces)
     items = len(codes)
-    distinct = len({row.tobytes() for row in vectors.x_ND})
+    distinct = len(distinct_rows(vectors.x_ND))
     u = unique_ratio(codes)
+    by_space = vectors.by_space()
     error = {
-        space: codec.quantizers[space].relative_error(x)
-        for space, x in vectors.by_space().items()
+        space: codec.quantizers[space].relative_error(x, codes[vectors.spaces == space])
+        for space, x in by_space.items()
         if space in codec.quantizers
     }
     problems: list[str] = []
@@ -496,7 +530,7 @@ def check(library: Library, target_u: float = 0.95) -> Health | None:
         remarks.append(f"{copies} {are} of another item's vector.")
     fitted_on = {space: q.fitted_on for space, q in codec.quantizers.items()}
     fitted_error = {space: q.error for space, q in codec.quantizers.items()}
-    for space, x in vectors.by_space().items():
+    for space, x in by_space.items():
         if space not in error:
             problems.append(f"The space {space!r} has {len(x)} items, but no identifiers. {mend}")
         elif len(x) > OUTGROWN * fitted_on[space]:

@@ -23,10 +23,10 @@ from cart_qdrant.index.identify import (
     summary,
     vector_of,
 )
-from cart_qdrant.index.ingest_report import IngestOptions, IngestReport, Reporter, Silent
+from cart_qdrant.index.ingest_report import IngestOptions, IngestReport, Reporter, Silent, tell
 from cart_qdrant.index.library import Library
 from cart_qdrant.index.media import probe
-from cart_qdrant.index.pipeline import FileResult, Pipeline
+from cart_qdrant.index.pipeline import FileResult, Pipeline, Preparing
 from cart_qdrant.index.plan import Job, Plan, StoredFile, make_plan, read_stored
 from cart_qdrant.index.scan import scan
 from cart_qdrant.index.store import MEDIA
@@ -119,8 +119,11 @@ class Ingest:
         if self._options.prune:
             self._writer.remove([one for rel in plan.gone for one in stored[rel].ids])
         self._report.embed_seconds += self._writer.embed_seconds
+        self._report.write_seconds += self._writer.write_seconds
         self._keep_lexicon(plan.fresh)
+        begin = time.perf_counter()
         self._identify(has_points=bool(stored) or self._report.segments > 0)
+        self._report.identify_seconds = time.perf_counter() - begin
 
     def _rewrite(self, job: Job, stored: dict[str, StoredFile]) -> list[Job]:
         """Store a file with vectors that are there; returns it where they no longer are."""
@@ -169,6 +172,7 @@ class Ingest:
             fitted.features if fitted else embedder.embed_media,
             modalities=list(embedder.spaces),
             config=self._options.segments,
+            prepare=embedder.prepare if isinstance(embedder, Preparing) else None,
         )
         entries = [job.entry for job in jobs]
         # Statistics of a fair sample, and an honest estimate of the time left.
@@ -187,6 +191,7 @@ class Ingest:
         self._writer.flush()
         self._library.clear_work([WORK])
         self._report.embed_seconds += pipeline.embed_seconds
+        self._report.wait_seconds += pipeline.wait_seconds
 
     def _vectors(
         self, results: Sequence[FileResult], fitted: FittedEmbedder | None
@@ -218,6 +223,7 @@ class Ingest:
         whole = result.failure is None
         self._writer.put(job, rows, result.hash, from_tags(result.tags), whole=whole)
         report.segments += len(rows)
+        report.media_seconds += result.seconds
 
     def _keep_lexicon(self, fresh: Sequence[Job]) -> None:
         """Before training, queries reach media vectors through the embedder's texts."""
@@ -256,11 +262,13 @@ class Ingest:
 def _blocks(results: Iterable[FileResult], segments: int) -> Iterator[list[FileResult]]:
     """Consecutive files with at least that many segments together."""
     block: list[FileResult] = []
+    count = 0
     for result in results:
         block.append(result)
-        if sum(len(one.segments) for one in block) >= segments:
+        count += len(result.segments)
+        if count >= segments:
             yield block
-            block = []
+            block, count = [], 0
     if block:
         yield block
 
@@ -268,4 +276,4 @@ def _blocks(results: Iterable[FileResult], segments: int) -> Iterator[list[FileR
 def _advancing(results: Iterable[FileResult], reporter: Reporter) -> Iterator[FileResult]:
     for result in results:
         yield result
-        reporter.advance()
+        tell(reporter, result.seconds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from cart_qdrant.config import SegmentConfig
 from cart_qdrant.records import Failure
@@ -22,6 +22,21 @@ class Reporter(Protocol):
 
     def say(self, line: str) -> None:
         """A remark for the user."""
+
+
+@runtime_checkable
+class MediaReporter(Reporter, Protocol):
+    """Is also told how long the sounds and videos are that went by."""
+
+    def media(self, seconds: float) -> None:
+        """A file of that length is done."""
+
+
+def tell(reporter: Reporter, seconds: float) -> None:
+    """One file of that length is done."""
+    if isinstance(reporter, MediaReporter):
+        reporter.media(seconds)
+    reporter.advance()
 
 
 class Silent:
@@ -65,6 +80,10 @@ class IngestReport:
         renamed: Files that kept the vectors of a name that is gone.
         recaptioned: Files of which only captions or columns changed.
         embed_seconds: Part of `seconds` that embedding of media and captions took.
+        wait_seconds: Part in which the embedder waited for something to be decoded.
+        write_seconds: Part that writing points took, their identifiers not counted.
+        identify_seconds: Part that identifiers took: fitted or assigned, and written.
+        media_seconds: Length of the sounds and videos that were embedded.
     """
 
     files: int = 0
@@ -81,6 +100,10 @@ class IngestReport:
     identifiers: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     embed_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    write_seconds: float = 0.0
+    identify_seconds: float = 0.0
+    media_seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """One object: the contract's keys, and what else is known."""
@@ -96,6 +119,10 @@ class IngestReport:
             "identifiers": self.identifiers,
             "seconds": round(self.seconds, 3),
             "embed_seconds": round(self.embed_seconds, 3),
+            "wait_seconds": round(self.wait_seconds, 3),
+            "write_seconds": round(self.write_seconds, 3),
+            "identify_seconds": round(self.identify_seconds, 3),
+            "media_seconds": round(self.media_seconds, 3),
         }
         if self.dry_run:
             out |= {"would_ingest": self.would_ingest, "would_remove": self.would_remove}

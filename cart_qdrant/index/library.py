@@ -56,17 +56,18 @@ KEY = "cart"
 """Payload field of identifiers, unless a collection of others has it."""
 TOLD = "cart-qdrant"
 """Key of a collection's metadata; the payload field follows."""
-MAX_LEVELS = 6
-"""Semantic levels whose prefixes get a keyword index at creation."""
+OLD_LEVELS = 6
+"""Semantic levels whose prefixes had a keyword index in older versions."""
 
 
 def _say_nothing(_line: str) -> None:
     return
 
 
-def identifier_fields(field: str, levels: int = MAX_LEVELS) -> list[str]:
-    """Payload fields by which identifiers are looked up."""
-    return [f"{field}.id", *(f"{field}.p{n}" for n in range(1, levels + 1))]
+def identifier_fields(field: str) -> list[str]:
+    """Payload fields by which identifiers are looked up, and that have an index: each one more
+    makes opening the store slower (docs/experiments.md)."""
+    return [f"{field}.id", f"{field}.p1"]
 
 
 def _collection(dim: int, key: str) -> CollectionSpec:

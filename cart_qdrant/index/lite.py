@@ -11,8 +11,11 @@ F mel bands.
 
 from __future__ import annotations
 
+import copy
+import functools
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,11 +43,16 @@ _MIDDLE_SCALE = 0.11
 """Brings the middle features to the spread of the top ones."""
 _SHRINK = 10
 """Items' worth of weight that draws the centre of a small collection to zero."""
+TOGETHER = 8
+"""Pictures that go through the network together: their activations stay in the caches."""
+_ROWS = 1024
+"""Rows of a covariance that are summed at once."""
 VISUAL, AUDIO = "visual", "audio"
 
 _FFT, _HOP, _MELS = 1024, 320, 128
 
 
+@functools.cache
 def _mel_filters(rate: int) -> FloatArray:
     """Triangular mel filters (F, FFT/2 + 1) after O'Shaughnessy's mel scale."""
     top = 2595 * np.log10(1 + (rate / 2) / 700)
@@ -75,6 +83,13 @@ def log_mel_picture(samples: FloatArray, rate: int) -> npt.NDArray[np.uint8]:
     return np.repeat(grey[:, :, None], 3, axis=2)
 
 
+def _pictures(clip: Clip) -> tuple[npt.NDArray[np.uint8], ...]:
+    """What the network looks at, each (224, 224, 3)."""
+    if clip.modality is Modality.AUDIO and clip.samples is not None:
+        return (log_mel_picture(clip.samples, clip.rate),)
+    return tuple(_to_square(frame) for frame in clip.frames)
+
+
 def _to_square(frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Resize to the network's input; squashed, since the edges of a scene matter to a query."""
     side = efficientnet.SIDE
@@ -89,8 +104,12 @@ def _principal_axes(x_NR: FloatArray) -> tuple[npt.NDArray[np.float64], npt.NDAr
 
     By the covariance in float64: the axes of a singular value decomposition, several times faster.
     """
-    centred = x_NR.astype(np.float64) - x_NR.mean(axis=0, dtype=np.float64)
-    variance, axes_RR = np.linalg.eigh(centred.T @ centred / len(x_NR))
+    mean_R = x_NR.mean(axis=0, dtype=np.float64)
+    total_RR = np.zeros((x_NR.shape[1], x_NR.shape[1]))
+    for begin in range(0, len(x_NR), _ROWS):  # no second, wider copy of all
+        centred = x_NR[begin : begin + _ROWS] - mean_R
+        total_RR += centred.T @ centred
+    variance, axes_RR = np.linalg.eigh(total_RR / len(x_NR))
     order = np.argsort(-variance)[:DIM]
     # Directions without spread (items all alike) would be divided by zero.
     return axes_RR[:, order], np.sqrt(np.maximum(variance[order], 1e-12))
@@ -111,6 +130,7 @@ class LiteEmbedder:
 
     def __init__(self) -> None:
         self._net: efficientnet.EfficientNetLite0 | None = None
+        self._half: efficientnet.EfficientNetLite0 | None = None
         self._text: TextEncoder | None = None
         self._lexicon: Lexicon | None = None
         self._stats: dict[str, FloatArray] = {}
@@ -123,6 +143,12 @@ class LiteEmbedder:
             self._net = efficientnet.load_efficientnet(next(folder.glob("*.pth")))
         return self._net
 
+    def _half_network(self) -> efficientnet.EfficientNetLite0:
+        """The network in bfloat16, which features are taken in."""
+        if self._half is None:
+            self._half = copy.deepcopy(self._network()).bfloat16()
+        return self._half
+
     def _class_weights(self) -> FloatArray:
         """Classifier weights (1000, R); the classifier reads the first 1280 features alone."""
         weights = self._network()._fc.weight.numpy()
@@ -134,6 +160,10 @@ class LiteEmbedder:
             self._text = TextEncoder(text_encoder_folder())
         return self._text
 
+    def prepare(self, clip: Clip) -> Clip:
+        """The clip as the network looks at it: `features` of both are the same."""
+        return replace(clip, frames=_pictures(clip), samples=None)
+
     @torch.inference_mode()
     def features(self, clips: Sequence[Clip]) -> FloatArray:
         """Raw features x_BR: means over the frames of each clip.
@@ -144,29 +174,26 @@ class LiteEmbedder:
         pictures: list[npt.NDArray[np.uint8]] = []
         owner: list[int] = []
         for n, clip in enumerate(clips):
-            if clip.modality is Modality.AUDIO and clip.samples is not None:
-                frames: tuple[npt.NDArray[np.uint8], ...] = (
-                    log_mel_picture(clip.samples, clip.rate),
-                )
-            else:
-                frames = tuple(_to_square(f) for f in clip.frames)
-            if not frames:
+            own = _pictures(clip)
+            if not own:
                 raise MediaError(f"{clip.key!r} has a segment without content.")
-            pictures += frames
-            owner += [n] * len(frames)
-        net = self._network()
-        parts = []
-        for begin in range(0, len(pictures), 32):
-            x = torch.from_numpy(np.stack(pictures[begin : begin + 32]))
-            x_BCHW = x.permute(0, 3, 1, 2).float().sub(127).div(128)
-            x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                top, middle = net(x_BCHW)
-                parts.append(torch.cat([top, _MIDDLE_SCALE * middle], dim=1))
+            pictures += own
+            owner += [n] * len(own)
+        x_NR = torch.cat([*self._forward(pictures)])
         rows = torch.tensor(owner)
-        out = torch.zeros(len(clips), self.raw_dim).index_add_(0, rows, torch.cat(parts))
+        out = torch.zeros(len(clips), self.raw_dim).index_add_(0, rows, x_NR)
         counts = torch.bincount(rows, minlength=len(clips))[:, None]
         return np.asarray((out / counts).numpy(), dtype=np.float32)
+
+    def _forward(self, pictures: Sequence[npt.NDArray[np.uint8]]) -> Iterator[torch.Tensor]:
+        """Features (B, R) of at most `TOGETHER` pictures each."""
+        net = self._half_network()
+        for begin in range(0, len(pictures), TOGETHER):
+            x_BHWC = torch.from_numpy(np.stack(pictures[begin : begin + TOGETHER]))
+            # Exact in bfloat16: whole numbers up to 128, over a power of two.
+            x_BCHW = x_BHWC.bfloat16().sub_(127).div_(128).permute(0, 3, 1, 2)
+            top, middle = net(x_BCHW)
+            yield torch.cat([top, _MIDDLE_SCALE * middle], dim=1)
 
     def fit(self, features: Mapping[str, FloatArray]) -> None:
         """Centre and axes of each space: of its items when they are many, else of the classifier.

@@ -17,6 +17,7 @@ import numpy as np
 from qdrant_client import models
 
 from cart_qdrant.errors import MismatchError, StoreError, UsageError
+from cart_qdrant.index import qdrant
 from cart_qdrant.index.identify import vector_of
 from cart_qdrant.index.ingest_report import Reporter, Silent
 from cart_qdrant.index.library import Library, check_claim, make_claim
@@ -144,7 +145,7 @@ def copy_points(source: Store, target: Store, reporter: Reporter) -> int:
     empty = not target.count()
     records = source.scroll(with_vectors=[MEDIA, CAPTION], batch=PAGE)
     while page := list(islice(records, PAGE)):
-        there: dict[str, models.Record] = {}
+        there: dict[str, qdrant.AnyRecord] = {}
         if not empty:
             ids = [str(record.id) for record in page]
             found = target.retrieve(ids, with_vectors=[MEDIA, CAPTION])
@@ -157,7 +158,7 @@ def copy_points(source: Store, target: Store, reporter: Reporter) -> int:
     return copied
 
 
-def _point(record: models.Record) -> models.PointStruct:
+def _point(record: qdrant.AnyRecord) -> models.PointStruct:
     assert isinstance(record.vector, dict)
     return models.PointStruct(
         id=str(record.id), vector=dict(record.vector), payload=record.payload or {}
@@ -201,12 +202,12 @@ def compare_points(source: Store, target: Store, count: int) -> int:
     return min(SAMPLE, count)
 
 
-def _sample(records: Iterable[models.Record], count: int) -> Sequence[models.Record]:
+def _sample(records: Iterable[qdrant.AnyRecord], count: int) -> Sequence[qdrant.AnyRecord]:
     chosen = set(random.Random(0).sample(range(count), min(SAMPLE, count)))
     return [record for n, record in enumerate(records) if n in chosen]
 
 
-def _same(one: models.Record, other: models.Record | None) -> bool:
+def _same(one: qdrant.AnyRecord, other: qdrant.AnyRecord | None) -> bool:
     """Whether payloads are equal and vectors as good as equal."""
     if other is None or one.payload != other.payload:
         return False

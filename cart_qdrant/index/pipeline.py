@@ -1,7 +1,8 @@
 """Files to raw features: decoding in threads, embedding in the caller, bounded memory between.
 
 PyAV and Pillow release the interpreter lock while they decode, and torch while it computes, so
-threads overlap the two. Shape legend: N segments, R raw feature width.
+threads overlap the two. Decoders wait when what they made ready weighs too much, so memory is
+bounded whatever the files are. Shape legend: N segments, R raw feature width.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +29,9 @@ FloatArray = npt.NDArray[np.float32]
 
 DECODERS = 2
 """Threads that decode."""
-WAITING = 48
-"""Decoded segments that wait for the embedder at most; a video segment may take 5 MB."""
+WAITING = 32 << 20
+"""Bytes of decoded segments that wait for the embedder, about: 200 pictures as `lite` sees them,
+or six raw video segments."""
 BATCH = 32
 """Segments embedded together."""
 
@@ -51,6 +54,19 @@ class FileResult:
             return np.empty((0, width), dtype=np.float32)
         return np.stack(self.features)
 
+    @property
+    def seconds(self) -> float:
+        """Length of the sound or video, as far as its segments reach."""
+        return max((segment.end for segment in self.segments), default=0.0)
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """An embedder whose clips can be made ready, and smaller, where they were decoded."""
+
+    def prepare(self, clip: Clip) -> Clip:
+        """A clip of the same vector; called by several threads at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Decoded:
@@ -58,10 +74,37 @@ class _Decoded:
     segment: Segment
     clip: Clip
 
+    @property
+    def weight(self) -> int:
+        """Bytes of the content, and one."""
+        samples = 0 if self.clip.samples is None else self.clip.samples.nbytes
+        return 1 + samples + sum(frame.nbytes for frame in self.clip.frames)
+
 
 @dataclass(frozen=True, slots=True)
 class _Done:
     result: FileResult
+    weight: int = 1
+
+
+class _Ready(queue.Queue["_Decoded | _Done"]):
+    """A queue that is full by the weight of what is in it, not by its number."""
+
+    def _init(self, maxsize: int) -> None:
+        super()._init(maxsize)
+        self._weight = 0
+
+    def _qsize(self) -> int:
+        return self._weight
+
+    def _put(self, item: _Decoded | _Done) -> None:
+        super()._put(item)
+        self._weight += item.weight
+
+    def _get(self) -> _Decoded | _Done:
+        item: _Decoded | _Done = super()._get()
+        self._weight -= item.weight
+        return item
 
 
 def reason_of(error: BaseException) -> str:
@@ -78,9 +121,11 @@ class Pipeline:
         features: Turns clips into rows (B, R); may raise `MediaError` for a clip.
         modalities: What the embedder knows; other segments are noted and skipped.
         config: How files are cut.
+        prepare: Is given each clip by the thread that decoded it, see `Preparing`.
 
     Attributes:
         embed_seconds: Time spent in `features` so far.
+        wait_seconds: Time in which nothing was decoded yet.
     """
 
     def __init__(
@@ -89,18 +134,21 @@ class Pipeline:
         *,
         modalities: Sequence[Modality],
         config: SegmentConfig,
+        prepare: Callable[[Clip], Clip] | None = None,
     ) -> None:
         self._features = features
         self._modalities = frozenset(modalities)
         self._config = config
+        self._prepare = prepare
         self.embed_seconds = 0.0
+        self.wait_seconds = 0.0
 
     def run(self, entries: Sequence[FileEntry]) -> Iterator[FileResult]:
         """Yield each file once, when all of it is embedded; order is not kept."""
         todo: queue.SimpleQueue[FileEntry] = queue.SimpleQueue()
         for entry in entries:
             todo.put(entry)
-        ready: queue.Queue[_Decoded | _Done] = queue.Queue(WAITING)
+        ready = _Ready(WAITING)
         stop = threading.Event()
         threads = [
             threading.Thread(target=self._decode_all, args=(todo, ready, stop), daemon=True)
@@ -117,11 +165,11 @@ class Pipeline:
                 threads[0].join(0.05)
                 threads = [t for t in threads if t.is_alive()] or threads[:1]
 
-    def _embed_all(self, ready: queue.Queue[_Decoded | _Done], files: int) -> Iterator[FileResult]:
+    def _embed_all(self, ready: _Ready, files: int) -> Iterator[FileResult]:
         batch: list[_Decoded] = []
         ended: list[FileResult] = []
         while files:
-            item = ready.get()
+            item = self._next(ready)
             if isinstance(item, _Done):
                 ended.append(item.result)
             else:
@@ -133,6 +181,12 @@ class Pipeline:
                 files -= len(ended)
                 yield from ended
                 ended = []
+
+    def _next(self, ready: _Ready) -> _Decoded | _Done:
+        begin = time.perf_counter()
+        item = ready.get()
+        self.wait_seconds += time.perf_counter() - begin
+        return item
 
     def _embed(self, batch: list[_Decoded]) -> None:
         begin = time.perf_counter()
@@ -157,7 +211,7 @@ class Pipeline:
     def _decode_all(
         self,
         todo: queue.SimpleQueue[FileEntry],
-        ready: queue.Queue[_Decoded | _Done],
+        ready: _Ready,
         stop: threading.Event,
     ) -> None:
         while not stop.is_set():
@@ -172,9 +226,7 @@ class Pipeline:
                 result.failure = reason_of(error)
             ready.put(_Done(result))
 
-    def _decode(
-        self, result: FileResult, ready: queue.Queue[_Decoded | _Done], stop: threading.Event
-    ) -> None:
+    def _decode(self, result: FileResult, ready: _Ready, stop: threading.Event) -> None:
         entry = result.entry
         result.hash = content_hash(entry.path)
         pairs = decode(entry.path, entry.rel, self._config, result.notes.append)
@@ -183,6 +235,8 @@ class Pipeline:
                 if stop.is_set():
                     return
                 if segment.modality in self._modalities:
+                    if self._prepare is not None:
+                        clip = self._prepare(clip)
                     ready.put(_Decoded(result, segment, clip))
                     continue
                 note = f"{segment.modality} is not known to the embedder"
@@ -191,7 +245,7 @@ class Pipeline:
         result.tags = probe(entry.path, self._config).tags
 
 
-def _drain(ready: queue.Queue[_Decoded | _Done]) -> None:
+def _drain(ready: _Ready) -> None:
     while not ready.empty():
         try:
             ready.get_nowait()

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ from cart_qdrant.persistence import (
     artifact_hash,
     write_atomic,
 )
+
+log = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "CARTQ_CACHE"
 """Folder of copies; that of the user's cache without it."""
@@ -94,6 +97,40 @@ def local_folder(root: str) -> Path:
         write_atomic(folder.manifest, data)
         _forget(above, folder.root)
     return folder.root
+
+
+def media_folder(folder: IndexFolder, paths: Iterable[str]) -> Path:
+    """The folder that files of an index lie in here.
+
+    Args:
+        folder: The index. Of a copy, the files are brought from beside the original into the
+            user's cache; what is not there, or may not be read, is left out.
+        paths: Of the files that are wanted, relative to the index's base.
+    """
+    copied = folder.root / COPIED
+    if not copied.exists():
+        return folder.base
+    import fsspec
+
+    root = copied.read_text().strip()
+    name = hashlib.blake2b(root.encode(), digest_size=8).hexdigest()
+    cached = cache_folder() / f"{name}-media"
+    system, path = fsspec.core.url_to_fs(root)
+    beside = path.rpartition("/")[0]
+    for one in paths:
+        target = cached / one
+        if target.exists() or not target.resolve().is_relative_to(cached.resolve()):
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cached, prefix=".fetching-") as where:
+            draft = Path(where) / "file"
+            try:
+                system.get_file(f"{beside}/{one}", str(draft))
+            except Exception as error:  # noqa: BLE001 - file systems raise what they like
+                log.info("%s/%s cannot be read: %s", beside, one, first_line(error))
+            else:
+                draft.replace(target)
+    return cached
 
 
 def _forget(above: Path, used: Path) -> None:

@@ -1,4 +1,4 @@
-"""The `Store` protocol: the little of Qdrant that this package needs, in `qdrant_client.models`.
+"""The `Store` protocol: the little of Qdrant that this package needs, in the names of its client.
 
 Two implementations: `store_edge.EdgeStore` (the Rust engine in-process, the embedded default) and
 `store_client.ClientStore` (a server, a cloud, or `:memory:`). The congruence tests hold them to
@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from qdrant_client import models
+from cart_qdrant.index import qdrant
+
+if TYPE_CHECKING:
+    from qdrant_client import models
 
 MEDIA = "media"
 CAPTION = "caption"
@@ -130,25 +133,23 @@ class Store(Protocol):
 
     def retrieve(
         self, ids: Sequence[str], *, with_payload: bool = True, with_vectors: Sequence[str] = ()
-    ) -> list[models.Record]:
+    ) -> Sequence[qdrant.AnyRecord]:
         """Points by id, in the order asked; unknown ids are left out."""
 
     def scroll(
         self,
-        filter: models.Filter | None = None,
+        filter: qdrant.AnyFilter | None = None,
         *,
         with_payload: bool | Sequence[str] = True,
         with_vectors: Sequence[str] = (),
         batch: int = 1000,
-    ) -> Iterator[models.Record]:
+    ) -> Iterator[qdrant.AnyRecord]:
         """Every point that matches, in order of id, read in pages of `batch`."""
 
-    def query_batch(
-        self, requests: Sequence[models.QueryRequest]
-    ) -> list[list[models.ScoredPoint]]:
+    def query_batch(self, requests: Sequence[qdrant.AnyQuery]) -> Sequence[Sequence[qdrant.AnyHit]]:
         """Answers of several searches in one round trip, each best first."""
 
-    def count(self, filter: models.Filter | None = None) -> int:
+    def count(self, filter: qdrant.AnyFilter | None = None) -> int:
         """Exact number of points that match."""
 
     def optimize(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from qdrant_client import models
 
 from cart_qdrant.errors import StoreError
+from cart_qdrant.index import qdrant
 from cart_qdrant.index import store_common as common
 from cart_qdrant.index.store import (
     CAPTION,
@@ -154,7 +155,7 @@ class AttachedStore:
 
     def retrieve(
         self, ids: Sequence[str], *, with_payload: bool = True, with_vectors: Sequence[str] = ()
-    ) -> list[models.Record]:
+    ) -> list[qdrant.AnyRecord]:
         """See `Store.retrieve`."""
         rows = self._inner.retrieve(
             ids, with_payload=with_payload, with_vectors=self._theirs(with_vectors)
@@ -163,41 +164,47 @@ class AttachedStore:
 
     def scroll(
         self,
-        filter: models.Filter | None = None,
+        filter: qdrant.AnyFilter | None = None,
         *,
         with_payload: bool | Sequence[str] = True,
         with_vectors: Sequence[str] = (),
         batch: int = 1000,
-    ) -> Iterator[models.Record]:
+    ) -> Iterator[qdrant.AnyRecord]:
         """See `Store.scroll`."""
         wanted = self._wanted(with_payload)
         names = self._theirs(with_vectors)
         payload = with_payload is not False
         for row in self._inner.scroll(
-            self._filter(filter), with_payload=wanted, with_vectors=names, batch=batch
+            self._filter(qdrant.to_client(filter)),
+            with_payload=wanted,
+            with_vectors=names,
+            batch=batch,
         ):
             yield self._record(row, payload=payload)
 
-    def query_batch(
-        self, requests: Sequence[models.QueryRequest]
-    ) -> list[list[models.ScoredPoint]]:
+    def query_batch(self, requests: Sequence[qdrant.AnyQuery]) -> Sequence[Sequence[qdrant.AnyHit]]:
         """See `Store.query_batch`. What the collection has no room for answers nothing."""
-        asked = [self._request(request) for request in requests]
+        asked = [self._request(qdrant.to_client(request)) for request in requests]
         answers = iter(self._inner.query_batch([one for one in asked if one is not None]))
-        out: list[list[models.ScoredPoint]] = []
+        out: list[Sequence[qdrant.AnyHit]] = []
         for request, one in zip(requests, asked, strict=True):
             points = [] if one is None else next(answers)
             if request.with_payload:
                 points = [
-                    point.model_copy(update={"payload": self._payload(point.id, point.payload)})
+                    qdrant.ScoredPoint(
+                        id=str(point.id),
+                        score=point.score,
+                        payload=self._payload(point.id, point.payload),
+                        vector=point.vector,
+                    )
                     for point in points
                 ]
             out.append(points)
         return out
 
-    def count(self, filter: models.Filter | None = None) -> int:
+    def count(self, filter: qdrant.AnyFilter | None = None) -> int:
         """See `Store.count`."""
-        return self._inner.count(self._filter(filter))
+        return self._inner.count(self._filter(qdrant.to_client(filter)))
 
     def optimize(self) -> None:
         """Nothing: that is for those who fill it."""
@@ -229,18 +236,16 @@ class AttachedStore:
                 wanted.append(key)
         return wanted or False
 
-    def _record(self, row: models.Record, *, payload: bool) -> models.Record:
+    def _record(self, row: qdrant.AnyRecord, *, payload: bool) -> qdrant.Record:
         vector = row.vector
         if isinstance(vector, Mapping):
             vector = {
                 ours: vector[theirs] for ours, theirs in self._names.items() if theirs in vector
             }
-        return models.Record.model_construct(
+        return qdrant.Record(
             id=str(row.id),
             payload=self._payload(row.id, row.payload) if payload else None,
             vector=vector,
-            shard_key=None,
-            order_value=None,
         )
 
     def _payload(self, point: object, found: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from qdrant_client.common.client_exceptions import QdrantException, ResourceExha
 from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
 
 from cart_qdrant.errors import ConfigError, MismatchError, StoreError
+from cart_qdrant.index import qdrant
 from cart_qdrant.index import store_common as common
 from cart_qdrant.index.store import CollectionInfo, CollectionSpec, VectorInfo
 
@@ -328,7 +329,7 @@ class ClientStore:
 
     def scroll(
         self,
-        filter: models.Filter | None = None,
+        filter: qdrant.AnyFilter | None = None,
         *,
         with_payload: bool | Sequence[str] = True,
         with_vectors: Sequence[str] = (),
@@ -337,11 +338,12 @@ class ClientStore:
         """See `Store.scroll`."""
         names = common.check_names(with_vectors, self._widths()) if with_vectors else []
         payload = with_payload if isinstance(with_payload, bool) else list(with_payload)
+        scroll_filter = qdrant.to_client(filter)
         offset: models.ExtendedPointId | None = None
         while True:
             rows, offset = self._call(
                 self._client.scroll,
-                scroll_filter=filter,
+                scroll_filter=scroll_filter,
                 limit=batch,
                 offset=offset,
                 with_payload=payload,
@@ -351,22 +353,21 @@ class ClientStore:
             if offset is None:
                 return
 
-    def query_batch(
-        self, requests: Sequence[models.QueryRequest]
-    ) -> list[list[models.ScoredPoint]]:
+    def query_batch(self, requests: Sequence[qdrant.AnyQuery]) -> Sequence[Sequence[qdrant.AnyHit]]:
         """See `Store.query_batch`."""
         if not requests:
             return []
         for request in requests:
             common.check_query(request, self._widths())
+        asked: list[models.QueryRequest] = qdrant.to_client(list(requests))
         if self._local:  # always exact; warns about parameters
-            requests = [request.model_copy(update={"params": None}) for request in requests]
-        answers = self._call(self._client.query_batch_points, requests)
+            asked = [request.model_copy(update={"params": None}) for request in asked]
+        answers = self._call(self._client.query_batch_points, asked)
         return [answer.points for answer in answers]
 
-    def count(self, filter: models.Filter | None = None) -> int:
+    def count(self, filter: qdrant.AnyFilter | None = None) -> int:
         """See `Store.count`."""
-        return self._call(self._client.count, filter, exact=True).count
+        return self._call(self._client.count, qdrant.to_client(filter), exact=True).count
 
     def optimize(self) -> None:
         """Nothing: the server builds its indexes by itself."""

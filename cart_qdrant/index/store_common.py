@@ -11,17 +11,21 @@ import math
 import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from qdrant_client import models
 
 from cart_qdrant.errors import MismatchError, StoreError, VectorError
+from cart_qdrant.index import qdrant
 from cart_qdrant.index.store import CollectionSpec
+
+if TYPE_CHECKING:
+    from qdrant_client import models
 
 T = TypeVar("T")
 DEFAULT_LIMIT = 10  # what Qdrant uses when a request names none
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+")
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _INT64 = range(-(2**63), 2**63)
 _DIGITS = len(str(2**64))
 
@@ -33,6 +37,8 @@ def as_id(value: object) -> str:
         StoreError: It is neither.
     """
     text = str(value)
+    if _UUID.fullmatch(text):
+        return text
     # A UUID without hyphens may be all digits, too.
     if text.isascii() and text.isdigit() and len(text) <= _DIGITS and int(text) < 2**64:
         return str(int(text))
@@ -246,18 +252,16 @@ def check_names(names: Sequence[str], dims: Mapping[str, int]) -> list[str]:
     return list(names)
 
 
-def check_query(request: models.QueryRequest | models.Prefetch, dims: Mapping[str, int]) -> None:
+def check_query(request: qdrant.AnyQuery | models.Prefetch, dims: Mapping[str, int]) -> None:
     """Check the query vectors of a request and of its prefetches.
 
     Raises:
         VectorError: Unknown name, wrong width, zero or non-finite vector.
     """
-    query = request.query
-    if isinstance(query, models.NearestQuery):
-        query = query.nearest
+    query = getattr(request.query, "nearest", request.query)
     if isinstance(query, list):
-        check_vectors(request.using or "", [query], dims, ["the query"])  # type: ignore[list-item]
-    for prefetch in as_list(request.prefetch):
+        check_vectors(request.using or "", [query], dims, ["the query"])
+    for prefetch in as_list(getattr(request, "prefetch", None)):
         check_query(prefetch, dims)
 
 

@@ -15,15 +15,17 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import qdrant_edge as edge
-from qdrant_client import models
 
 from cart_qdrant.errors import CartError, ConfigError, StoreError
-from cart_qdrant.index import edge_requests
+from cart_qdrant.index import edge_requests, qdrant
 from cart_qdrant.index import store_common as common
 from cart_qdrant.index.store import CollectionInfo, CollectionSpec, VectorInfo
+
+if TYPE_CHECKING:
+    from qdrant_client import models
 
 log = logging.getLogger(__name__)
 _DISK_COPIES = 4  # write-ahead log, segment, and both again while they are rewritten
@@ -224,12 +226,12 @@ class EdgeStore:
 
     def retrieve(
         self, ids: Sequence[str], *, with_payload: bool = True, with_vectors: Sequence[str] = ()
-    ) -> list[models.Record]:
+    ) -> list[qdrant.Record]:
         """See `Store.retrieve`."""
         names = common.check_names(with_vectors, self._open_spec().vectors)
         wanted = [common.as_id(i) for i in ids]
         wanted_names = common.wire_names(names) or False
-        found: dict[str, models.Record] = {}
+        found: dict[str, qdrant.Record] = {}
         for part in common.chunks(wanted, self._settings.batch_points):
             with self._engine() as shard:
                 rows = shard.retrieve(common.wire_ids(part), with_payload, wanted_names)
@@ -238,12 +240,12 @@ class EdgeStore:
 
     def scroll(
         self,
-        filter: models.Filter | None = None,
+        filter: qdrant.AnyFilter | None = None,
         *,
         with_payload: bool | Sequence[str] = True,
         with_vectors: Sequence[str] = (),
         batch: int = 1000,
-    ) -> Iterator[models.Record]:
+    ) -> Iterator[qdrant.Record]:
         """See `Store.scroll`."""
         names = common.check_names(with_vectors, self._open_spec().vectors)
         payload = with_payload if isinstance(with_payload, bool) else list(with_payload)
@@ -257,9 +259,7 @@ class EdgeStore:
             if offset is None:
                 return
 
-    def query_batch(
-        self, requests: Sequence[models.QueryRequest]
-    ) -> list[list[models.ScoredPoint]]:
+    def query_batch(self, requests: Sequence[qdrant.AnyQuery]) -> list[list[qdrant.ScoredPoint]]:
         """See `Store.query_batch`.
 
         A nearest-vector search without `params` is exact while few points match, and else runs
@@ -272,7 +272,7 @@ class EdgeStore:
             answers = shard.query_batch(edge.QueryBatchRequest(native)) if native else []
         return [[_scored(hit) for hit in hits] for hits in answers]
 
-    def count(self, filter: models.Filter | None = None) -> int:
+    def count(self, filter: qdrant.AnyFilter | None = None) -> int:
         """See `Store.count`."""
         request = edge.CountRequest(True, edge_requests.edge_filter(filter))
         with self._engine() as shard:
@@ -457,31 +457,25 @@ class EdgeStore:
 
     # Searching
 
-    def _params(self, using: str, filter: models.Filter | None, limit: int) -> models.SearchParams:
+    def _params(
+        self, using: str, filter: qdrant.AnyFilter | None, limit: int
+    ) -> qdrant.SearchParams:
         """How to run a nearest-vector search that leaves it open."""
         request = edge.CountRequest(False, edge_requests.edge_filter(filter))
         with self._engine() as shard:
             matches = shard.count(request)  # an estimate, in microseconds
         if matches * self._open_spec().vectors[using] <= self._settings.exact_multiplications:
-            return models.SearchParams(exact=True)
-        acorn = models.AcornSearchParams(enable=filter is not None, max_selectivity=1.0)
-        return models.SearchParams(hnsw_ef=max(self._settings.hnsw_ef, 2 * limit), acorn=acorn)
+            return qdrant.SearchParams(exact=True)
+        acorn = qdrant.AcornSearchParams(enable=filter is not None, max_selectivity=1.0)
+        return qdrant.SearchParams(hnsw_ef=max(self._settings.hnsw_ef, 2 * limit), acorn=acorn)
 
 
-def _record(row: edge.Record, names: Sequence[str]) -> models.Record:
+def _record(row: edge.Record, names: Sequence[str]) -> qdrant.Record:
     vector = common.select_vectors(row.vector, names) if names else None
-    return models.Record.model_construct(
-        id=str(row.id), payload=row.payload, vector=vector, shard_key=None, order_value=None
-    )
+    return qdrant.Record(id=str(row.id), payload=row.payload, vector=vector)
 
 
-def _scored(hit: edge.ScoredPoint) -> models.ScoredPoint:
-    return models.ScoredPoint.model_construct(
-        id=str(hit.id),
-        version=hit.version,
-        score=hit.score,
-        payload=hit.payload,
-        vector=hit.vector,
-        shard_key=None,
-        order_value=hit.order_value,
+def _scored(hit: edge.ScoredPoint) -> qdrant.ScoredPoint:
+    return qdrant.ScoredPoint(
+        id=str(hit.id), score=hit.score, payload=hit.payload, vector=hit.vector
     )

@@ -18,11 +18,9 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-MAX_TOKENS = 64
-"""Tokens of a query or caption that are read; the rest is cut."""
+from cart_qdrant.index.tokens import load_tokenizer
 
 
 class _Layer(nn.Module):
@@ -129,9 +127,7 @@ class TextEncoder:
 
     def __init__(self, folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
-        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.tokenizer.no_padding()
-        self.tokenizer.enable_truncation(MAX_TOKENS)
+        self.tokenizer = load_tokenizer(folder)
         layers = int(config["num_hidden_layers"])
         self.dim = int(config["hidden_size"])
         with torch.device("meta"):
@@ -149,7 +145,7 @@ class TextEncoder:
         self.bert.eval().requires_grad_(False)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, at most `MAX_TOKENS`."""
+        """Token ids of each text, at most `tokens.MAX_TOKENS`."""
         return [e.ids for e in self.tokenizer.encode_batch(list(texts))]
 
     @torch.inference_mode()

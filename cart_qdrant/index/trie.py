@@ -1,25 +1,39 @@
 """The prefix tree of all stored identifiers, as sorted arrays (CSR per level).
 
-A million identifiers build in well under a second and take some 20 MB, where a tree of dicts
-takes seconds and hundreds. Each identifier may carry its hubness (`querybank.py`), so that the
-decoder can tell what is found by every query. Shape legend: N identifiers, L levels (semantic
-codes and counter).
+A million identifiers build in a fifth of a second and take some 16 MB, where a tree of dicts takes
+seconds and hundreds; ten million are opened without being read (`mapped.py`). Insertion and
+deletion copy the arrays once and sort only what is new. Each identifier may carry its hubness
+(`querybank.py`), so that the decoder can tell what is found by every query. Shape legend:
+N identifiers, M others, L levels (semantic codes and counter), R nodes of one level.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
 from cart_qdrant.errors import MismatchError
+from cart_qdrant.index.mapped import map_arrays
+from cart_qdrant.index.row_order import in_order
 
+AnyArray = npt.NDArray[Any]
 IntArray = npt.NDArray[np.int32]
+IndexArray = npt.NDArray[np.intp]
 FloatArray = npt.NDArray[np.float32]
+
+UPPER = 0.9
+"""Nodes over identifiers up to which a level keeps the mean hubness of its nodes."""
+_BLOCK = 100_000
+"""Prefixes made into tuples at once."""
+_ZIP = b"PK\x03\x04"
+"""How a tree of an older version begins: an `.npz`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,23 +46,8 @@ class Level:
             of node `n` are `first[n] .. first[n + 1]`. Empty at the last level.
     """
 
-    tokens: npt.NDArray[Any]
+    tokens: AnyArray
     first: IntArray
-
-
-def row_keys(rows_NL: IntArray) -> npt.NDArray[Any]:
-    """Rows as fixed-width byte strings that sort as the rows do."""
-    width = rows_NL.shape[1] * 4
-    return np.ascontiguousarray(rows_NL.astype(">u4")).view(f"S{width}").reshape(-1)
-
-
-def _sort_unique(rows_NL: IntArray) -> npt.NDArray[np.intp]:
-    """Positions of the distinct rows in order, the first of equal ones."""
-    order = np.lexsort(rows_NL.T[::-1])
-    rows = rows_NL[order]
-    keep = np.ones(len(rows), dtype=bool)
-    keep[1:] = (rows[1:] != rows[:-1]).any(axis=1)
-    return order[keep]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,24 +57,15 @@ class Trie:
     Attributes:
         levels: Nodes of each depth.
         hub_N: Hubness of each identifier in order; NaN where it is not known.
+        hub_mean: Mean of the hubness that is known; None if none is.
+        hubs: Mean hubness of the identifiers under each node, of the upper levels; further down,
+            where most nodes have one identifier, `hub` reads theirs.
     """
 
     levels: tuple[Level, ...]
     hub_N: FloatArray
-
-    @property
-    def depth(self) -> int:
-        """Levels L of an identifier, counter included."""
-        return len(self.levels)
-
-    def __len__(self) -> int:
-        return len(self.levels[-1].tokens)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays."""
-        arrays = sum(level.tokens.nbytes + level.first.nbytes for level in self.levels)
-        return arrays + self.hub_N.nbytes
+    hub_mean: float | None
+    hubs: tuple[FloatArray, ...]
 
     @classmethod
     def build(
@@ -89,62 +79,110 @@ class Trie:
         Args:
             rows_NL: Non-negative codes (N, L).
             depth: L, needed only when there are no rows.
-            hub_N: Hubness of each, if known.
+            hub_N: Hubness of each, if known; of equal rows the first counts.
         """
         rows = np.asarray(rows_NL, dtype=np.int32)
         if rows.size == 0:
             rows = rows.reshape(0, depth or (rows.shape[1] if rows.ndim == 2 else 0))
         if rows.ndim != 2 or rows.shape[1] == 0 or (depth is not None and rows.shape[1] != depth):
             raise MismatchError(f"Identifiers have shape {rows.shape}, but {depth} levels are due.")
-        assert rows.size == 0 or rows.min() >= 0
-        order = _sort_unique(rows)
-        return cls._from_sorted(rows[order], _hubs(hub_N, len(rows))[order])
+        found = in_order(rows)
+        hubs = np.full(len(found.order), np.nan, dtype=np.float32)
+        if hub_N is not None:
+            hubs = np.asarray(hub_N, dtype=np.float32).reshape(len(rows))[found.order]
+        keys, differs = found.keys, found.differs
+        levels = [Level(_narrowed(found.codes(-1, keys)), np.empty(0, dtype=np.int32))]
+        for level in range(rows.shape[1] - 2, -1, -1):
+            begins = np.flatnonzero(differs >= found.bounds[level])
+            first = np.append(begins, len(keys)).astype(np.int32)
+            keys, differs = keys[begins], differs[begins]
+            levels.append(Level(_narrowed(found.codes(level, keys)), first))
+        return cls._of(levels[::-1], hubs)
 
     @classmethod
-    def _from_sorted(cls, rows_NL: IntArray, hub_N: FloatArray) -> Trie:
-        n, depth = rows_NL.shape
-        # A row starts a new node at every level from the first one where it differs on.
-        differs = np.ones((n, depth), dtype=bool)
-        if n > 1:
-            differs[1:] = rows_NL[1:] != rows_NL[:-1]
-        starts = np.logical_or.accumulate(differs, axis=1)
-        levels: list[Level] = []
-        at = [np.flatnonzero(starts[:, level]) for level in range(depth)]
-        for level in range(depth):
-            tokens = _narrowed(rows_NL[at[level], level])
-            if level + 1 < depth:
-                first = np.searchsorted(at[level + 1], np.append(at[level], n)).astype(np.int32)
-            else:
-                first = np.empty(0, dtype=np.int32)
-            levels.append(Level(tokens, first))
-        return cls(tuple(levels), hub_N)
+    def _of(cls, levels: Sequence[Level], hub_N: FloatArray) -> Trie:
+        """With means of hubness."""
+        known = hub_N[~np.isnan(hub_N)]
+        mean = float(known.mean()) if len(known) else None
+        bare = cls(tuple(levels), hub_N, mean, ())
+        if mean is None:
+            return bare
+        deep = sum(len(level.tokens) <= UPPER * len(hub_N) for level in levels)
+        if deep == 0:
+            return bare
+        begin = bare._begin(deep - 1, bare.depth - 1)
+        sums = np.add.reduceat(bare._known(hub_N), begin[:-1])
+        hubs = [(sums / np.diff(begin)).astype(np.float32)]
+        for level in levels[: deep - 1][::-1]:
+            sums, begin = np.add.reduceat(sums, level.first[:-1]), begin[level.first]
+            hubs.append((sums / np.diff(begin)).astype(np.float32))
+        return cls(bare.levels, hub_N, mean, tuple(hubs[::-1]))
+
+    @property
+    def depth(self) -> int:
+        """Levels L of an identifier, counter included."""
+        return len(self.levels)
+
+    def __len__(self) -> int:
+        return len(self.levels[-1].tokens)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(array.nbytes for array in self._arrays().values())
+
+    @property
+    def unique_ratio(self) -> float:
+        """U: distinct semantic parts over identifiers; 1.0 for none."""
+        if len(self) == 0:
+            return 1.0
+        return (len(self.levels[-2].tokens) if self.depth > 1 else 1) / len(self)
 
     def rows(self) -> IntArray:
         """All identifiers (N, L) in order."""
-        counts = self._sums(np.ones(len(self), dtype=np.int64))
-        pairs = zip(self.levels, counts, strict=True)
-        columns = [np.repeat(level.tokens, count) for level, count in pairs]
-        return np.stack(columns, axis=1, dtype=np.int32, casting="unsafe")
+        return self.prefixes(self.depth)
 
-    def _sums(self, leaf_N: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
-        """Sum over the identifiers under each node, level by level."""
-        out = [leaf_N]
-        for level in self.levels[-2::-1]:
-            ends = np.concatenate([np.zeros(1, leaf_N.dtype), np.cumsum(out[-1])])[level.first]
-            out.append(np.diff(ends))
-        return out[::-1]
+    def prefixes(self, length: int) -> IntArray:
+        """All prefixes of that many codes, in order."""
+        count = len(self.levels[length - 1].tokens) if length else min(1, len(self))
+        out = np.empty((count, length), dtype=np.int32)
+        for level in range(length):
+            begin = self._begin(level, length - 1)
+            out[:, level] = np.repeat(self.levels[level].tokens, np.diff(begin))
+        return out
 
-    def hub_mean(self) -> float:
-        """Mean of the hubness that is known; 0 if none is."""
-        known = self.hub_N[~np.isnan(self.hub_N)]
-        return float(known.mean()) if len(known) else 0.0
+    def _begin(self, level: int, below: int) -> AnyArray:
+        """Where the nodes under each of a level begin in a level further down (nodes + 1,)."""
+        if level == below:
+            return np.arange(len(self.levels[level].tokens) + 1)
+        begin = self.levels[level].first
+        for one in self.levels[level + 1 : below]:
+            begin = one.first[begin]
+        return begin
 
-    def node_hubs(self) -> list[FloatArray]:
-        """Mean hubness of the identifiers under each node, level by level; what is not known
-        counts as the mean of all."""
-        known = np.nan_to_num(self.hub_N, nan=self.hub_mean()).astype(np.float64)
-        sums, counts = self._sums(known), self._sums(np.ones(len(self), dtype=np.int64))
-        return [(a / b).astype(np.float32) for a, b in zip(sums, counts, strict=True)]
+    def _known(self, hub_R: FloatArray) -> npt.NDArray[np.float64]:
+        """Hubness for sums: what is not known counts as the mean of all."""
+        known = hub_R.astype(np.float64)
+        known[np.isnan(known)] = self.hub_mean
+        return known
+
+    def hub(self, level: int, node_R: IndexArray) -> FloatArray:
+        """Mean hubness (R,) of the identifiers under nodes of a level; what is not known counts as
+        the mean of all."""
+        if self.hub_mean is None:
+            return np.zeros(len(node_R), dtype=np.float32)
+        if level < len(self.hubs):
+            return self.hubs[level].take(node_R)
+        begin: AnyArray = node_R
+        end: AnyArray = node_R + 1
+        for one in self.levels[level:-1]:
+            begin, end = one.first.take(begin), one.first.take(end)
+        count = end - begin
+        ends = count.cumsum()
+        if len(ends) == 0 or ends[-1] == len(ends):  # one each
+            return self._known(self.hub_N.take(begin)).astype(np.float32)
+        leaves = self._known(self.hub_N.take(spans(begin, count)))
+        return np.asarray(np.add.reduceat(leaves, ends - count) / count, dtype=np.float32)
 
     def children(self, depth: int, node: int | None) -> tuple[int, int]:
         """Range of nodes, in the level `depth`, under a node of the level before; all nodes of the
@@ -172,66 +210,221 @@ class Trie:
             begin, end = int(level.first[begin]), int(level.first[end])
         return end - begin
 
-    def insert(self, rows_NL: npt.ArrayLike, hub_N: npt.ArrayLike | None = None) -> Trie:
-        """A tree that also holds `rows_NL`; known ones change nothing."""
-        new = np.asarray(rows_NL, dtype=np.int32).reshape(-1, self.depth)
-        order = _sort_unique(new)
-        new, hubs = new[order], _hubs(hub_N, len(new))[order]
-        old = self.rows()
-        if len(old) == 0:
-            return Trie._from_sorted(new, hubs)
-        old_keys, new_keys = row_keys(old), row_keys(new)
-        at = np.searchsorted(old_keys, new_keys)
-        fresh = old_keys[np.minimum(at, len(old) - 1)] != new_keys
-        rows = np.insert(old, at[fresh], new[fresh], axis=0)
-        return Trie._from_sorted(rows, np.insert(self.hub_N, at[fresh], hubs[fresh]))
+    def nodes(self, rows_ML: npt.ArrayLike) -> IndexArray:
+        """Last node of each identifier, or of prefixes of equal length (M,); -1 where there is
+        none."""
+        rows = np.asarray(rows_ML, dtype=np.int32)
+        node, found = np.zeros(len(rows), dtype=np.intp), np.ones(len(rows), dtype=bool)
+        if len(self) == 0:
+            return node - 1
+        for level, code in enumerate(rows.T):
+            begin, end = self._children(level, node)
+            node, known = _find(self.levels[level].tokens, begin, end, code)
+            found &= known
+            node[~found] = 0
+        node[~found] = -1
+        return node
 
-    def delete(self, rows_NL: npt.ArrayLike) -> Trie:
-        """A tree without `rows_NL`; unknown ones change nothing."""
-        gone = np.asarray(rows_NL, dtype=np.int32).reshape(-1, self.depth)
-        old = self.rows()
-        keep = ~np.isin(row_keys(old), row_keys(gone)) if len(gone) and len(old) else slice(None)
-        return Trie._from_sorted(old[keep], self.hub_N[keep])
+    def _children(self, level: int, node_R: IndexArray) -> tuple[AnyArray, AnyArray]:
+        """Ranges of nodes, in a level, under nodes of the level before; see `children`."""
+        if level == 0:
+            count = len(self.levels[0].tokens)
+            return np.zeros_like(node_R), np.full_like(node_R, count)
+        first = self.levels[level - 1].first
+        return first.take(node_R), first.take(node_R + 1)
 
     def contains(self, rows_NL: npt.ArrayLike) -> npt.NDArray[np.bool_]:
         """Which of `rows_NL` are stored (N,)."""
-        rows = np.asarray(rows_NL, dtype=np.int32).reshape(-1, self.depth)
-        return np.isin(row_keys(rows), row_keys(self.rows()))
+        return self.nodes(self._as_rows(rows_NL)) >= 0
 
-    def counters(self) -> dict[tuple[int, ...], int]:
+    def _as_rows(self, rows_NL: npt.ArrayLike) -> IntArray:
+        return np.asarray(rows_NL, dtype=np.int32).reshape(-1, self.depth)
+
+    def insert(self, rows_NL: npt.ArrayLike, hub_N: npt.ArrayLike | None = None) -> Trie:
+        """A tree that also holds `rows_NL`; known ones change nothing."""
+        new = Trie.build(self._as_rows(rows_NL), self.depth, hub_N)
+        if len(self) == 0 or len(new) == 0:
+            return new if len(self) == 0 else self
+        # Of the new tree's nodes, level by level: where they are in this one or belong, and
+        # how many of those before each are fresh.
+        place: list[IndexArray] = []
+        before: list[IndexArray] = []
+        fresh_R = np.zeros(1, dtype=bool)
+        parent_R = place_R = np.zeros(1, dtype=np.intp)
+        for level, (mine, its) in enumerate(zip(self.levels, new.levels, strict=True)):
+            if level:
+                parent_R = np.repeat(np.arange(len(place_R)), np.diff(new.levels[level - 1].first))
+                begin = self.levels[level - 1].first.take(place_R)
+                end = self.levels[level - 1].first.take(place_R + ~fresh_R)
+                begin, end = begin[parent_R], end[parent_R]
+            else:
+                begin, end = self._children(0, np.zeros(len(its.tokens), dtype=np.intp))
+            place_R, known = _find(mine.tokens, begin, end, its.tokens)
+            fresh_R = ~known
+            place.append(place_R)
+            before.append(np.concatenate([[0], np.cumsum(fresh_R)]))
+        levels: list[Level] = []
+        for level, (mine, its) in enumerate(zip(self.levels, new.levels, strict=True)):
+            fresh_R = np.diff(before[level]) > 0
+            at = place[level][fresh_R]
+            kind = np.promote_types(mine.tokens.dtype, its.tokens.dtype)
+            tokens = np.insert(mine.tokens.astype(kind, copy=False), at, its.tokens[fresh_R])
+            first = mine.first
+            if level + 1 < self.depth:
+                more = before[level + 1][its.first]
+                owner = place[level] - fresh_R  # old nodes after it begin later
+                begins = (first[at] + more[:-1][fresh_R]).astype(np.int32)
+                first = np.insert(_later(first, owner, np.diff(more)), at, begins)
+            levels.append(Level(tokens, first))
+        return Trie._of(levels, np.insert(self.hub_N, at, new.hub_N[fresh_R]))
+
+    def delete(self, rows_NL: npt.ArrayLike) -> Trie:
+        """A tree without `rows_NL`; unknown ones change nothing."""
+        gone = np.unique(self.nodes(self._as_rows(rows_NL)))
+        gone = gone[gone >= 0]
+        if len(gone) == 0:
+            return self
+        hubs = np.delete(self.hub_N, gone)
+        levels: list[Level] = []
+        first = self.levels[-1].first
+        for level in range(self.depth - 1, -1, -1):
+            levels.append(Level(_narrowed(np.delete(self.levels[level].tokens, gone)), first))
+            if level:
+                above = self.levels[level - 1].first
+                owner, count = np.unique(
+                    np.searchsorted(above, gone, side="right") - 1, return_counts=True
+                )
+                gone = owner[count == above[owner + 1] - above[owner]]
+                first = np.delete(_later(above, owner, -count), gone)
+        return Trie._of(levels[::-1], hubs)
+
+    def counters(self) -> FreeCounters:
         """Next free counter of each semantic part."""
-        rows = self.rows()
-        out: dict[tuple[int, ...], int] = {}
-        for row in rows.tolist():  # in order, so the last counter of a prefix wins
-            out[tuple(row[:-1])] = row[-1] + 1
-        return out
+        return FreeCounters(self)
 
-    def save(self, path: Path) -> None:
-        """Write an uncompressed `.npz` (no pickles)."""
-        arrays: dict[str, npt.NDArray[Any]] = {"hub": self.hub_N}
+    def _arrays(self) -> dict[str, AnyArray]:
+        arrays: dict[str, AnyArray] = {"hub": self.hub_N}
         for n, level in enumerate(self.levels):
             arrays[f"tokens{n}"], arrays[f"first{n}"] = level.tokens, level.first
-        with path.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+        for n, hubs in enumerate(self.hubs):
+            arrays[f"hubs{n}"] = hubs
+        if self.hub_mean is not None:
+            arrays["hub_mean"] = np.asarray([self.hub_mean])
+        return arrays
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file."""
+        from safetensors.numpy import save_file
+
+        save_file(self._arrays(), path)
 
     @classmethod
     def load(cls, path: Path) -> Trie:
-        """Inverse of `save`."""
-        with np.load(path, allow_pickle=False) as data:
-            depth = len(data.files) // 2
-            levels = tuple(Level(data[f"tokens{n}"], data[f"first{n}"]) for n in range(depth))
-            # Trees of older versions have no hubness.
-            hub = data["hub"] if "hub" in data.files else _hubs(None, len(levels[-1].tokens))
-            return cls(levels, hub)
+        """Inverse of `save`, without reading the arrays; also of an older version's `.npz`.
+
+        Raises:
+            MismatchError: The file is no tree, or cut short.
+        """
+        with path.open("rb") as file:
+            old = file.read(len(_ZIP)) == _ZIP
+        try:
+            if old:
+                with np.load(path, allow_pickle=False) as data:
+                    return cls._from_npz(data)
+            arrays = map_arrays(path)
+            depth = sum(name.startswith("tokens") for name in arrays)
+            levels = [Level(arrays[f"tokens{n}"], arrays[f"first{n}"]) for n in range(depth)]
+            hubs = [arrays[f"hubs{n}"] for n in range(depth) if f"hubs{n}" in arrays]
+            mean = float(arrays["hub_mean"][0]) if "hub_mean" in arrays else None
+            found = cls(tuple(levels), arrays["hub"], mean, tuple(hubs))
+        except KeyError as error:
+            raise MismatchError(f"{path} is no tree: it lacks {error}.") from error
+        except BadZipFile as error:
+            raise MismatchError(f"{path} is not readable: {error}.") from error
+        for one, below in pairwise(levels):
+            if [len(one.first), *one.first[[0, -1]]] != [len(one.tokens) + 1, 0, len(below.tokens)]:
+                raise MismatchError(f"{path} is no tree: its levels do not fit one another.")
+        return found
+
+    @classmethod
+    def _from_npz(cls, data: Any) -> Trie:
+        depth = len(data.files) // 2
+        levels = [Level(data[f"tokens{n}"], data[f"first{n}"]) for n in range(depth)]
+        # The oldest trees have no hubness.
+        bare = np.full(len(levels[-1].tokens), np.nan, dtype=np.float32)
+        return cls._of(levels, data["hub"] if "hub" in data.files else bare)
 
 
-def _narrowed(tokens: IntArray) -> npt.NDArray[Any]:
+class FreeCounters(MutableMapping[tuple[int, ...], int]):
+    """Next free counter of each semantic part of a tree: looked up when asked for, since a
+    dictionary of ten million takes gigabytes. What is set is kept beside the tree."""
+
+    def __init__(self, trie: Trie) -> None:
+        self._trie = trie
+        self._set: dict[tuple[int, ...], int] = {}
+
+    def __getitem__(self, codes: tuple[int, ...]) -> int:
+        found = self._set.get(codes) or self._stored(codes)  # what is set is over 0
+        if found is None:
+            raise KeyError(codes)
+        return found
+
+    def _stored(self, codes: tuple[int, ...]) -> int | None:
+        trie = self._trie
+        path = trie.path(codes)
+        if len(codes) != trie.depth - 1 or len(path) != len(codes) or len(trie) == 0:
+            return None
+        _, end = trie.children(len(codes), path[-1] if path else None)
+        return int(trie.levels[-1].tokens[end - 1]) + 1  # in order, so the last is the greatest
+
+    def __setitem__(self, codes: tuple[int, ...], free: int) -> None:
+        self._set[codes] = free
+
+    def __delitem__(self, codes: tuple[int, ...]) -> None:
+        raise TypeError("A counter that was handed out stays taken.")
+
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
+        stored = self._trie.prefixes(self._trie.depth - 1)
+        for begin in range(0, len(stored), _BLOCK):
+            yield from map(tuple, stored[begin : begin + _BLOCK].tolist())
+        yield from (codes for codes in self._set if self._stored(codes) is None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def spans(begin_R: AnyArray, count_R: AnyArray) -> IndexArray:
+    """The ranges `begin .. begin + count` one after another."""
+    end_R = count_R.cumsum()
+    out: IndexArray = np.arange(end_R[-1] if len(end_R) else 0)
+    out += (begin_R + count_R - end_R).repeat(count_R)
+    return out
+
+
+def _find(
+    tokens: AnyArray, begin_R: AnyArray, end_R: AnyArray, code_R: AnyArray
+) -> tuple[IndexArray, npt.NDArray[np.bool_]]:
+    """Where each code is, or belongs, in its own range of `tokens`, and whether it is there."""
+    low, high = begin_R.astype(np.intp), end_R.astype(np.intp)
+    last = len(tokens) - 1
+    while (searched := low < high).any():
+        middle = (low + high) >> 1
+        less = searched & (tokens.take(np.minimum(middle, last)) < code_R)
+        low = np.where(less, middle + 1, low)
+        high = np.where(searched & ~less, middle, high)
+    return low, (low < end_R) & (tokens.take(np.minimum(low, last)) == code_R)
+
+
+def _later(first: IntArray, owner_R: IndexArray, more_R: AnyArray) -> IntArray:
+    """Where children begin after the nodes `owner_R`, in order, have got so many more."""
+    ends = np.concatenate([[0], owner_R + 1, [len(first)]])
+    shift = np.concatenate([[0], np.cumsum(more_R)]).astype(np.int32)
+    return first + np.repeat(shift, np.diff(ends))
+
+
+def _narrowed(tokens: AnyArray) -> AnyArray:
+    if tokens.dtype == np.uint8:
+        return tokens
     largest = int(tokens.max(initial=0))
     fits = (kind for kind in (np.uint8, np.uint16) if largest <= np.iinfo(kind).max)
     return np.ascontiguousarray(tokens, dtype=next(fits, np.int32))
-
-
-def _hubs(hub_N: npt.ArrayLike | None, count: int) -> FloatArray:
-    if hub_N is None:
-        return np.full(count, np.nan, dtype=np.float32)
-    return np.asarray(hub_N, dtype=np.float32).reshape(count)

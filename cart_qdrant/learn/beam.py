@@ -1,8 +1,9 @@
 """Beam search constrained by the prefix tree: only stored identifiers come out.
 
-The decoder sees ids only. Scores of a level come from a `Scorer`; beams of all queries advance
-together in flat arrays. With as many beams as leaves the result is the full enumeration.
-Shape legend: B queries, K beams of a query, R beams of all queries, V codes, L levels.
+The decoder sees ids only. Scores of a level come from a `Scorer`, for all queries at once. With as
+many beams as leaves the result is the full enumeration.
+Shape legend: B queries, K beams of a query, C their children, R beams of all queries, V codes,
+L levels.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from cart_qdrant.errors import ConfigError
-from cart_qdrant.index.trie import Trie
+from cart_qdrant.index.trie import Trie, spans
+from cart_qdrant.learn.prior import NodeGains
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int32]
@@ -42,7 +44,8 @@ class Scorer(Protocol):
             parent_R: Which prefix of the call before each one continues; a query at level 0.
 
         Returns:
-            (R, V) if `per_prefix`, else (B, V).
+            (R, V) if `per_prefix`; else (B, V), and beam search tells it no prefixes, but asks as
+            at level 0.
         """
 
 
@@ -103,12 +106,31 @@ class Beams:
         return np.asarray(shifted - np.log(np.exp(shifted).sum()), dtype=np.float32)
 
 
+@dataclass(frozen=True, slots=True)
+class _Front:
+    """Beams of one query after some levels, best first.
+
+    Attributes:
+        node_K: Nodes in the level that they have reached.
+        score_K: Summed scores.
+        row_KL: Codes so far.
+        parent_K: Which beam of the level before each continues.
+        hub_K: Mean hubness under the nodes, where it counts.
+    """
+
+    node_K: IndexArray
+    score_K: FloatArray
+    row_KL: IntArray
+    parent_K: IndexArray
+    hub_K: FloatArray | None
+
+
 def beam_search(
     trie: Trie,
     scorer: Scorer,
     queries: int,
     width: int,
-    gains: Sequence[FloatArray] | None = None,
+    gains: NodeGains | None = None,
 ) -> list[Beams]:
     """The best identifiers of the tree for each query.
 
@@ -117,8 +139,7 @@ def beam_search(
         scorer: Scores of the semantic levels.
         queries: B.
         width: Beams kept of each query at every level.
-        gains: Added to the score where a beam enters a node, for each level, whatever the query;
-            see `prior.node_gains`.
+        gains: Added to the score where a beam enters a node, whatever the query.
 
     Raises:
         ConfigError: `width` is under 1.
@@ -129,51 +150,88 @@ def beam_search(
     empty = Beams(np.empty((0, depth), np.int32), np.empty(0, np.float32))
     if len(trie) == 0 or queries == 0:
         return [empty] * queries
-    roots = len(trie.levels[0].tokens)
-    query_R = np.repeat(np.arange(queries), roots)
-    node_R = np.tile(np.arange(roots), queries)
-    score_R = np.zeros(len(query_R), dtype=np.float32)
-    prefix_RL = np.empty((len(query_R), 0), dtype=np.int32)
-    parent_R: IndexArray = query_R
-    every = np.arange(queries)
-    table = scorer(0, every, np.empty((queries, 0), np.int32), every)
+    zero = np.zeros(1, dtype=np.intp)
+    hub = None if gains is None else gains.hub(-1, zero)
+    root = _Front(zero, np.zeros(1, np.float32), np.empty((1, 0), np.int32), zero, hub)
+    fronts, each = [root] * queries, np.arange(queries)
+    above = starts = np.arange(queries + 1)  # of each query's beams among those of all
     for level in range(depth):
-        token_R = trie.levels[level].tokens[node_R]
-        if level < depth - 1:
-            row_R = parent_R if scorer.per_prefix else query_R
-            score_R = score_R + table[row_R, token_R]
-        if gains is not None:
-            score_R = score_R + gains[level][node_R]
-        prefix_RL = np.concatenate([prefix_RL, token_R[:, None]], axis=1)
-        keep = _best(query_R, score_R, width)
-        query_R, node_R, score_R = query_R[keep], node_R[keep], score_R[keep]
-        prefix_RL = prefix_RL[keep]
-        if level == depth - 1:
-            break
-        if level + 1 < depth - 1:
-            table = scorer(level + 1, query_R, prefix_RL, parent_R[keep])
-        first = trie.levels[level].first
-        begin, count = first[node_R], first[node_R + 1] - first[node_R]
-        parent_R = np.repeat(np.arange(len(node_R)), count)
-        within = np.arange(len(parent_R)) - np.repeat(np.cumsum(count) - count, count)
-        node_R = begin[parent_R] + within
-        query_R, score_R, prefix_RL = query_R[parent_R], score_R[parent_R], prefix_RL[parent_R]
-    ends = np.searchsorted(query_R, np.arange(queries + 1))
-    return [Beams(prefix_RL[a:b], score_R[a:b]) for a, b in pairwise(ends)]
+        tables: Sequence[FloatArray | None] = [None] * queries
+        if level < depth - 1 and scorer.per_prefix:
+            query_R = each.repeat(np.diff(starts))
+            prefix_RL = np.concatenate([front.row_KL for front in fronts])
+            parents = [f.parent_K + begin for f, begin in zip(fronts, above, strict=False)]
+            table_RV = scorer(level, query_R, prefix_RL, np.concatenate(parents))
+            tables = [table_RV[begin:end] for begin, end in pairwise(starts)]
+        elif level < depth - 1:
+            tables = list(scorer(level, each, root.row_KL.repeat(queries, axis=0), each))
+        # Query by query: the children of one query's beams stay in the processor's cache.
+        fronts = [
+            _advance(trie, level, front, scores, width, gains)
+            for front, scores in zip(fronts, tables, strict=True)
+        ]
+        above, starts = starts, np.cumsum([0, *(len(front.node_K) for front in fronts)])
+    return [Beams(front.row_KL, front.score_K) for front in fronts]
 
 
-def _best(query_R: IndexArray, score_R: FloatArray, width: int) -> IndexArray:
-    """Positions of each query's best `width` finite beams, by query then score; ties by order."""
-    counts = np.bincount(query_R)
-    if len(counts) == 1 and len(score_R) > 4 * width:
-        # One query: a partial sort is enough before the full one. Ties at the edge must stay in
-        # order, so all that reach the threshold are kept for the sort below.
-        edge = np.partition(score_R, len(score_R) - width)[len(score_R) - width]
-        candidates = np.flatnonzero(score_R >= edge)
+def _advance(
+    trie: Trie,
+    level: int,
+    front: _Front,
+    table: FloatArray | None,
+    width: int,
+    gains: NodeGains | None,
+) -> _Front:
+    """The best children of one query's beams.
+
+    Args:
+        level: That the children are in.
+        table: Scores of its codes, (V,) or of each beam (K, V); None where it has none.
+    """
+    tokens = trie.levels[level].tokens
+    if level:
+        first = trie.levels[level - 1].first
+        begin_K = first.take(front.node_K)
+        count_K = first.take(front.node_K + 1) - begin_K
     else:
-        candidates = np.arange(len(score_R))
-    candidates = candidates[np.isfinite(score_R[candidates])]
-    order = candidates[np.lexsort((-score_R[candidates], query_R[candidates]))]
-    owner = query_R[order]
-    starts = np.searchsorted(owner, owner)
-    return order[np.arange(len(order)) - starts < width]
+        begin_K, count_K = np.zeros(1, np.intp), np.asarray([len(tokens)])
+    node_C = spans(begin_K, count_K)
+    score_C = front.score_K.repeat(count_K)
+    if table is not None:
+        token_C: npt.NDArray[Any] = tokens.take(node_C)
+        if table.ndim == 2:
+            codes = table.shape[1]
+            token_C = token_C + (np.arange(len(table)) * codes).repeat(count_K)
+        score_C += table.reshape(-1).take(token_C)
+    hub_C: FloatArray | None = None
+    if gains is not None and front.hub_K is not None:
+        hub_C = gains.hub(level, node_C)
+        score_C += gains.enter(hub_C, front.hub_K.repeat(count_K))
+    keep = _best(score_C, width)
+    node_K = node_C.take(keep)
+    parent_K = np.arange(len(count_K)).repeat(count_K).take(keep)
+    row_KL = np.empty((len(keep), level + 1), dtype=np.int32)
+    row_KL[:, :level] = front.row_KL.take(parent_K, axis=0)
+    row_KL[:, level] = tokens.take(node_K)
+    hub_K = None if hub_C is None else hub_C.take(keep)
+    return _Front(node_K, score_C.take(keep), row_KL, parent_K, hub_K)
+
+
+def _best(score_C: FloatArray, width: int) -> IndexArray:
+    """Positions of the best `width` finite scores, best first; ties by order."""
+    if len(score_C) > width:
+        # A partial sort is enough before the full one. Ties at the edge must stay in order, so all
+        # that reach it are kept for the sort below.
+        edge = np.partition(score_C, len(score_C) - width)[len(score_C) - width]
+        candidates = np.flatnonzero(score_C >= edge)
+    else:
+        candidates = np.arange(len(score_C))
+    found = score_C.take(candidates)
+    finite = np.isfinite(found)
+    if not finite.all():
+        candidates, found = candidates[finite], found[finite]
+    order = (-found).argsort()  # unlike a stable sort, in the processor's vector units
+    best = found.take(order)
+    if (best[1:] == best[:-1]).any():
+        order = (-found).argsort(kind="stable")
+    return candidates.take(order[:width])

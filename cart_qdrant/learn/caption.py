@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from qdrant_client import models
 
 from cart_qdrant.config import SegmentConfig
 from cart_qdrant.errors import CaptionError, CartError, MediaError, UsageError
+from cart_qdrant.index import qdrant
 from cart_qdrant.index.captioner import Captioner, Transcriber
 from cart_qdrant.index.captions import segment_captions
 from cart_qdrant.index.captions_text import make_captions
@@ -438,9 +438,9 @@ class _Fits:
     def _sample(self, space: str) -> FloatArray:
         if space not in self._others:
             kinds = [m for m, s in self._library.manifest.embedder.spaces.items() if s == space]
-            match = models.FieldCondition(key="modality", match=models.MatchAny(any=kinds))
+            match = qdrant.FieldCondition(key="modality", match=qdrant.MatchAny(any=kinds))
             records = self._library.store.scroll(
-                models.Filter(must=[match]), with_payload=False, with_vectors=[MEDIA]
+                qdrant.Filter(must=[match]), with_payload=False, with_vectors=[MEDIA]
             )
             rows = [x for r in islice(records, COMPARED) if (x := vector_of(r)) is not None]
             self._others[space] = np.asarray(rows, dtype=np.float32)

@@ -5,19 +5,24 @@ Shape legend: B queries, D vector width, L levels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from cart_qdrant.index.identifiers import Codec
 from cart_qdrant.index.trie import Trie
 from cart_qdrant.learn.beam import Beams, PriorScorer, beam_search
-from cart_qdrant.learn.generator import Generator, GeneratorScorer
-from cart_qdrant.learn.prior import prior_logits
+from cart_qdrant.learn.prior import NodeGains, prior_logits
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cart_qdrant.learn.generator import Generator
 
 FloatArray = npt.NDArray[np.float32]
+MaskArray = npt.NDArray[np.bool_]
 
 WIDEST = 2_000
 """Beams of the prior at most; so many take it about two milliseconds."""
@@ -31,10 +36,10 @@ def decode(
     scale: float,
     width: int,
     gates: Sequence[float],
-    generator: Generator | None = None,
-    taps: Sequence[Tensor] | None = None,
-    mask_BS: Tensor | None = None,
-    gains: Sequence[FloatArray] | None = None,
+    generator: Callable[[], Generator] | None = None,
+    taps: Sequence[FloatArray] | Sequence[Tensor] | None = None,
+    mask_BS: MaskArray | Tensor | None = None,
+    gains: NodeGains | None = None,
     widen: float = 1.0,
 ) -> list[Beams]:
     """Identifiers for each query, best first.
@@ -44,8 +49,9 @@ def decode(
         scale: Multiplies inner products.
         width: Beams of a query in each space, by the prior and again by the correction.
         gates: Weight of the generator's correction per level; all zero never runs it.
+        generator: Gives the generator when it is to run.
         taps: Text states of the queries; without them a generator reads their vectors alone.
-        gains: Of the tree's nodes, see `prior.node_gains`.
+        gains: Of the tree's nodes.
         widen: Multiplies the prior's beams, up to `WIDEST`: where a filter lets only a part of the
             items through, most beams name none of them.
     """
@@ -57,7 +63,9 @@ def decode(
         levels = prior_logits(codec, media, space, scale)
         found = beam_search(trie, PriorScorer(levels), len(q_BD), wide, gains)
         if generator is not None and any(gates):
-            scorer = GeneratorScorer.of(generator, taps, mask_BS, q_BD, levels, gates)
+            from cart_qdrant.learn.generator import GeneratorScorer
+
+            scorer = GeneratorScorer.of(generator(), taps, mask_BS, q_BD, levels, gates)
             corrected = beam_search(trie, scorer, len(q_BD), width, gains)
             found = [_union(a, b) for a, b in zip(corrected, found, strict=True)]
         per_space.append(found)

@@ -10,14 +10,16 @@ Shape legend: B queries, R prefixes, T codes of a prefix, S memory, W width, V c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cart_qdrant.errors import ConfigError
@@ -25,6 +27,7 @@ from cart_qdrant.errors import ConfigError
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int32]
 IndexArray = npt.NDArray[np.intp]
+MaskArray = npt.NDArray[np.bool_]
 
 TAPS = 3
 """Encoder layers that are fused: E1, E2, E3."""
@@ -282,6 +285,17 @@ class Generator(nn.Module):
         return state_RW @ table.weight.T
 
 
+def load_generator(path: Path, config: Mapping[str, Any]) -> Generator:
+    """A generator from its safetensors file, for inference.
+
+    Raises:
+        RuntimeError: The file holds another architecture's weights.
+    """
+    generator = Generator(GeneratorConfig.from_json(dict(config)))
+    generator.load_state_dict(load_file(path))
+    return generator.eval().requires_grad_(False)
+
+
 class GeneratorScorer:
     """Prior and gated correction as log-probabilities, for `beam_search`.
 
@@ -313,15 +327,17 @@ class GeneratorScorer:
     def of(
         cls,
         generator: Generator,
-        taps: Sequence[Tensor] | None,
-        mask_BS: Tensor | None,
+        taps: Sequence[FloatArray] | Sequence[Tensor] | None,
+        mask_BS: MaskArray | Tensor | None,
         media_BD: FloatArray,
         levels_BV: Sequence[FloatArray],
         gates: Sequence[float],
     ) -> GeneratorScorer:
         """A scorer that reads queries: their text states and their vectors in a media space."""
+        states = None if taps is None else [torch.as_tensor(tap) for tap in taps]
+        mask = None if mask_BS is None else torch.as_tensor(mask_BS)
         with torch.inference_mode():
-            memory = generator.memory(taps, mask_BS, torch.from_numpy(media_BD))
+            memory = generator.memory(states, mask, torch.from_numpy(media_BD))
         return cls(generator, memory, levels_BV, gates)
 
     @torch.inference_mode()

@@ -1,4 +1,7 @@
-"""A trained model on disk and in memory: query encoder, generator, calibration, verticals."""
+"""A trained model on disk and in memory: query encoder, generator, calibration, verticals.
+
+Searches load `trained.Trained` instead, which does without torch.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,23 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cart_qdrant.errors import MismatchError, first_line
 from cart_qdrant.index.library import QUERYBANK
 from cart_qdrant.index.querybank import Querybank
 from cart_qdrant.index.text_encoder import TextEncoder
 from cart_qdrant.learn.fusion import Calibration
-from cart_qdrant.learn.generator import Generator, GeneratorConfig
+from cart_qdrant.learn.generator import Generator, load_generator
 from cart_qdrant.learn.query_encoder import QueryEncoder
+from cart_qdrant.learn.query_graph import write_query_graph
+from cart_qdrant.learn.trained import (
+    CALIBRATION,
+    CONFIG,
+    GENERATOR,
+    QUERY_GRAPH,
+    TOWER,
+    VERTICALS,
+    other_parts,
+)
 from cart_qdrant.learn.verticals import Verticals
-
-VERTICALS = "verticals.safetensors"
 
 
 def _state(module: nn.Module) -> dict[str, Tensor]:
@@ -42,15 +52,16 @@ class Model:
         if folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
-        save_file(_state(self.encoder), folder / "tower.safetensors")
-        save_file(_state(self.generator), folder / "generator.safetensors")
+        save_file(_state(self.encoder), folder / TOWER)
+        save_file(_state(self.generator), folder / GENERATOR)
+        write_query_graph(self.encoder, folder / QUERY_GRAPH)
         spaces = {
             space: head.skip.out_features  # type: ignore[union-attr]
             for space, head in self.encoder.heads.items()
         }
         config = {"spaces": spaces, "generator": self.generator.config.to_json()}
-        (folder / "config.json").write_text(json.dumps(config, indent=2))
-        (folder / "calibration.json").write_text(json.dumps(self.calibration.to_json(), indent=2))
+        (folder / CONFIG).write_text(json.dumps(config, indent=2))
+        (folder / CALIBRATION).write_text(json.dumps(self.calibration.to_json(), indent=2))
         self.verticals.save(folder / VERTICALS)
         bank.save(folder / QUERYBANK)
 
@@ -62,22 +73,15 @@ class Model:
             MismatchError: It was written by a version with other parts.
         """
         try:
-            config = json.loads((folder / "config.json").read_text())
+            config = json.loads((folder / CONFIG).read_text())
             encoder = QueryEncoder(text, config["spaces"])
-            encoder.load_state_dict(load_file(folder / "tower.safetensors"))
-            generator = Generator(GeneratorConfig.from_json(config["generator"]))
-            generator.load_state_dict(load_file(folder / "generator.safetensors"))
-            calibration = Calibration.from_json(
-                json.loads((folder / "calibration.json").read_text())
-            )
+            encoder.load_state_dict(load_file(folder / TOWER))
+            generator = load_generator(folder / GENERATOR, config["generator"])
+            calibration = Calibration.from_json(json.loads((folder / CALIBRATION).read_text()))
             verticals = Verticals.load(folder / VERTICALS)
         except (OSError, KeyError, TypeError, RuntimeError) as error:
-            raise MismatchError(
-                f"The generator in {folder} has other parts than this version: {first_line(error)}",
-                "Train again: `cartq train`.",
-            ) from error
-        for module in (encoder, generator):
-            module.eval().requires_grad_(False)
+            raise other_parts(folder, error) from error
+        encoder.eval().requires_grad_(False)
         return cls(encoder, generator, calibration, verticals)
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from qdrant_client import models
 
+from cart_qdrant.index import qdrant
 from cart_qdrant.index.captions_text import text_key
 from cart_qdrant.index.identify import Vectors, read_vectors
 from cart_qdrant.index.library import Library
@@ -25,8 +25,8 @@ from cart_qdrant.records import TRUST, Caption, CaptionSource, Modality
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.intp]
 
-_VIDEO = models.Filter(
-    must=[models.FieldCondition(key="modality", match=models.MatchValue(value="video"))]
+_VIDEO = qdrant.Filter(
+    must=[qdrant.FieldCondition(key="modality", match=qdrant.MatchValue(value="video"))]
 )
 MAX_CAPTIONS = 10
 """Captions of one item that are learned from."""

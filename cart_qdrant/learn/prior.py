@@ -1,12 +1,13 @@
 """Prior of identifiers: what the code vectors say about a query vector, and the tree's nodes
 about every query.
 
-Shape legend: B queries, V codes, D vector width.
+Shape legend: B queries, V codes, D vector width, R nodes of one level.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from cart_qdrant.index.identifiers import Codec
 from cart_qdrant.index.trie import Trie
 
 FloatArray = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.int32]
+IndexArray = npt.NDArray[np.intp]
 
 HUB = 0.8
 """Share of hubness that is taken from an inner product in decoding (docs/experiments.md)."""
@@ -46,19 +47,27 @@ def prior_logits(
     return out
 
 
-def node_gains(trie: Trie, weight: float) -> list[FloatArray]:
-    """What each node adds to a beam that enters it, level by level.
+@dataclass(frozen=True, slots=True)
+class NodeGains:
+    """What each node of a tree adds to a beam that enters it.
 
     Along a path they sum to `-weight * (hubness - mean of all)` of the identifier; on the way, to
     that of the mean identifier under the node. A beam thus knows early which branches every query
-    leads to, which the code vectors alone do not tell (docs/experiments.md).
+    leads to, which the code vectors alone do not tell (docs/experiments.md). They are told of the
+    nodes that are asked about: those of all would take longer than a search.
     """
-    hubs = trie.node_hubs()
-    out: list[FloatArray] = []
-    for n, hub in enumerate(hubs):
-        before: FloatArray | float = float(trie.hub_mean())
-        if n:
-            first = trie.levels[n - 1].first
-            before = np.repeat(hubs[n - 1], np.diff(first))
-        out.append((-weight * (hub - before)).astype(np.float32))
-    return out
+
+    trie: Trie
+    weight: float
+
+    def hub(self, level: int, node_R: IndexArray) -> FloatArray:
+        """Mean hubness (R,) under nodes of a level; of all under the root, whose level is -1."""
+        if level < 0:
+            return np.full(len(node_R), self.trie.hub_mean or 0.0, dtype=np.float32)
+        return self.trie.hub(level, node_R)
+
+    def enter(self, hub_R: FloatArray, before_R: FloatArray) -> FloatArray:
+        """Gains (R,) of nodes of this hubness under nodes of that."""
+        gain = hub_R - before_R
+        gain *= -self.weight
+        return gain

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cart_qdrant.index.text_encoder import TextEncoder
+from cart_qdrant.index.text_encoder import Bert, TextEncoder
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -110,10 +110,15 @@ class QueryEncoder(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(3.0))
         self.log_caption_scale = nn.Parameter(torch.tensor(3.0))
 
+    @property
+    def bert(self) -> Bert:
+        """The frozen encoder."""
+        return self._bert[0]
+
     @torch.no_grad()
     def shared(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
         """States (B, S, W) after the frozen lower half."""
-        bert = self._bert[0]
+        bert = self.bert
         x: Tensor = (
             bert.words(ids_BS) + bert.positions.weight[: ids_BS.shape[1]] + bert.types.weight[0]
         )
@@ -125,7 +130,7 @@ class QueryEncoder(nn.Module):
     @torch.no_grad()
     def sentence(self, x_BSW: Tensor, mask_BS: Tensor) -> Tensor:
         """Sentence vectors (B, W) by the frozen upper half."""
-        for layer in self._bert[0].layers[SHARED:]:
+        for layer in self.bert.layers[SHARED:]:
             x_BSW = layer(x_BSW, mask_BS[:, None, None, :])
         return _pooled(x_BSW, mask_BS)
 

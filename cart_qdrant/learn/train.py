@@ -27,12 +27,10 @@ from cart_qdrant.index.library import TEACHER, TEXT_DIM, Library
 from cart_qdrant.index.querybank import BANK, CAPTION, Querybank, media_space
 from cart_qdrant.index.trie import Trie
 from cart_qdrant.learn.calibrate import HeldOut, Items, calibrate, fit_gates
-from cart_qdrant.learn.decode import decode
 from cart_qdrant.learn.fit_generator import (
     GeneratorData,
     corrections,
     fit_generator,
-    read_taps,
 )
 from cart_qdrant.learn.fusion import Calibration, untrained
 from cart_qdrant.learn.generator import Generator, GeneratorConfig
@@ -45,7 +43,7 @@ from cart_qdrant.learn.pairs import (
     read_corpus,
     split_pairs,
 )
-from cart_qdrant.learn.prior import HUB, level_sizes, node_gains
+from cart_qdrant.learn.prior import HUB, NodeGains, level_sizes
 from cart_qdrant.learn.query_encoder import QueryEncoder
 from cart_qdrant.learn.signs import measure_signs
 from cart_qdrant.learn.states import TextStates
@@ -53,6 +51,7 @@ from cart_qdrant.learn.teacher import learn_from
 from cart_qdrant.learn.tower import DISTILL_UNTIL, Distillation, TowerTrainer, tower_vectors
 from cart_qdrant.learn.train_report import PROFILES, TrainOptions, TrainReport
 from cart_qdrant.learn.verticals import Verticals
+from cart_qdrant.learn.worth import Decoder, Stratum
 from cart_qdrant.persistence import Artifact, GeneratorInfo, IdentifierInfo, folder_hash
 
 FloatArray = npt.NDArray[np.float32]
@@ -328,29 +327,32 @@ class _Training:
             keep[:] = False  # as a search finds it
         caption_NW, known_N = caption_vectors(corpus, data.states.text_PW, keep)
         caption_hub_N = bank.hubness(caption_NW, CAPTION)
-        gains = node_gains(trie, base.scale * HUB)
+        gains = NodeGains(trie, base.scale * HUB)
         number = {space: n for n, space in enumerate(spaces)}
         space_N = np.asarray([number.get(str(s), -1) for s in corpus.vectors.spaces], np.intp)
         lexicon = self.lexicon if self.zero_shot else None
+        asked = {
+            name: Stratum(
+                rows,
+                {
+                    space: blended_vectors(
+                        encoder, data.states, rows, space, lexicon, self.zero_shot
+                    )
+                    for space in spaces
+                },
+                shares[name],
+            )
+            for name, rows in judged.items()
+        }
+        decoder = Decoder(encoder, generator, data, trie, codec, base, gains)
+        gates, beams = decoder.judge(asked, written.rows_NL)
+        base = replace(base, gates=gates)
         strata: dict[str, HeldOut] = {}
         for name, rows in judged.items():
-            media = {
-                space: blended_vectors(encoder, data.states, rows, space, lexicon, self.zero_shot)
-                for space in spaces
-            }
-            beams = []
-            for begin in range(0, len(rows), 64):
-                part = rows[begin : begin + 64]
-                taps, mask = read_taps(encoder, data, part)
-                beams += decode(
-                    trie, codec, {s: q[begin : begin + 64] for s, q in media.items()},
-                    scale=base.scale, width=base.beams, gates=base.gates, generator=generator,
-                    taps=taps, mask_BS=mask, gains=gains,
-                )  # fmt: skip
             caption_BW = tower_vectors(encoder, data.states, rows, None)
             strata[name] = HeldOut(
-                corpus.item_P[rows], media, caption_BW, beams, caption_NW, known_N, caption_hub_N,
-                verticals.log_beliefs(caption_BW),
+                corpus.item_P[rows], asked[name].media, caption_BW, beams[name], caption_NW,
+                known_N, caption_hub_N, verticals.log_beliefs(caption_BW),
             )  # fmt: skip
         items = Items(
             corpus.vectors.x_ND, space_N, written.rows_NL, corpus.file_N, written.hub_N,

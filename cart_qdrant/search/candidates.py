@@ -12,9 +12,8 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from qdrant_client import models
-from torch import Tensor
 
+from cart_qdrant.index import qdrant
 from cart_qdrant.index.library import Library
 from cart_qdrant.index.store import CAPTION, CAPTION_TEXTS, MEDIA
 from cart_qdrant.learn.beam import Beams
@@ -23,6 +22,7 @@ from cart_qdrant.search.filters import merge_filters
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.intp]
+MaskArray = npt.NDArray[np.bool_]
 
 LISTS: Mapping[str, tuple[str, ...]] = {
     "generative": (),
@@ -34,7 +34,9 @@ LISTS: Mapping[str, tuple[str, ...]] = {
 }
 """Lists that a lane takes its candidates from, besides what beams name. `undescribed` is `dense`
 among items without a caption: where these are few, `dense` holds next to none of them."""
-DESCRIBED = models.HasVectorCondition(has_vector=CAPTION)
+DESCRIBED = qdrant.HasVectorCondition(has_vector=CAPTION)
+CAPTIONS_OF_BEAMS = "captions of beams"
+"""What is asked of named items besides: no list of its own."""
 POOL = 100
 """Candidates of each lane at least; more when more hits are asked for."""
 
@@ -49,7 +51,7 @@ class Encoded:
         caption_BW: Query vectors in the caption space; zero where a query is no text.
         beams: Decoded identifiers.
         belief_BG: log pi of each vertical.
-        taps: Text states that the generator reads; None before training.
+        taps: Text states that the generator reads; None where it does not.
         mask_BS: Where they hold a token.
     """
 
@@ -58,8 +60,8 @@ class Encoded:
     caption_BW: FloatArray
     beams: list[Beams]
     belief_BG: FloatArray
-    taps: tuple[Tensor, ...] | None = None
-    mask_BS: Tensor | None = None
+    taps: tuple[FloatArray, ...] | None = None
+    mask_BS: MaskArray | None = None
 
     @property
     def is_text(self) -> bool:
@@ -93,6 +95,8 @@ class Pool:
     caption_hub: dict[str, float] = field(default_factory=dict)
     words: dict[str, float] = field(default_factory=dict)
     path: dict[str, str] = field(default_factory=dict)
+    looked: set[str] = field(default_factory=set)
+    """Candidates whose captions were compared already; they may have none."""
     found: dict[str, list[str]] = field(default_factory=dict)
     """Candidates by the list that found them."""
 
@@ -161,20 +165,22 @@ class Collector:
     def _partly(self) -> bool:
         """Whether some items have a caption and some have none."""
         store = self._library.store
-        return 0 < store.count(models.Filter(must=[DESCRIBED])) < store.count()
+        return 0 < store.count(qdrant.Filter(must=[DESCRIBED])) < store.count()
 
-    def _lists_of(self, space: str, filter: models.Filter | None) -> Iterator[models.Filter | None]:
+    def _lists_of(
+        self, space: str, filter: qdrant.AnyFilter | None
+    ) -> Iterator[qdrant.AnyFilter | None]:
         """A condition for each list of a space: one of every vertical."""
         for modalities in self._lists[space].values():
             if len(modalities) == len(self._verticals):
                 yield filter
                 continue
-            match = models.MatchAny(any=modalities)
-            mine = models.Filter(must=[models.FieldCondition(key="modality", match=match)])
+            match = qdrant.MatchAny(any=modalities)
+            mine = qdrant.Filter(must=[qdrant.FieldCondition(key="modality", match=match)])
             yield merge_filters(mine, filter)
 
     def collect(
-        self, encoded: Encoded, *, limit: int, lanes: Sequence[str], filter: models.Filter | None
+        self, encoded: Encoded, *, limit: int, lanes: Sequence[str], filter: qdrant.AnyFilter | None
     ) -> list[Pool]:
         """Candidates of each query and all that the lanes say about them.
 
@@ -184,18 +190,25 @@ class Collector:
             filter: Condition on the payload that all candidates meet.
         """
         pools = [Pool(belief_G) for belief_G in encoded.belief_BG]
-        requests: list[models.QueryRequest] = []
+        requests: list[qdrant.AnyQuery] = []
         owners: list[tuple[int, str]] = []
         wanted = {by for lane in lanes for by in LISTS[lane]}
         if len(lanes) > 1:
             wanted.add("caption")  # the router looks at the best one
+        captions = encoded.is_text and not set(lanes) <= {"dense", *SINGLE, "rrf"}
         nearest = {"dense": filter} if "dense" in wanted else {}
         if "undescribed" in wanted and self._partly and encoded.is_text:
-            nearest["undescribed"] = merge_filters(models.Filter(must_not=[DESCRIBED]), filter)
+            nearest["undescribed"] = merge_filters(qdrant.Filter(must_not=[DESCRIBED]), filter)
         for b in range(len(pools)):
             if len(encoded.beams[b].scores_K):
-                requests.append(self._named(encoded.beams[b], filter))
+                named = self._named(encoded.beams[b], filter)
+                requests.append(self._beam_request(encoded, b, named, limit))
                 owners.append((b, "beam"))
+                if captions:
+                    limit_K = len(encoded.beams[b].scores_K)
+                    x_W = encoded.caption_BW[b]
+                    requests.append(_nearest(x_W, CAPTION, named, limit_K, False, exact=True))
+                    owners.append((b, CAPTIONS_OF_BEAMS))
             for by, only in nearest.items():
                 for space, q_BD in encoded.media.items():
                     for within in self._lists_of(space, only):
@@ -207,28 +220,45 @@ class Collector:
                 owners.append((b, "caption"))
             if "bm25" in wanted:
                 requests.append(
-                    models.QueryRequest(
-                        query=models.TextQuery(text=encoded.texts[b]), using=CAPTION_TEXTS,
+                    qdrant.QueryRequest(
+                        query=qdrant.TextQuery(text=encoded.texts[b]), using=CAPTION_TEXTS,
                         filter=filter, limit=limit, with_payload=self._payload,
                     )
                 )  # fmt: skip
                 owners.append((b, "bm25"))
         answers = self._library.store.query_batch(requests) if requests else []
         for (b, by), points in zip(owners, answers, strict=True):
-            self._add(pools[b], by, points, encoded.beams[b])
+            if by == CAPTIONS_OF_BEAMS:
+                pools[b].caption.update((str(point.id), point.score) for point in points)
+                pools[b].looked.update(pools[b].beam)
+            else:
+                self._add(pools[b], by, points, encoded, b)
         if not set(lanes) <= {*SINGLE, "rrf"}:
-            self._complete(pools, encoded, captions=encoded.is_text and set(lanes) != {"dense"})
+            self._complete(pools, encoded, captions=captions)
         return pools
 
-    def _named(self, beams: Beams, filter: models.Filter | None) -> models.QueryRequest:
-        """Points that beams name, by a filter on the identifier."""
-        match = models.MatchAny(any=beams.ids())
-        named = models.Filter(must=[models.FieldCondition(key=f"{self._field}.id", match=match)])
-        return models.QueryRequest(
-            filter=merge_filters(named, filter),
-            limit=len(beams.scores_K),
-            with_payload=[*self._payload, f"{self._field}.id"],
-        )
+    def _named(self, beams: Beams, filter: qdrant.AnyFilter | None) -> qdrant.AnyFilter | None:
+        """Holds for the points that beams name."""
+        match = qdrant.MatchAny(any=beams.ids())
+        named = qdrant.Filter(must=[qdrant.FieldCondition(key=f"{self._field}.id", match=match)])
+        return merge_filters(named, filter)
+
+    def _beam_request(
+        self, encoded: Encoded, b: int, named: qdrant.AnyFilter | None, limit: int
+    ) -> qdrant.QueryRequest:
+        """Points that beams name; the nearest of them, where cosines come along: reading their
+        payloads takes most of the time."""
+        payload = [*self._payload, f"{self._field}.id"]
+        if self._scores_named(encoded):
+            (q_BD,) = encoded.media.values()
+            return _nearest(q_BD[b], MEDIA, named, limit, payload, exact=True)
+        count = len(encoded.beams[b].scores_K)
+        return qdrant.QueryRequest(filter=named, limit=count, with_payload=payload)
+
+    def _scores_named(self, encoded: Encoded) -> bool:
+        """Whether what beams name comes with its cosine, which saves asking again: where all items
+        are of one space."""
+        return len(encoded.media) == len(self._spaces) == 1
 
     @property
     def _payload(self) -> list[str]:
@@ -240,11 +270,14 @@ class Collector:
         info = self._library.manifest.identifiers
         return info.field if info is not None else "cart"
 
-    def _add(self, pool: Pool, by: str, points: Sequence[models.ScoredPoint], beams: Beams) -> None:
-        """Candidates with their scores; those that beams name have none of the store's."""
-        scores = pool.scores(by)
+    def _add(
+        self, pool: Pool, by: str, points: Sequence[qdrant.AnyHit], encoded: Encoded, b: int
+    ) -> None:
+        """Candidates with their scores."""
+        scores, scored = pool.scores(by), self._scores_named(encoded)
         share: dict[str, float] = {}
         if by == "beam":
+            beams = encoded.beams[b]
             share = dict(zip(beams.ids(), beams.log_probs().tolist(), strict=True))
         for point in points:
             payload, one = point.payload or {}, str(point.id)
@@ -260,18 +293,22 @@ class Collector:
             pool.hub[one] = hub.get("media", np.nan)
             pool.caption_hub[one] = hub.get("caption", np.nan)
             scores[one] = share[cart["id"]] if by == "beam" else point.score
+            if by == "beam" and scored:
+                pool.media[one] = point.score
             pool.found.setdefault(by, []).append(one)
+            if by == "undescribed":
+                pool.looked.add(one)
 
     def _complete(self, pools: Sequence[Pool], encoded: Encoded, *, captions: bool) -> None:
         """A second round: the scores that a candidate's own lane did not give."""
-        requests: list[models.QueryRequest] = []
+        requests: list[qdrant.AnyQuery] = []
         owners: list[dict[str, float]] = []
 
         def ask(scores: dict[str, float], ids: list[str], using: str, vector: FloatArray) -> None:
             missing = [one for one in ids if one not in scores]
             if missing:
-                only = models.Filter(must=[models.HasIdCondition(has_id=list(missing))])
-                requests.append(_nearest(vector, using, only, len(missing), False))
+                only = qdrant.Filter(must=[qdrant.HasIdCondition(has_id=list(missing))])
+                requests.append(_nearest(vector, using, only, len(missing), False, exact=True))
                 owners.append(scores)
 
         for b, pool in enumerate(pools):
@@ -280,7 +317,8 @@ class Collector:
                 ids = [one for one, n in pool.space.items() if n == number]
                 ask(pool.media, ids, MEDIA, q_BD[b])
             if captions:
-                ask(pool.caption, list(pool.space), CAPTION, encoded.caption_BW[b])
+                rest = [one for one in pool.space if one not in pool.looked]
+                ask(pool.caption, rest, CAPTION, encoded.caption_BW[b])
         answers = self._library.store.query_batch(requests) if requests else []
         for scores, points in zip(owners, answers, strict=True):
             scores.update({str(point.id): point.score for point in points})
@@ -289,10 +327,13 @@ class Collector:
 def _nearest(
     vector: FloatArray,
     using: str,
-    filter: models.Filter | None,
+    filter: qdrant.AnyFilter | None,
     limit: int,
     payload: list[str] | bool,
-) -> models.QueryRequest:
-    return models.QueryRequest(
-        query=vector.tolist(), using=using, filter=filter, limit=limit, with_payload=payload
-    )
+    *,
+    exact: bool = False,
+) -> qdrant.QueryRequest:
+    return qdrant.QueryRequest(
+        query=vector.tolist(), using=using, filter=filter, limit=limit, with_payload=payload,
+        params=qdrant.SearchParams(exact=True) if exact else None,
+    )  # fmt: skip

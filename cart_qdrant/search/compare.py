@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qdrant_client import models
-
 from cart_qdrant.config import SegmentConfig
+from cart_qdrant.index import qdrant
 from cart_qdrant.index.embedders import open_embedder
 from cart_qdrant.index.ingest import Ingest, IngestOptions, Reporter, Silent
 from cart_qdrant.index.library import Library
@@ -99,7 +98,7 @@ def compare(
     lanes: Sequence[Lane] = ("dense", "auto"),
     ks: Sequence[int] = (1, 5, 10),
     profile: str | None = None,
-    filter: models.Filter | None = None,
+    filter: qdrant.AnyFilter | None = None,
     reporter: Reporter | None = None,
 ) -> Iterator[Comparison]:
     """Ingest files once for each setup, and ask the queries; results come as they are done.

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
-from qdrant_client import models
-
+from cart_qdrant.index import qdrant
 from cart_qdrant.index.identify import is_ours
 from cart_qdrant.index.library import Library
 from cart_qdrant.index.writer import MADE_BY
@@ -54,8 +53,8 @@ def describe(library: Library) -> Description:
     store = library.store
     items: dict[str, int] = {}
     for modality in Modality:
-        match = models.FieldCondition(key="modality", match=models.MatchValue(value=str(modality)))
-        if count := store.count(models.Filter(must=[is_ours(), match])):
+        match = qdrant.FieldCondition(key="modality", match=qdrant.MatchValue(value=str(modality)))
+        if count := store.count(qdrant.Filter(must=[is_ours(), match])):
             items[str(modality)] = count
     payloads = [
         record.payload or {} for record in islice(store.scroll(is_ours(), batch=SAMPLE), SAMPLE)
@@ -68,7 +67,7 @@ def describe(library: Library) -> Description:
         embedder=library.manifest.embedder.name,
         trained=library.manifest.generator is not None,
         items=items,
-        described=store.count(models.Filter(must=[DESCRIBED])),
+        described=store.count(qdrant.Filter(must=[DESCRIBED])),
         fields=_fields(payloads, library),
         captions=list(captions)[:EXAMPLES],
     )

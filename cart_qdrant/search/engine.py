@@ -9,38 +9,44 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
-from qdrant_client import QdrantClient, models
 
 from cart_qdrant.errors import MismatchError, UsageError
+from cart_qdrant.index import qdrant
+from cart_qdrant.index.embedders import text_encoder_folder
 from cart_qdrant.index.identify import load_codec, load_trie
 from cart_qdrant.index.library import TEXT_DIM, Library
-from cart_qdrant.index.shared import local_folder
+from cart_qdrant.index.shared import local_folder, media_folder
 from cart_qdrant.learn.beam import Beams
 from cart_qdrant.learn.decode import decode
 from cart_qdrant.learn.fusion import SINGLE, Calibration, blend, untrained
-from cart_qdrant.learn.model import Model
-from cart_qdrant.learn.prior import HUB, node_gains
+from cart_qdrant.learn.prior import HUB, NodeGains
 from cart_qdrant.learn.read_signs import MEANINGFUL
+from cart_qdrant.learn.trained import Trained
 from cart_qdrant.learn.verticals import Verticals
 from cart_qdrant.records import Hit, Item, Modality
 from cart_qdrant.search.candidates import DESCRIBED, POOL, Collector, Encoded, Pool
-from cart_qdrant.search.describe import Description, describe
 from cart_qdrant.search.explain import Explainer
 from cart_qdrant.search.filters import merge_filters
 from cart_qdrant.search.items import find_item
 from cart_qdrant.search.matched import best_caption, moment_of, words_of
 from cart_qdrant.search.query import Mixed, Mixer, Query
 from cart_qdrant.search.result import SearchResult
+
+if TYPE_CHECKING:
+    from qdrant_client import QdrantClient
+
+    from cart_qdrant.learn.generator import Generator
+    from cart_qdrant.search.describe import Description
 
 FloatArray = npt.NDArray[np.float32]
 Lane = Literal["auto", "generative", "dense", "fused", "caption", "bm25", "rrf"]
@@ -61,7 +67,7 @@ class SearchOptions(TypedDict, total=False):
 
     k: int
     lane: Lane
-    filter: models.Filter | None
+    filter: qdrant.AnyFilter | None
     group_by: Literal["file", "none"]
     min_confidence: float
     explain: bool
@@ -73,7 +79,7 @@ class _Wanted:
 
     k: int
     lane: Lane
-    filter: models.Filter | None
+    filter: qdrant.AnyFilter | None
     group_by: str
     min_confidence: float
     explain: bool
@@ -84,6 +90,7 @@ class _Scored:
     """A candidate that a lane has scored."""
 
     id: str
+    path: str
     score: float
     confidence: float | None
 
@@ -98,8 +105,8 @@ class Retriever:
         manifest = library.manifest
         self._version = manifest.version
         self._trie, self._codec = load_trie(library), load_codec(library)
-        self._model: Model | None = None
-        self._gains: list[FloatArray] | None = None
+        self._model: Trained | None = None
+        self._gains: NodeGains | None = None
         self._spaces = sorted(set(manifest.embedder.spaces.values()))
         if manifest.generator is not None:
             if (
@@ -113,15 +120,15 @@ class Retriever:
                     "Train again: `cartq train`.",
                 )
             folder = library.folder.path(manifest.generator.folder)
-            self._model = Model.load(folder, library.text_encoder())
+            self._model = Trained(folder, text_encoder_folder())
             self._calibration = self._model.calibration
             if self._trie is not None:
-                self._gains = node_gains(self._trie, self._calibration.scale * HUB)
+                self._gains = NodeGains(self._trie, self._calibration.scale * HUB)
         else:
             levels = manifest.identifiers.levels if manifest.identifiers else 0
             self._calibration = untrained(
                 self._spaces, levels,
-                captions=library.store.count(models.Filter(must=[DESCRIBED])) > 0,
+                captions=library.store.count(qdrant.Filter(must=[DESCRIBED])) > 0,
             )  # fmt: skip
         self._verticals = (
             self._model.verticals
@@ -172,6 +179,11 @@ class Retriever:
         """Folder that hits' paths are relative to."""
         return self._library.folder.base
 
+    def media_base(self, hits: Iterable[Hit | Item]) -> Path:
+        """Folder in which the files of hits lie, under their paths: `base`, or a cache to which
+        they are brought, where the index is behind a URL."""
+        return media_folder(self._library.folder, [hit.path for hit in hits])
+
     @property
     def calibration(self) -> Calibration:
         """Weights and router in force."""
@@ -179,6 +191,8 @@ class Retriever:
 
     def describe(self) -> Description:
         """What the collection holds: kinds, fields to filter on, examples."""
+        from cart_qdrant.search.describe import describe
+
         return describe(self._library)
 
     def item(self, name: str) -> Item:
@@ -195,7 +209,7 @@ class Retriever:
         *,
         k: int = 10,
         lane: Lane = "auto",
-        filter: models.Filter | None = None,
+        filter: qdrant.AnyFilter | None = None,
         group_by: Literal["file", "none"] = "file",
         min_confidence: float = 0.0,
         explain: bool = False,
@@ -238,7 +252,7 @@ class Retriever:
         *,
         k: int = 10,
         lane: Lane = "auto",
-        filter: models.Filter | None = None,
+        filter: qdrant.AnyFilter | None = None,
         group_by: Literal["file", "none"] = "file",
         min_confidence: float = 0.0,
         explain: bool = False,
@@ -309,7 +323,7 @@ class Retriever:
         lanes = ["generative" if lane == "generative" else "dense"]
         (pool,) = self._collector.collect(encoded, limit=max(POOL, 5 * k), lanes=lanes, filter=only)
         ranked = [
-            _Scored(one, score, None)
+            _Scored(one, pool.path[one], score, None)
             for one, score in pool.media.items()
             if lane != "generative" or one in pool.beam
         ]
@@ -344,27 +358,26 @@ class Retriever:
         calibration = self._calibration
         return decode(
             self._trie, self._codec, media, scale=calibration.scale, width=calibration.beams,
-            gates=calibration.gates, generator=self._model.generator if self._model else None,
-            widen=self._rarity(wanted.filter),
+            gates=calibration.gates, generator=self._generator, widen=self._rarity(wanted.filter),
         ) or empty  # fmt: skip
 
-    def _without(self, mixed: Mixed, group_by: str) -> models.Filter | None:
+    def _without(self, mixed: Mixed, group_by: str) -> qdrant.AnyFilter | None:
         """All but the items that a query was made of; all but their files, where files answer."""
         if not mixed.exclude:
             return None
         if group_by == "none":
-            return models.Filter(must_not=[models.HasIdCondition(has_id=list(mixed.exclude))])
+            return qdrant.Filter(must_not=[qdrant.HasIdCondition(has_id=list(mixed.exclude))])
         made_of = self._library.store.retrieve(mixed.exclude)
         paths = [(record.payload or {})["path"] for record in made_of]
-        match = models.FieldCondition(key="path", match=models.MatchAny(any=paths))
-        return models.Filter(must_not=[match])
+        match = qdrant.FieldCondition(key="path", match=qdrant.MatchAny(any=paths))
+        return qdrant.Filter(must_not=[match])
 
     def _search_block(self, queries: list[str], wanted: _Wanted) -> list[SearchResult]:
         begin = time.perf_counter()
         lane, k = wanted.lane, wanted.k
         wants_beams = lane == "generative" or (lane in ("auto", "fused") and self._uses_beams())
         encoded, encode_ms, decode_ms = self._encode(
-            queries, wants_beams, wanted.filter, media=lane not in SINGLE
+            queries, wants_beams, wanted.filter, media=lane not in SINGLE, explain=wanted.explain
         )
         resolve = time.perf_counter()
         calibration = self._calibration
@@ -412,7 +425,13 @@ class Retriever:
         return remarks
 
     def _encode(
-        self, queries: list[str], beams: bool, filter: models.Filter | None, *, media: bool
+        self,
+        queries: list[str],
+        beams: bool,
+        filter: qdrant.AnyFilter | None,
+        *,
+        media: bool,
+        explain: bool = False,
     ) -> tuple[Encoded, float, float]:
         """The queries, and the milliseconds that encoding and decoding took.
 
@@ -420,6 +439,7 @@ class Retriever:
             beams: Whether to decode identifiers.
             media: Whether query vectors in media spaces are asked for; before training they may
                 take the embedder.
+            explain: Whether the generator is asked for reasons later.
         """
         begin = time.perf_counter()
         calibration = self._calibration
@@ -428,35 +448,36 @@ class Retriever:
             reached = self._untrained(queries, caption_BW) if media else {}
             taps, mask = None, None
         else:
-            ids = self._model.encoder.tokenize(queries)
-            found = self._model.encoder.encode(ids, bf16=len(queries) > 8)
-            caption_BW = found.caption_BW.float().numpy()
-            text_BW = found.text_BW.float().numpy()
+            corrects = (beams or explain) and any(calibration.gates)
+            found = self._model.encode(queries, taps=corrects)
+            caption_BW = found.caption_BW
             lexicon = self._library.taught() if calibration.zero_shot else None
             reached = {
                 space: blend(
-                    x.float().numpy(),
-                    None if lexicon is None else lexicon.embed(text_BW, space),
+                    x, None if lexicon is None else lexicon.embed(found.text_BW, space),
                     calibration.zero_shot,
                 )
                 for space, x in found.media.items()
-            }
-            taps, mask = tuple(t.float() for t in found.taps), found.mask_BS
+            }  # fmt: skip
+            taps, mask = found.taps, found.mask_BS
         middle = time.perf_counter()
         decoded = [Beams(np.empty((0, 1), np.int32), np.empty(0, np.float32))] * len(queries)
         if beams and self._trie is not None and self._codec is not None and reached:
             decoded = decode(
                 self._trie, self._codec, reached, scale=calibration.scale, width=calibration.beams,
-                gates=calibration.gates,
-                generator=self._model.generator if self._model else None,
-                taps=taps, mask_BS=mask, gains=self._gains, widen=self._rarity(filter),
+                gates=calibration.gates, generator=self._generator, taps=taps, mask_BS=mask,
+                gains=self._gains, widen=self._rarity(filter),
             ) or decoded  # fmt: skip
         end = time.perf_counter()
         belief_BG = self._verticals.log_beliefs(caption_BW)
         encoded = Encoded(queries, reached, caption_BW, decoded, belief_BG, taps, mask)
         return encoded, (middle - begin) * 1e3, (end - middle) * 1e3
 
-    def _rarity(self, filter: models.Filter | None) -> float:
+    def _generator(self) -> Generator:
+        assert self._model is not None, "gates are open after training alone"
+        return self._model.generator
+
+    def _rarity(self, filter: qdrant.AnyFilter | None) -> float:
         """How many items there are for each that a filter lets through."""
         if filter is None or self._trie is None:
             return 1.0
@@ -485,51 +506,49 @@ class Retriever:
         files = pool.files() if wanted.group_by == "file" else None
         sure = calibration.confidences(evidence, files) if lane in CONFIDENT else None
         return chosen, [
-            _Scored(ids[n], float(scores[n]), None if sure is None else float(sure[n]))
+            _Scored(
+                ids[n],
+                pool.path[ids[n]],
+                float(scores[n]),
+                None if sure is None else float(sure[n]),
+            )
             for n in order
         ]
 
     def _hits(
         self, texts: Sequence[str], ranked: list[list[_Scored]], wanted: _Wanted
     ) -> list[list[Hit]]:
-        """Payloads of the best, grouped by file when asked."""
-        # A file may hold many of the best segments: read some more than k, and all if need be.
+        """Payloads of the best, of each file its best when asked."""
         k = wanted.k
-        depth = k if wanted.group_by == "none" else 4 * k
-        least = wanted.min_confidence
-        ranked = [[one for one in rows if (one.confidence or 0.0) >= least] for rows in ranked]
+        ranked = [_answers(rows, wanted) for rows in ranked]
+        payloads = self._payloads({one.id for rows in ranked for one in rows[:k]})
         out: list[list[Hit]] = []
-        payloads = self._payloads(
-            list(dict.fromkeys(one.id for rows in ranked for one in rows[:depth]))
-        )
         for text, rows in zip(texts, ranked, strict=True):
             words = words_of(text)
-            found = self._take(rows, payloads, k, wanted.group_by, words)
-            if len(found) < min(k, len(rows)) and len(rows) > depth:
-                payloads |= self._payloads([one.id for one in rows[depth:]])
-                found = self._take(rows, payloads, k, wanted.group_by, words)
+            found = self._take(rows, payloads, k, words)
+            if len(found) < min(k, len(rows)):  # some were deleted meanwhile
+                payloads |= self._payloads({one.id for one in rows[k:]})
+                found = self._take(rows, payloads, k, words)
             out.append(found)
         return out
 
-    def _payloads(self, ids: list[str]) -> dict[str, dict[str, Any]]:
-        return {str(r.id): dict(r.payload or {}) for r in self._library.store.retrieve(ids)}
+    def _payloads(self, ids: set[str]) -> dict[str, dict[str, Any]]:
+        found = self._library.store.retrieve(sorted(ids))
+        return {str(r.id): dict(r.payload or {}) for r in found}
 
     def _take(
         self,
         rows: list[_Scored],
         payloads: Mapping[str, dict[str, Any]],
         k: int,
-        group_by: str,
         words: frozenset[str],
     ) -> list[Hit]:
         info = self._library.manifest.identifiers
         hits: list[Hit] = []
-        seen: set[str] = set()
         for one in rows:
             payload = payloads.get(one.id)
-            if payload is None or (group_by == "file" and payload["path"] in seen):
+            if payload is None:
                 continue
-            seen.add(payload["path"])
             caption = best_caption(payload.get("captions") or [], words)
             cart = payload.get(info.field) if info is not None else None
             hits.append(
@@ -561,3 +580,14 @@ class Retriever:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _answers(rows: Sequence[_Scored], wanted: _Wanted) -> list[_Scored]:
+    """Candidates that are sure enough; of each file the best, where files answer."""
+    sure = [one for one in rows if (one.confidence or 0.0) >= wanted.min_confidence]
+    if wanted.group_by == "none":
+        return sure
+    first: dict[str, _Scored] = {}
+    for one in sure:
+        first.setdefault(one.path, one)
+    return list(first.values())

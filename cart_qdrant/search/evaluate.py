@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from qdrant_client import models
 
 from cart_qdrant.errors import UsageError
+from cart_qdrant.index import qdrant
 from cart_qdrant.index.ingest import Reporter, Silent
 from cart_qdrant.search.engine import Lane, Retriever
 
@@ -102,7 +102,7 @@ def evaluate(
     *,
     lanes: Sequence[Lane] = ("auto",),
     ks: Sequence[int] = (1, 5, 10),
-    filter: models.Filter | None = None,
+    filter: qdrant.AnyFilter | None = None,
     reporter: Reporter | None = None,
 ) -> list[LaneScore]:
     """Recall at each k, MRR@10 and average precision of files, and the latency of single queries.

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from qdrant_client import models
 
+from cart_qdrant.index import qdrant
 from cart_qdrant.index.identifiers import Codec
 from cart_qdrant.index.identify import vector_of
 from cart_qdrant.index.library import Library
@@ -21,9 +21,8 @@ from cart_qdrant.index.store import CAPTION
 from cart_qdrant.index.trie import Trie
 from cart_qdrant.learn.beam import PriorScorer, Scorer
 from cart_qdrant.learn.fusion import Calibration
-from cart_qdrant.learn.generator import GeneratorScorer
-from cart_qdrant.learn.model import Model
-from cart_qdrant.learn.prior import prior_logits
+from cart_qdrant.learn.prior import NodeGains, prior_logits
+from cart_qdrant.learn.trained import Trained
 from cart_qdrant.records import Hit
 from cart_qdrant.search.candidates import Encoded, Pool
 
@@ -70,9 +69,9 @@ class Explainer:
         library: Library,
         trie: Trie | None,
         codec: Codec | None,
-        model: Model | None,
+        model: Trained | None,
         calibration: Calibration,
-        gains: Sequence[FloatArray] | None,
+        gains: NodeGains | None,
     ) -> None:
         self._library, self._trie, self._codec = library, trie, codec
         self._model, self._calibration, self._gains = model, calibration, gains
@@ -112,7 +111,10 @@ class Explainer:
         flat = list(dict.fromkeys(text for one in texts for text in one))
         if not flat:
             return [None] * len(hits)
-        x = self._library.text_encoder().embed(flat) @ caption_W
+        if self._model is None:
+            x = self._library.text_encoder().embed(flat) @ caption_W
+        else:
+            x = self._model.encode(flat).text_BW @ caption_W
         cosine = dict(zip(flat, x.tolist(), strict=True))
         out: list[dict[str, Any] | None] = []
         for one in texts:
@@ -174,6 +176,8 @@ class Explainer:
         levels = prior_logits(self._codec, encoded.media, space, calibration.scale)
         scorer: Scorer = PriorScorer(levels)
         if self._model is not None and any(calibration.gates):
+            from cart_qdrant.learn.generator import GeneratorScorer
+
             scorer = GeneratorScorer.of(
                 self._model.generator, encoded.taps, encoded.mask_BS, encoded.media[space],
                 levels, calibration.gates,
@@ -189,7 +193,9 @@ class Explainer:
                 scores = table[0 if len(table) == 1 else n][trie.levels[level].tokens[begin:end]]
                 # Hubness is that of texts: queries of other kinds are decoded without it.
                 if self._gains is not None and encoded.is_text:
-                    scores = scores + self._gains[level][begin:end]
+                    above = self._gains.hub(level - 1, np.asarray(nodes[level - 1 : level] or [0]))
+                    hubs = self._gains.hub(level, np.arange(begin, end))
+                    scores = scores + self._gains.enter(hubs, above)
                 own = float(scores[nodes[level] - begin])
                 seen = np.isfinite(own)
                 out[n].append(own - float(np.logaddexp.reduce(scores)) if seen else None)
@@ -205,8 +211,8 @@ class Explainer:
         """The caption that is nearest to the mean of the cluster's captions."""
         info = self._library.manifest.identifiers
         assert info is not None
-        match = models.MatchValue(value=str(cluster))
-        of = models.Filter(must=[models.FieldCondition(key=f"{info.field}.p1", match=match)])
+        match = qdrant.MatchValue(value=str(cluster))
+        of = qdrant.Filter(must=[qdrant.FieldCondition(key=f"{info.field}.p1", match=match)])
         records = self._library.store.scroll(
             of, with_payload=["captions"], with_vectors=[CAPTION], batch=SAMPLE
         )

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from qdrant_client import models
-
 from cart_qdrant.errors import UsageError
+from cart_qdrant.index import qdrant
 from cart_qdrant.index.store import CAPTION_TEXTS
 from cart_qdrant.records import Modality
 
@@ -37,7 +36,7 @@ _RANGES = {">=": "gte", ">": "gt", "<=": "lte", "<": "lt"}
 
 def parse_filter(
     expressions: Sequence[str], modality: Modality | None = None
-) -> models.Filter | None:
+) -> qdrant.AnyFilter | None:
     """A Qdrant filter for expressions that must all hold.
 
     `key=a,b` means any of the values, `key!=a,b` none of them (a point without the key matches),
@@ -50,16 +49,17 @@ def parse_filter(
         modality: Only segments of this kind.
 
     Returns:
-        The filter; None when nothing is asked for.
+        The filter, which stores take (`index.qdrant.to_client` makes the client's of it); None
+        when nothing is asked for.
 
     Raises:
         UsageError: An expression cannot be read; an example is given.
     """
-    must: list[models.Condition] = []
-    must_not: list[models.Condition] = []
+    must: list[qdrant.AnyCondition] = []
+    must_not: list[qdrant.AnyCondition] = []
     if modality is not None:
-        kind = models.MatchValue(value=str(modality))
-        must.append(models.FieldCondition(key="modality", match=kind))
+        kind = qdrant.MatchValue(value=str(modality))
+        must.append(qdrant.FieldCondition(key="modality", match=kind))
     for expression in expressions:
         found = _EXPRESSION.fullmatch(expression)
         if found is None:
@@ -72,29 +72,29 @@ def parse_filter(
         if op in _RANGES:
             must.append(_range(key, op, value, expression))
         elif op == "~":
-            words = models.MatchText(text=value.strip('"'))
+            words = qdrant.MatchText(text=value.strip('"'))
             if not words.text.strip():
                 raise _bad(expression, "it has no words")
             # What people write; the texts are within objects.
             where = CAPTION_TEXTS if key == "caption" else key
-            must.append(models.FieldCondition(key=where, match=words))
+            must.append(qdrant.FieldCondition(key=where, match=words))
         else:
             any_of = [c for v, q in _values(value, expression) for c in _equals(key, v, quoted=q)]
-            (must_not if op == "!=" else must).append(models.Filter(should=any_of))
+            (must_not if op == "!=" else must).append(qdrant.Filter(should=any_of))
     if not must and not must_not:
         return None
-    return models.Filter(must=must or None, must_not=must_not or None)
+    return qdrant.Filter(must=must or None, must_not=must_not or None)
 
 
-def merge_filters(*filters: models.Filter | None) -> models.Filter | None:
+def merge_filters(*filters: qdrant.AnyFilter | None) -> qdrant.AnyFilter | None:
     """One filter that holds where all of them do; None where none is given."""
     given = [f for f in filters if f is not None]
     if len(given) < 2:
         return given[0] if given else None
-    return models.Filter(must=list(given))
+    return qdrant.Filter(must=list(given))
 
 
-def value_is(key: str, value: object) -> models.Condition:
+def value_is(key: str, value: object) -> qdrant.AnyCondition:
     """A field equals a text, a truth value or a number; of a list, one of its values does.
 
     Raises:
@@ -102,13 +102,13 @@ def value_is(key: str, value: object) -> models.Condition:
     """
     # Qdrant's equality finds no floats, and whether the payload holds some is not known.
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return models.FieldCondition(key=key, range=models.Range(gte=value, lte=value))
+        return qdrant.FieldCondition(key=key, range=qdrant.Range(gte=value, lte=value))
     if not isinstance(value, str | bool):
         raise UsageError(f"The filter on {key} compares with {value!r}, which is no single value.")
-    return models.FieldCondition(key=key, match=models.MatchValue(value=value))
+    return qdrant.FieldCondition(key=key, match=qdrant.MatchValue(value=value))
 
 
-def value_in(key: str, values: object) -> models.Condition:
+def value_in(key: str, values: object) -> qdrant.AnyCondition:
     """A field equals one of some values, as `value_is` says.
 
     Raises:
@@ -116,10 +116,10 @@ def value_in(key: str, values: object) -> models.Condition:
     """
     if not isinstance(values, list) or not values:
         raise UsageError(f"The filter on {key} needs a list of values, not {values!r}.")
-    return models.Filter(should=[value_is(key, value) for value in values])
+    return qdrant.Filter(should=[value_is(key, value) for value in values])
 
 
-def value_compares(key: str, side: str, value: object) -> models.Condition:
+def value_compares(key: str, side: str, value: object) -> qdrant.AnyCondition:
     """A field is a number or a date on one side (`gt`, `gte`, `lt`, `lte`) of another.
 
     Raises:
@@ -127,14 +127,14 @@ def value_compares(key: str, side: str, value: object) -> models.Condition:
     """
     instant = _instant(value) if isinstance(value, str) else None
     if instant is not None:
-        return models.FieldCondition(key=key, range=models.DatetimeRange(**{side: instant}))
+        return qdrant.FieldCondition(key=key, range=qdrant.DatetimeRange(**{side: instant}))
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UsageError(
             f"The filter on {key} compares the size of {value!r}, and needs a number or an ISO "
             "date.",
             "Other texts are equal, or in a list, or not.",
         )
-    return models.FieldCondition(key=key, range=models.Range(**{side: value}))
+    return qdrant.FieldCondition(key=key, range=qdrant.Range(**{side: value}))
 
 
 def _bad(expression: str, why: str) -> UsageError:
@@ -170,11 +170,11 @@ def _values(value: str, expression: str) -> list[tuple[str, bool]]:
             return out
 
 
-def _equals(key: str, value: str, *, quoted: bool) -> list[models.Condition]:
+def _equals(key: str, value: str, *, quoted: bool) -> list[qdrant.AnyCondition]:
     """Conditions of which one must hold for `key` to equal `value`, typed or as text."""
 
-    def exactly(wanted: str | int | bool) -> models.Condition:
-        return models.FieldCondition(key=key, match=models.MatchValue(value=wanted))
+    def exactly(wanted: str | int | bool) -> qdrant.AnyCondition:
+        return qdrant.FieldCondition(key=key, match=qdrant.MatchValue(value=wanted))
 
     out = [exactly(value)]
     if quoted:
@@ -187,28 +187,28 @@ def _equals(key: str, value: str, *, quoted: bool) -> list[models.Condition]:
         if abs(number) < 2**63:
             out.append(exactly(number))
     elif number is not None:
-        same = models.Range(gte=number, lte=number)
-        out.append(models.FieldCondition(key=key, range=same))
+        same = qdrant.Range(gte=number, lte=number)
+        out.append(qdrant.FieldCondition(key=key, range=same))
     elif _DAY.fullmatch(value) and (start := _instant(value)) is not None:
-        day = models.DatetimeRange(gte=start, lt=_next_day(start))
-        out.append(models.FieldCondition(key=key, range=day))
+        day = qdrant.DatetimeRange(gte=start, lt=_next_day(start))
+        out.append(qdrant.FieldCondition(key=key, range=day))
     elif (instant := _instant(value)) is not None:
-        moment = models.DatetimeRange(gte=instant, lte=instant)
-        out.append(models.FieldCondition(key=key, range=moment))
+        moment = qdrant.DatetimeRange(gte=instant, lte=instant)
+        out.append(qdrant.FieldCondition(key=key, range=moment))
     return out
 
 
-def _range(key: str, op: str, value: str, expression: str) -> models.Condition:
+def _range(key: str, op: str, value: str, expression: str) -> qdrant.AnyCondition:
     limit: Any = _number(value)
     if limit is not None:
-        return models.FieldCondition(key=key, range=models.Range(**{_RANGES[op]: limit}))
+        return qdrant.FieldCondition(key=key, range=qdrant.Range(**{_RANGES[op]: limit}))
     limit = _instant(value)
     if limit is None:
         raise _bad(expression, f"{value!r} is neither a number nor an ISO date like 2020-06-01")
     if _DAY.fullmatch(value) and op in ("<=", ">"):
         limit = _next_day(limit)
         op = {"<=": "<", ">": ">="}[op]
-    return models.FieldCondition(key=key, range=models.DatetimeRange(**{_RANGES[op]: limit}))
+    return qdrant.FieldCondition(key=key, range=qdrant.DatetimeRange(**{_RANGES[op]: limit}))
 
 
 def _number(value: str) -> int | float | None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qdrant_client import models
-
 from cart_qdrant.errors import StoreError, UsageError
+from cart_qdrant.index import qdrant
 from cart_qdrant.index.library import Library
 from cart_qdrant.index.scan import relative_name
 from cart_qdrant.index.store import MEDIA
@@ -14,7 +13,7 @@ from cart_qdrant.index.store_common import as_id
 from cart_qdrant.records import Caption, Identifier, Item, Modality
 
 
-def find_record(library: Library, name: str) -> models.Record:
+def find_record(library: Library, name: str) -> qdrant.AnyRecord:
     """The point of an item, with its media vector. Of a file without a moment, its first segment.
 
     Raises:
@@ -56,7 +55,7 @@ def find_item(library: Library, name: str) -> Item:
     )
 
 
-def _by_id(library: Library, name: str) -> models.Record | None:
+def _by_id(library: Library, name: str) -> qdrant.AnyRecord | None:
     try:
         one = as_id(name)
     except StoreError:
@@ -65,7 +64,7 @@ def _by_id(library: Library, name: str) -> models.Record | None:
     return found[0] if found else None
 
 
-def _by_path(library: Library, name: str) -> models.Record | None:
+def _by_path(library: Library, name: str) -> qdrant.AnyRecord | None:
     """The segment of a file that holds a moment; its first one without a moment."""
     whole = _segments(library, name)
     if whole:
@@ -77,7 +76,7 @@ def _by_path(library: Library, name: str) -> models.Record | None:
         return None
     segments = _segments(library, path)
 
-    def distance(record: models.Record) -> tuple[float, float]:
+    def distance(record: qdrant.AnyRecord) -> tuple[float, float]:
         payload = record.payload or {}
         begin, end = float(payload["start"]), float(payload["end"])
         # Pictures before sound, where both hold the moment.
@@ -87,17 +86,17 @@ def _by_path(library: Library, name: str) -> models.Record | None:
     return min(segments, key=distance, default=None)
 
 
-def _segments(library: Library, path: str) -> list[models.Record]:
+def _segments(library: Library, path: str) -> list[qdrant.AnyRecord]:
     """A file's points in time order, named as stored, or as seen from here."""
     for name in dict.fromkeys([path, relative_name(Path(path), library.folder.base)]):
-        match = models.FieldCondition(key="path", match=models.MatchValue(value=name))
-        found = list(library.store.scroll(models.Filter(must=[match]), with_vectors=[MEDIA]))
+        match = qdrant.FieldCondition(key="path", match=qdrant.MatchValue(value=name))
+        found = list(library.store.scroll(qdrant.Filter(must=[match]), with_vectors=[MEDIA]))
         if found:
             return sorted(found, key=_order)
     return []
 
 
-def _order(record: models.Record) -> tuple[float, bool]:
+def _order(record: qdrant.AnyRecord) -> tuple[float, bool]:
     """Time, and pictures before the sound that goes with them."""
     payload = record.payload or {}
     return float(payload["start"]), payload["modality"] == Modality.AUDIO

@@ -123,7 +123,7 @@ def diagnose(library: Library) -> Diagnosis:
     for name, part in parts.items():
         try:
             if part is not None:
-                library.folder.path(part)
+                library.folder.path(part, anew=True)
         except MismatchError as error:
             broken[name] = error.what
     health = None if {"books", "trie"} & broken.keys() else check(library)

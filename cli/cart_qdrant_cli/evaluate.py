@@ -29,8 +29,7 @@ from cart_qdrant_cli.output import grid, plain, print_json, remark, reporting, s
 from cart_qdrant_cli.search import open_retriever
 
 if TYPE_CHECKING:
-    from qdrant_client.models import Filter
-
+    from cart_qdrant.index.qdrant import AnyFilter
     from cart_qdrant.search import engine
     from cart_qdrant.search.evaluate import EvalQuery, LaneScore
 
@@ -205,7 +204,7 @@ def _compare(
     *,
     lanes: list[engine.Lane],
     ks: list[int],
-    filter: Filter | None,
+    filter: AnyFilter | None,
     json: bool,
 ) -> None:
     from cart_qdrant.search.compare import Setup, compare, stored_files

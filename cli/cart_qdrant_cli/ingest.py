@@ -15,6 +15,7 @@ from rich.text import Text
 
 from cart_qdrant.errors import UsageError
 from cart_qdrant_cli.health import health_json, health_line, show_notes
+from cart_qdrant_cli.ingest_progress import ingesting
 from cart_qdrant_cli.options import (
     CollectionOption,
     IndexOption,
@@ -33,7 +34,6 @@ from cart_qdrant_cli.output import (
     plain,
     print_json,
     remark,
-    reporting,
     show_files,
     stdout,
 )
@@ -128,7 +128,7 @@ def ingest(
         prune=prune,
         dry_run=dry_run,
     )
-    with reporting("files") as reporter:
+    with ingesting() as reporter:
         done = run_ingest(target, options, reporter, embedder=embedder, vectors=vectors)
     if json:
         print_json(done.to_json())
@@ -244,6 +244,8 @@ def show_ingest(console: Console, done: Ingested, target: Target, *, hint: bool 
 def _sums(report: IngestReport) -> str:
     worked = report.files - report.unchanged - report.recaptioned
     rate = f", {worked / report.seconds:.1f} files/s" if worked > 0 and report.seconds else ""
+    if rate and report.media_seconds:
+        rate += f", {report.media_seconds / report.seconds:.1f} s of media/s"
     parts = [f"{report.files} files", f"{report.segments} new segments"]
     for count, name in (
         (report.unchanged, "unchanged"),

@@ -141,6 +141,7 @@ def search(
             asked, k=k, lane=lane.value, filter=wanted, group_by=group_by.value,
             min_confidence=min_confidence, explain=explain,
         )  # fmt: skip
+        base = retriever.media_base(result.hits) if html is not None else retriever.base
     if json:
         print_json(result.to_json())
     else:
@@ -152,7 +153,7 @@ def search(
     if not json:
         remark(describe(result))
     if html is not None:
-        remark(f"contact sheet: {write_sheet(result, target, html).absolute()}")
+        remark(f"contact sheet: {write_sheet(result, base, html).absolute()}")
 
 
 def _query(
@@ -199,12 +200,10 @@ def open_retriever(target: Target) -> Retriever:
     )
 
 
-def write_sheet(result: SearchResult, target: Target, out: Path) -> Path:
-    """Write the contact sheet of a result; returns its path."""
-    from cart_qdrant.persistence import IndexFolder
+def write_sheet(result: SearchResult, base: Path, out: Path) -> Path:
+    """Write the contact sheet of a result whose files lie in `base`; returns its path."""
     from cart_qdrant.search.html import contact_sheet
 
-    base = IndexFolder(target.index.absolute()).base
     took = result.took_ms.get("total")
     return contact_sheet(result.query, result.hits, base=base, out=out, took_ms=took)
 

@@ -408,12 +408,23 @@ def test_stopped_run_goes_on(
     shutil.copytree(tmp_path / "m", tmp_path / "twin" / "m")
     twin = open_library(tmp_path / "twin" / ".cartq")
     ingest(twin, tmp_path / "twin" / "m")
-    assert _content(library) == _content(twin)
+    assert_same_content(library, twin)
     assert_named(library)
 
 
+def assert_same_content(library: Library, twin: Library) -> None:
+    """The same points but for what the order of the work decides: counters, cluster numbers, and
+    the last digits of caption vectors, which depend on the texts they were embedded with."""
+    found, wanted = _content(library), _content(twin)
+    for i, point in wanted.items():
+        one, other = (p["vector"].pop("caption", None) for p in (found[i], point))
+        assert (one is None) == (other is None)
+        # In bfloat16 3e-5 was the most between a batch and a text alone.
+        assert one is None or np.dot(one, other) > 0.9998
+    assert found == wanted
+
+
 def _content(library: Library) -> dict[str, Any]:
-    """Points without what the order of the work decides: counters and cluster numbers."""
     return {i: {k: v for k, v in p.items() if k != "cart"} for i, p in points(library).items()}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cart_qdrant.errors import UsageError
+from cart_qdrant.index.qdrant import to_client
 from cart_qdrant.search.engine import Retriever
 
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # before the import
@@ -104,7 +105,7 @@ def test_filters_mean_what_haystack_means(given: dict[str, Any], right: set[int]
     client.create_collection("c", models.VectorParams(size=1, distance=models.Distance.DOT))
     points = [models.PointStruct(id=n, vector=[1.0], payload=p) for n, p in enumerate(payloads)]
     client.upsert("c", points)
-    found, _ = client.scroll("c", scroll_filter=to_filter(given))
+    found, _ = client.scroll("c", scroll_filter=to_client(to_filter(given)))
     assert {record.id for record in found} == right
 
 

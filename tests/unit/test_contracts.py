@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,20 @@ def test_importing_the_package_is_light() -> None:
     code = (
         "import sys, cart_qdrant; "
         "bad = {'torch', 'av', 'qdrant_client', 'sklearn', 'PIL'} & set(sys.modules); "
+        "sys.exit(repr(bad) if bad else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_search_of_a_trained_index_is_light(trained: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(trained, tmp_path / ".cartq")
+    code = (
+        "import sys\nfrom cart_qdrant import Retriever\n"
+        f"with Retriever.open({str(root)!r}) as retriever:\n"
+        "    for lane in ('auto', 'dense', 'caption', 'bm25', 'rrf'):\n"
+        "        assert retriever.search('a beach', lane=lane).hits\n"
+        "bad = {'torch', 'av', 'qdrant_client', 'sklearn', 'PIL', 'onnx'} & set(sys.modules)\n"
         "sys.exit(repr(bad) if bad else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +143,27 @@ def test_artifact_is_checked_by_its_content(tmp_path: Path) -> None:
         folder.path(Artifact("three", ""))
 
 
+def test_what_was_checked_is_read_again_only_when_it_changed_or_is_asked_for(
+    tmp_path: Path,
+) -> None:
+    folder, one = IndexFolder(tmp_path), tmp_path / "one"
+    one.write_bytes(b"1")
+    good = Artifact("one", file_hash(one))
+    stat = one.stat()
+    folder.path(good)
+    one.write_bytes(b"2")
+    os.utime(one, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as a failing disk changes it
+    assert folder.path(good) == one
+    with pytest.raises(MismatchError, match=good.hash):
+        folder.path(good, anew=True)
+    os.utime(one, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    with pytest.raises(MismatchError, match=good.hash):
+        folder.path(good)
+    one.write_bytes(b"1")
+    (tmp_path / "checked.json").write_bytes(b"[nonsense")
+    assert folder.path(good) == one
+
+
 def test_flip_removes_what_is_no_longer_named_and_nothing_else(tmp_path: Path) -> None:
     kept = ("trie-b.npz", "identifiers-2.safetensors", "notes.txt", "lock", "store", "work")
     gone = ("trie-a.npz", "identifiers-1.safetensors", ".manifest.json.1234", "generator-1")
@@ -158,7 +180,7 @@ def test_flip_removes_what_is_no_longer_named_and_nothing_else(tmp_path: Path) -
         U=1.0,
     )
     IndexFolder(tmp_path).write(manifest(identifiers=info))
-    assert {p.name for p in tmp_path.iterdir()} == {*kept, "manifest.json"}
+    assert {p.name for p in tmp_path.iterdir()} == {*kept, "manifest.json", "checked.json"}
 
 
 def test_one_writer_at_a_time_and_a_dead_one_does_not_count(tmp_path: Path) -> None:

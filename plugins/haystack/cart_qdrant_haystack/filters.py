@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from qdrant_client import models
-
 from cart_qdrant.errors import UsageError
+from cart_qdrant.index import qdrant
 from cart_qdrant.search.filters import value_compares, value_in, value_is
 
 _RANGES = {">": "gt", ">=": "gte", "<": "lt", "<=": "lte"}
 
 
-def to_filter(given: dict[str, Any] | None) -> models.Filter | None:
+def to_filter(given: dict[str, Any] | None) -> qdrant.AnyFilter | None:
     """A filter of Haystack as one of Qdrant; `meta.` before a field may be left out.
 
     Raises:
@@ -22,14 +21,14 @@ def to_filter(given: dict[str, Any] | None) -> models.Filter | None:
         return None
     operator = given.get("operator")
     if "conditions" in given:
-        inner: list[models.Condition] = [
-            to_filter(one) or models.Filter() for one in given["conditions"]
+        inner: list[qdrant.AnyCondition] = [
+            to_filter(one) or qdrant.Filter() for one in given["conditions"]
         ]
         if operator == "OR":
-            return models.Filter(should=inner)
+            return qdrant.Filter(should=inner)
         if operator in ("AND", "NOT"):
-            every = models.Filter(must=inner)
-            return every if operator == "AND" else models.Filter(must_not=[every])
+            every = qdrant.Filter(must=inner)
+            return every if operator == "AND" else qdrant.Filter(must_not=[every])
     key, value = str(given.get("field", "")).removeprefix("meta."), given.get("value")
     if operator in ("==", "!="):
         one = value_is(key, value)
@@ -40,4 +39,4 @@ def to_filter(given: dict[str, Any] | None) -> models.Filter | None:
     else:
         raise UsageError(f"The filter {given} has the operator {operator!r}.", "See Haystack's.")
     negative = operator in ("!=", "not in")
-    return models.Filter(must_not=[one]) if negative else models.Filter(must=[one])
+    return qdrant.Filter(must_not=[one]) if negative else qdrant.Filter(must=[one])

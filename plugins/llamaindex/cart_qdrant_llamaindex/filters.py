@@ -8,9 +8,9 @@ from llama_index.core.vector_stores.types import (
     MetadataFilter,
     MetadataFilters,
 )
-from qdrant_client import models
 
 from cart_qdrant.errors import UsageError
+from cart_qdrant.index import qdrant
 from cart_qdrant.search.filters import value_compares, value_in, value_is
 
 _RANGES = {
@@ -21,7 +21,7 @@ _RANGES = {
 }
 
 
-def to_filter(filters: MetadataFilters) -> models.Filter:
+def to_filter(filters: MetadataFilters) -> qdrant.Filter:
     """The same condition on the payload.
 
     Raises:
@@ -32,13 +32,13 @@ def to_filter(filters: MetadataFilters) -> models.Filter:
         for one in filters.filters
     ]
     if filters.condition == FilterCondition.OR:
-        return models.Filter(should=found)
+        return qdrant.Filter(should=found)
     if filters.condition == FilterCondition.NOT:
-        return models.Filter(must_not=found)
-    return models.Filter(must=found)
+        return qdrant.Filter(must_not=found)
+    return qdrant.Filter(must=found)
 
 
-def _condition(one: MetadataFilter) -> models.Condition:
+def _condition(one: MetadataFilter) -> qdrant.AnyCondition:
     key, operator, value = one.key, one.operator, one.value
     if operator in _RANGES:
         return value_compares(key, _RANGES[operator], value)
@@ -46,16 +46,16 @@ def _condition(one: MetadataFilter) -> models.Condition:
         # Of a list, Qdrant's equality means one of its values.
         return value_is(key, value)
     if operator == FilterOperator.NE:
-        return models.Filter(must_not=[value_is(key, value)])
+        return qdrant.Filter(must_not=[value_is(key, value)])
     if operator in (FilterOperator.IN, FilterOperator.ANY):
         return value_in(key, value)
     if operator == FilterOperator.NIN:
-        return models.Filter(must_not=[value_in(key, value)])
+        return qdrant.Filter(must_not=[value_in(key, value)])
     if operator == FilterOperator.ALL:
         values = value if isinstance(value, list) else [value]
-        return models.Filter(must=[value_is(key, each) for each in values])
+        return qdrant.Filter(must=[value_is(key, each) for each in values])
     if operator == FilterOperator.TEXT_MATCH:
-        return models.FieldCondition(key=key, match=models.MatchText(text=str(value)))
+        return qdrant.FieldCondition(key=key, match=qdrant.MatchText(text=str(value)))
     if operator == FilterOperator.IS_EMPTY:
-        return models.IsEmptyCondition(is_empty=models.PayloadField(key=key))
+        return qdrant.IsEmptyCondition(is_empty=qdrant.PayloadField(key=key))
     raise UsageError(f"Qdrant has no filter like {operator.value!r} (of {key}).")

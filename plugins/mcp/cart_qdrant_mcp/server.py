@@ -202,7 +202,8 @@ def _look(retriever: Retriever, name: str, *, picture: bool) -> CallToolResult:
     missing: str | None = "not asked for"
     if picture:
         try:
-            small = thumbnail(retriever.base / item.path, item.modality, item.start, item.end)
+            path = retriever.media_base([item]) / item.path
+            small = thumbnail(path, item.modality, item.start, item.end)
             data = base64.b64encode(small.data).decode()
             images.append(ImageContent(type="image", data=data, mime_type=small.mime))
             missing = None

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cart_qdrant.errors import ConfigError, MismatchError
-from cart_qdrant.index import identifiers
+from cart_qdrant.index import quantizer
 from cart_qdrant.index.identifiers import (
     Codec,
     Counters,
@@ -21,6 +21,7 @@ from cart_qdrant.index.identifiers import (
     level_reports,
     unique_ratio,
 )
+from cart_qdrant.index.quantizer import GROUPED
 
 SEEDS = st.integers(0, 2**31)
 
@@ -67,7 +68,7 @@ def grouped(metric: bool = False) -> Quantizer:
     rng = np.random.default_rng(0)
     x = unit(rng, 9_000, 6)
     root = (np.eye(6) + rng.normal(size=(6, 6)) / 20).astype(np.float32) if metric else None
-    return fit_quantizer(x, k=identifiers.GROUPED + 1, v=4, m=1, metric_DD=root)
+    return fit_quantizer(x, k=GROUPED + 1, v=4, m=1, metric_DD=root)
 
 
 @pytest.mark.parametrize("metric", [False, True])
@@ -93,18 +94,8 @@ def test_many_centres_are_searched_by_groups(metric: bool) -> None:
 
     again = Codec.from_arrays(Codec({"s": q}).to_arrays(), Codec({"s": q}).to_meta())
     np.testing.assert_array_equal(again.quantizers["s"].encode(x), q.encode(x))
-
-
-def test_a_large_corpus_has_many_clusters_and_is_fitted_on_enough(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(identifiers, "GROUPED", 16)
-    x = unit(np.random.default_rng(0), 2_000, 6)
-    codec = fit_codec({"s": x}, IdentifierConfig(method="rkmeans", fit_limit=100))
-    q = codec.quantizers["s"]
-    assert 32 < len(q.centers_KD) <= 64  # a power of two under N / 24, but for empty groups
-    assert q.groups is not None and q.fitted_on == 2_000
-    assert unique_ratio(q.encode(x)) >= 0.9
+    one_by_one = np.concatenate([q.encode(one[None]) for one in x[:50]])
+    np.testing.assert_array_equal(one_by_one, q.encode(x)[:50])
 
 
 @given(SEEDS)
@@ -118,6 +109,15 @@ def test_level_scores_add_up_to_the_product_with_the_approximation(seed: int) ->
     for level in range(1, q.levels):
         total = total + scores[level][0, codes[:, level]]
     np.testing.assert_allclose(total, q.decode(codes) @ query[0], atol=1e-4)
+
+
+def test_error_of_many_is_summed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    q = random_quantizer(np.random.default_rng(0))
+    x = unit(np.random.default_rng(1), 100, q.dim)
+    wanted = q.relative_error(x)
+    monkeypatch.setattr(quantizer, "_ERROR_BLOCK", 7)
+    assert q.relative_error(x) == pytest.approx(wanted, rel=1e-5)
+    assert q.relative_error(x, q.encode(x)) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_another_width_is_refused() -> None:
@@ -208,9 +208,3 @@ def test_level_reports_count_dead_codes() -> None:
 def test_config_is_checked(bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         IdentifierConfig(**bad)
-
-
-def test_u_is_that_of_all_items_not_of_the_sample_that_was_fitted_on() -> None:
-    x = unit(np.random.default_rng(0), 3_000, 16)
-    codec = fit_codec({"visual": x}, IdentifierConfig(method="rkmeans", fit_limit=200))
-    assert unique_ratio(codec.quantizers["visual"].encode(x)) >= 0.95

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from qdrant_client import models
 
+from cart_qdrant.index import rows
 from cart_qdrant.index.identifiers import Counters
 from cart_qdrant.index.identify import (
     adopt,
@@ -83,6 +84,28 @@ def test_vectors_come_back_in_order_of_id(library: Library) -> None:
         if i in by_id:
             np.testing.assert_allclose(row, by_id[i], atol=1e-6)
     assert {s: len(v) for s, v in found.by_space().items()} == {"visual": 30, "audio": 3}
+
+
+def test_vectors_in_a_file_are_named_as_those_in_memory(
+    tmp_path: Path, open_library: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, stored = [], []
+    for name, limit in (("memory", rows.IN_MEMORY), ("file", 0)):
+        monkeypatch.setattr(rows, "IN_MEMORY", limit)
+        with open_library(tmp_path / name / ".cartq") as library:
+            add(library, vectors(60))
+            add(library, vectors(20, seed=4), Modality.AUDIO, "s")
+            found.append(read_vectors(library))
+            assert found[-1].x_ND.flags.writeable == (name == "memory")
+            renew(library)
+            health = check(library)
+            assert health is not None and health.passed, health
+            stored.append(names(library))
+            left = library.folder.work
+            assert not left.exists() or not list(left.iterdir())
+    assert stored[0] == stored[1] and found[0].ids == found[1].ids
+    for space, x in found[0].by_space().items():
+        np.testing.assert_array_equal(x, found[1].by_space()[space])
 
 
 def test_empty_index(library: Library) -> None:

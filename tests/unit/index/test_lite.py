@@ -16,7 +16,9 @@ if not lite_available():
     pytest.skip('needs pip install "cart-qdrant[lite]"', allow_module_level=True)
 
 import torch
+from PIL import Image
 
+from cart_qdrant.index import efficientnet
 from cart_qdrant.index import lite as module
 from cart_qdrant.index.lite import AUDIO, DIM, VISUAL, LiteEmbedder, log_mel_picture
 from tests import media_factory as media
@@ -55,6 +57,49 @@ def test_features_are_those_of_the_reference_network(lite: LiteEmbedder) -> None
     rounded = lite.features([image(gradient())])[0, :1280]
     cosine = found @ rounded / np.linalg.norm(found) / np.linalg.norm(rounded)
     assert cosine > 0.95
+
+
+def test_one_pass_gives_the_numbers_of_two(lite: LiteEmbedder, monkeypatch: Any) -> None:
+    """oneDNN's convolution with ReLU6 inside equals the convolution and then ReLU6, to the bit."""
+    if not efficientnet._fuses(torch.bfloat16):
+        pytest.skip("oneDNN does not fuse here")
+    clips = [image(gradient()), sound(media.tone(2.0)), image(media.scene(3))]
+    fused = lite.features(clips)
+    monkeypatch.setattr(efficientnet, "_fuses", lambda dtype: False)
+    np.testing.assert_array_equal(lite.features(clips), fused)
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(7, 8), (12, 9)])
+def test_padding_is_tensorflows(kernel: int, stride: int, size: tuple[int, int]) -> None:
+    """As many results as strides fit, the odd pixel of padding at the end."""
+    conv = efficientnet._Conv(2, 3, kernel, stride, linear=True).requires_grad_(False)
+    x_BCHW = torch.randn(1, 2, *size, generator=torch.Generator().manual_seed(0))
+    pads: list[int] = []
+    for n in reversed(size):
+        total = max((-(-n // stride) - 1) * stride + kernel - n, 0)
+        pads += [total // 2, total - total // 2]
+    padded = torch.nn.functional.pad(x_BCHW, pads)
+    wanted = torch.nn.functional.conv2d(padded, conv.weight, conv.bias, stride)
+    assert wanted.shape[2:] == tuple(-(-n // stride) for n in size)
+    torch.testing.assert_close(conv(x_BCHW), wanted)
+
+
+def test_prepared_clips_have_the_same_features(lite: LiteEmbedder) -> None:
+    wide = np.asarray(Image.fromarray(media.scene(4)).resize((500, 300)))
+    video = Clip(Modality.VIDEO, frames=(wide, media.scene(5)), key="v")
+    clips = [image(wide), sound(media.tone(1.5)), video]
+    ready = [lite.prepare(clip) for clip in clips]
+    assert all(f.shape == (224, 224, 3) for clip in ready for f in clip.frames)
+    assert [(c.modality, len(c.frames), c.samples) for c in ready] == [
+        (Modality.IMAGE, 1, None),
+        (Modality.AUDIO, 1, None),
+        (Modality.VIDEO, 2, None),
+    ]
+    np.testing.assert_array_equal(lite.features(ready), lite.features(clips))
+    with pytest.raises(MediaError, match="without content"):
+        lite.features([lite.prepare(Clip(Modality.VIDEO, key="x"))])
 
 
 def test_features_are_means_over_frames(lite: LiteEmbedder) -> None:
@@ -121,8 +166,6 @@ def test_words_find_the_right_picture(lite: LiteEmbedder) -> None:
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
         pytest.skip(f"scikit-image ships no {missing}")
-    from PIL import Image
-
     x = lite.embed_media([image(np.asarray(Image.open(folder / n).convert("RGB"))) for n in names])
     q = lite.embed_text(list(names.values()), VISUAL)
     assert q is not None

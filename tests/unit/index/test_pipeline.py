@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,49 @@ def test_threads_end_when_the_reader_stops(entries: list[FileEntry], monkeypatch
     with pytest.raises(ZeroDivisionError):
         run(entries, broken)
     assert threading.active_count() == before
+
+
+def test_decoders_prepare_and_wait_for_what_they_made(
+    entries: list[FileEntry], monkeypatch: Any
+) -> None:
+    """Each picture is half of what may wait, so no more than that is ever ready."""
+    pictures = [entry for entry in entries if entry.rel.startswith("p")] * 4
+    small = np.zeros((10, 10, 3), np.uint8)
+    monkeypatch.setattr(module, "WAITING", 2 * small.nbytes)
+    monkeypatch.setattr(module, "BATCH", 1)
+    lock, ahead, most, by = threading.Lock(), 0, 0, set()
+
+    def prepare(clip: Clip) -> Clip:
+        nonlocal ahead, most
+        with lock:
+            ahead += 1
+            most = max(most, ahead)
+            by.add(threading.current_thread())
+        return replace(clip, frames=(small + np.uint8(clip.frames[0].mean()),))
+
+    def features(clips: Sequence[Clip]) -> Any:
+        nonlocal ahead
+        with lock:
+            ahead -= len(clips)
+        assert all(clip.frames[0].shape == small.shape for clip in clips)
+        return rows(clips)
+
+    pipeline = Pipeline(features, modalities=ALL, config=SegmentConfig(), prepare=prepare)
+    found = list(pipeline.run(pictures))
+    assert len(found) == len(pictures) and all(len(one.features) == 1 for one in found)
+    for one in found:
+        level = 20 * int(one.entry.rel[1]) + 10
+        assert one.features[0][0] == pytest.approx(level, abs=1)
+    # Two that are ready, one in the hand of each decoder, and one that is taken.
+    assert most <= 2 + module.DECODERS + 1
+    assert threading.current_thread() not in by
+
+
+def test_length_of_files(entries: list[FileEntry]) -> None:
+    found, _ = run(entries)
+    assert found["bell.wav"].seconds == pytest.approx(25.0, abs=0.1)
+    assert found["clip.mp4"].seconds == pytest.approx(2.0, abs=0.2)
+    assert found["p0.png"].seconds == found["broken.jpg"].seconds == 0
 
 
 def test_nothing_to_do() -> None:

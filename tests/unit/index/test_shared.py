@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,24 @@ def published(trained: Path, tmp_path: Path, memory: Any) -> Iterator[QdrantClie
 def test_a_retriever_opens_a_url(published: QdrantClient) -> None:
     with Retriever.open(URL, client=published) as retriever:
         assert retriever.search("a dog on a surfboard").hits[0].path == "media/picture-0.png"
+
+
+def test_files_of_hits_are_brought_from_beside_the_original(
+    published: QdrantClient, memory: Any, small_media: Path
+) -> None:
+    memory.put(str(small_media / "picture-0.png"), "/shared/media/picture-0.png")
+    with Retriever.open(URL, client=published) as retriever:
+        hits = retriever.search("a dog on a surfboard").hits
+        assert {hit.path for hit in hits} > {"media/picture-0.png"}
+        base = retriever.media_base(hits)
+        wanted = (small_media / "picture-0.png").read_bytes()
+        assert (base / "media/picture-0.png").read_bytes() == wanted
+        # What is not beside it is left out, and what would lie outside the cache is not asked for.
+        assert [path.name for path in base.rglob("*.*") if path.is_file()] == ["picture-0.png"]
+        memory.put(str(small_media / "picture-0.png"), "/secret.png")
+        outside = [replace(hits[0], path="../../secret.png")]
+        assert retriever.media_base(outside) == base
+        assert not (base / "../../secret.png").exists()
 
 
 def test_a_copy_is_made_once_a_version(published: QdrantClient, memory: Any) -> None:

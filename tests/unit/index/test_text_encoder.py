@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cart_qdrant.index.text_encoder import MAX_TOKENS
+from cart_qdrant.index.tokens import MAX_TOKENS
 
 TEXTS = ["a dog surfing", "Two people walk along the beach at sunset.", "naïve café №5"]
 # sentence-transformers 6.2.0, normalize_embeddings=True: dimensions 0, 1, 100, 383.

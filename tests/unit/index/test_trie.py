@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from cart_qdrant.errors import MismatchError
 from cart_qdrant.index.trie import Trie
+from cart_qdrant.persistence import save_arrays
 
 DEPTHS = st.integers(1, 5)
 
@@ -23,6 +25,18 @@ def sets(draw: st.DrawFn, count: int = 1) -> tuple[int, list[list[tuple[int, ...
     code = st.sampled_from([0, 1, 2, 255, 256, 70_000, 2**31 - 1])
     rows = st.lists(st.tuples(*[code] * depth), max_size=30)
     return depth, [draw(rows) for _ in range(count)]
+
+
+HubSets = tuple[int, list[list[tuple[int, ...]]], list[float]]
+
+
+@st.composite
+def hub_sets(draw: st.DrawFn, count: int = 1) -> HubSets:
+    """The same, with the hubness of each identifier, which may not be known."""
+    depth, lists = draw(sets(count))
+    total = sum(map(len, lists))
+    some = st.floats(0, 1, width=32) | st.just(float("nan"))
+    return depth, lists, draw(st.lists(some, min_size=total, max_size=total))
 
 
 def as_set(trie: Trie) -> set[tuple[int, ...]]:
@@ -80,25 +94,117 @@ def test_children_are_those_that_continue_a_prefix(
         assert prefixes == sorted({row[: level + 1] for row in rows})
 
 
+def assert_same(one: Trie, other: Trie) -> None:
+    """All arrays and their types, those of hubness too."""
+    for a, b in zip(one.levels, other.levels, strict=True):
+        np.testing.assert_array_equal(a.tokens, b.tokens)
+        np.testing.assert_array_equal(a.first, b.first)
+        assert (a.tokens.dtype, a.first.dtype) == (b.tokens.dtype, b.first.dtype)
+    np.testing.assert_array_equal(one.hub_N, other.hub_N)
+    assert one.hub_mean == other.hub_mean
+    for mean, its in zip(one.hubs, other.hubs, strict=True):
+        np.testing.assert_array_equal(mean, its)
+
+
+@given(hub_sets(2))
+def test_growing_and_shrinking_is_building_anew(case: HubSets) -> None:
+    """Level by level to the last bit, however few or many come and go."""
+    depth, (a, b), hubs = case
+    hub = dict(zip([*a, *b], hubs, strict=True))  # one of each, however often it is there
+    whole = sorted(hub)
+    trie = Trie.build(a, depth, [hub[row] for row in a])
+    grown = trie.insert(b, [hub[row] for row in b])
+    assert_same(grown, Trie.build(whole, depth, [hub[row] for row in whole]))
+    left = [row for row in whole if row not in set(b)]
+    assert_same(grown.delete(b), Trie.build(left, depth, [hub[row] for row in left]))
+
+
+@given(hub_sets())
+def test_saving_and_loading_changes_nothing(case: HubSets) -> None:
+    depth, (rows,), hubs = case
+    trie = Trie.build(rows, depth, hubs)
+    with tempfile.TemporaryDirectory() as folder:
+        trie.save(Path(folder) / "trie")
+        loaded = Trie.load(Path(folder) / "trie")
+    assert loaded.depth == depth
+    assert_same(loaded, trie)  # the file is gone by now, its pages are not
+    assert_same(loaded.insert(rows, hubs), trie)
+
+
+@given(hub_sets(), st.booleans())
+def test_trees_of_older_versions_open(case: HubSets, hubness: bool) -> None:
+    depth, (rows,), hubs = case
+    trie = Trie.build(rows, depth, hubs if hubness else None)
+    arrays = {f"tokens{n}": level.tokens for n, level in enumerate(trie.levels)}
+    arrays |= {f"first{n}": level.first for n, level in enumerate(trie.levels)}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trie.npz"
+        np.savez(path, **arrays, **({"hub": trie.hub_N} if hubness else {}))
+        assert_same(Trie.load(path), trie)
+
+
+def test_a_file_that_is_no_tree_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "trie"
+    trie = Trie.build(np.arange(60).reshape(20, 3))
+    trie.save(path)
+    whole = path.read_bytes()
+    for data in (b"", b"PK\3\4" + bytes(99), b"x" * 99, whole[:-8], whole[:50]):
+        path.write_bytes(data)
+        with pytest.raises(MismatchError, match=re.escape(str(path))):
+            Trie.load(path)
+    save_arrays(path, {"hub": trie.hub_N, "tokens0": trie.levels[0].tokens})
+    with pytest.raises(MismatchError, match="lacks 'first0'"):
+        Trie.load(path)
+    other = Trie.build([[1, 2, 3]])
+    Trie((trie.levels[0], *other.levels[1:]), other.hub_N, None, ()).save(path)
+    with pytest.raises(MismatchError, match="do not fit"):
+        Trie.load(path)
+
+
+@given(sets(2))
+def test_nodes_are_the_ends_of_paths(case: tuple[int, list[list[tuple[int, ...]]]]) -> None:
+    depth, (rows, others) = case
+    trie = Trie.build(rows, depth)
+    for length in range(1, depth + 1):
+        asked = np.asarray([*rows, *others], np.int32).reshape(-1, depth)[:, :length]
+        paths = [trie.path(row) for row in asked.tolist()]
+        ends = [path[-1] if len(path) == length else -1 for path in paths]
+        assert trie.nodes(asked).tolist() == ends
+
+
 @given(sets())
-def test_saving_and_loading_changes_nothing(
+def test_the_unique_ratio_is_that_of_semantic_parts(
     case: tuple[int, list[list[tuple[int, ...]]]],
 ) -> None:
     depth, (rows,) = case
     trie = Trie.build(rows, depth)
-    with tempfile.TemporaryDirectory() as folder:
-        trie.save(Path(folder) / "trie.npz")
-        loaded = Trie.load(Path(folder) / "trie.npz")
-    assert loaded.depth == depth
-    np.testing.assert_array_equal(loaded.rows(), trie.rows())
+    parts = {row[:-1] for row in rows}
+    assert trie.unique_ratio == (len(parts) / len(set(rows)) if rows else 1.0)
 
 
-@given(sets())
+@given(sets(2))
 def test_counters_are_free(case: tuple[int, list[list[tuple[int, ...]]]]) -> None:
-    depth, (rows,) = case
+    depth, (rows, others) = case
     rows = [row for row in rows if row[-1] < 2**31 - 1]
-    for prefix, u in Trie.build(rows, depth).counters().items():
-        assert all(row[-1] < u for row in rows if row[:-1] == prefix)
+    counters = Trie.build(rows, depth).counters()
+    wanted: dict[tuple[int, ...], int] = {}
+    for row in rows:
+        wanted[row[:-1]] = max(wanted.get(row[:-1], 0), row[-1] + 1)
+    assert dict(counters) == wanted and len(counters) == len(wanted)
+    for row in others:
+        assert counters.get(row[:-1], 0) == wanted.get(row[:-1], 0)
+        counters[row[:-1]] = wanted[row[:-1]] = wanted.get(row[:-1], 0) + 1
+    assert dict(counters) == wanted and len(counters) == len(wanted)
+
+
+def test_a_counter_that_was_handed_out_stays_taken() -> None:
+    counters = Trie.build([[1, 2, 0]]).counters()
+    with pytest.raises(TypeError, match="stays taken"):
+        del counters[1, 2]
+    with pytest.raises(KeyError):
+        counters[1, 3]
+    with pytest.raises(KeyError):
+        counters[1,]
 
 
 def test_wrong_depth_is_refused() -> None:
@@ -123,7 +229,8 @@ def test_hubness_stays_with_its_identifier(
     trie = Trie.build(a, depth, [hub[row] for row in a]).insert(b, [hub[row] for row in b])
     for one in (trie, trie.delete(b)):
         assert one.hub_N.tolist() == [hub[tuple(row)] for row in one.rows().tolist()]
-        for level, found in enumerate(one.node_hubs()):
+        for level, nodes in enumerate(one.levels):
+            found = one.hub(level, np.arange(len(nodes.tokens)))
             under: dict[tuple[int, ...], list[float]] = {}
             for row in one.rows().tolist():
                 under.setdefault(tuple(row[: level + 1]), []).append(hub[tuple(row)])

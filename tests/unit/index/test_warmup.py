@@ -12,6 +12,7 @@ import pytest
 from cart_qdrant.config import SegmentConfig
 from cart_qdrant.index import warmup
 from cart_qdrant.index.embedders import Clip
+from cart_qdrant.index.ingest_report import Silent
 from cart_qdrant.index.library import Library
 from cart_qdrant.index.pipeline import FileResult, Pipeline
 from cart_qdrant.index.scan import FileEntry, scan
@@ -23,12 +24,18 @@ from tests.unit.index.test_library import _Fitted
 Open = Callable[..., Library]
 
 
-class _Counter:
+class _Counter(Silent):
+    """Units of each step."""
+
     def __init__(self) -> None:
-        self.units = 0
+        self.steps: list[tuple[str, int | None, int]] = []
+
+    def phase(self, name: str, total: int | None) -> None:
+        self.steps.append((name, total, 0))
 
     def advance(self, units: int = 1) -> None:
-        self.units += units
+        name, total, done = self.steps.pop()
+        self.steps.append((name, total, done + units))
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +49,17 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> list[FileEntry]:
 
 def run(library: Library, embedder: Any, entries: Sequence[FileEntry]) -> Any:
     counter = _Counter()
+    counter.phase("ingest", len(entries))
+    first = library.manifest.embedder.statistics is None
     pipeline = Pipeline(embedder.features, modalities=list(Modality), config=SegmentConfig())
     found = list(fitted_features(library, embedder, pipeline, entries, counter))
-    assert counter.units == len(found)
+    # Every file is told once where it is yielded, and of the sample also where it is embedded.
+    told: dict[str, int] = {}
+    for name, _, done in counter.steps:
+        told[name] = told.get(name, 0) + done
+    assert told["ingest"] + told.get("store", 0) == len(found)
+    assert ("embed" in told) == first and told.get("embed") == told.get("store")
+    assert all(done == total for name, total, done in counter.steps if name == "store")
     return {result.entry.rel: result for result in found}
 
 
@@ -58,6 +73,7 @@ def test_every_file_once_and_statistics_frozen(
 ) -> None:
     monkeypatch.setattr(warmup, "SAMPLE", sample)
     monkeypatch.setattr(warmup, "PART", 4)
+    monkeypatch.setattr(warmup, "ROWS", 3)
     embedder = _Fitted()
     library = open_library(tmp_path / ".cartq", embedder)
     found = run(library, embedder, entries)
@@ -118,3 +134,25 @@ def test_nothing_is_frozen_without_a_segment(
     (bad,) = [entry for entry in entries if entry.rel == "bad.png"]
     assert run(library, embedder, [bad])["bad.png"].failure
     assert library.manifest.embedder.statistics is None
+
+
+def test_a_few_long_files_do_not_fill_the_memory(
+    tmp_path: Path, open_library: Open, entries: list[FileEntry], monkeypatch: Any
+) -> None:
+    """Of more segments than statistics need, evenly chosen ones are taken, the same every time."""
+    fitted: list[Any] = []
+
+    class Watched(_Fitted):
+        def fit(self, features: Any) -> None:
+            fitted.append(features)
+            super().fit(features)
+
+    for name in ("a", "b"):
+        monkeypatch.setattr(warmup, "MOST", 100)
+        run(open_library(tmp_path / name / "all" / ".cartq", Watched()), Watched(), entries)
+        monkeypatch.setattr(warmup, "MOST", 4)
+        run(open_library(tmp_path / name / "few" / ".cartq", Watched()), Watched(), entries)
+    everything, few, _, again = (features["visual"] for features in fitted)
+    assert len(everything) == 11
+    np.testing.assert_array_equal(few, everything[::3])
+    np.testing.assert_array_equal(few, again)

@@ -13,7 +13,7 @@ from cart_qdrant.index.identifiers import Counters, IdentifierConfig, fit_codec
 from cart_qdrant.index.trie import Trie
 from cart_qdrant.learn.beam import Beams, PriorScorer, beam_search
 from cart_qdrant.learn.decode import decode
-from cart_qdrant.learn.prior import node_gains
+from cart_qdrant.learn.prior import NodeGains
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int32]
@@ -197,7 +197,7 @@ def test_gains_of_the_nodes_sum_to_the_hubness_of_the_identifier(
 ) -> None:
     hub = dict(zip(stored, np.random.default_rng(hubs).random(len(stored)).tolist(), strict=True))
     trie = Trie.build(stored, hub_N=[hub[row] for row in stored])
-    gains, scorer = node_gains(trie, 3.0), PrefixScorer(seed, count)
+    gains, scorer = NodeGains(trie, 3.0), PrefixScorer(seed, count)
     mean = float(np.mean(list(hub.values())))
     for query, beams in enumerate(beam_search(trie, scorer, count, len(trie), gains)):
         wanted = {row: scorer.score(query, row[:-1]) - 3 * (hub[row] - mean) for row in hub}
@@ -205,8 +205,11 @@ def test_gains_of_the_nodes_sum_to_the_hubness_of_the_identifier(
 
 
 def test_a_tree_without_hubness_gains_nothing() -> None:
-    trie = Trie.build([(0, 1, 2, 0), (0, 1, 1, 0)])
-    assert not np.concatenate(node_gains(trie, 3.0)).any()
+    trie, scorer = Trie.build([(0, 1, 2, 0), (0, 1, 1, 0)]), prior(0, 1)
+    (free,) = beam_search(trie, scorer, 1, 2)
+    (gained,) = beam_search(trie, scorer, 1, 2, NodeGains(trie, 3.0))
+    np.testing.assert_array_equal(free.rows_KL, gained.rows_KL)
+    np.testing.assert_array_equal(free.scores_K, gained.scores_K)
 
 
 def test_a_filter_widens_the_beams_of_the_prior() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from qdrant_client import QdrantClient, models
 
 from cart_qdrant.errors import UsageError
+from cart_qdrant.index.qdrant import FieldCondition, Filter, to_client
 from cart_qdrant.records import Modality
 from cart_qdrant.search.filters import merge_filters, parse_filter
 
@@ -34,8 +35,8 @@ def client() -> QdrantClient:
     return client
 
 
-def select(client: QdrantClient, filter: models.Filter | None) -> set[int]:
-    rows, _ = client.scroll("c", scroll_filter=filter, limit=1000)
+def select(client: QdrantClient, filter: Filter | None) -> set[int]:
+    rows, _ = client.scroll("c", scroll_filter=to_client(filter), limit=1000)
     return {int(row.id) for row in rows}
 
 
@@ -154,7 +155,7 @@ def test_spaces_and_paths() -> None:
         filter = parse_filter([f"{key}>1"])
         assert filter is not None and isinstance(filter.must, list)
         (condition,) = filter.must
-        assert isinstance(condition, models.FieldCondition)
+        assert isinstance(condition, FieldCondition)
         keys[key] = condition.key
     assert keys == {
         "cart.p1": "cart.p1",
@@ -187,7 +188,7 @@ def test_any_text_is_a_filter_or_a_usage_error(text: str) -> None:
     except UsageError:
         return
     assert filter is not None
-    filter.model_dump_json()
+    to_client(filter).model_dump_json()
 
 
 def test_merge_is_and(client: QdrantClient) -> None:

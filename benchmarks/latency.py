@@ -1,0 +1,324 @@
+"""Text to hits at growing sizes, beside what people would use instead.
+
+    python benchmarks/latency.py /tmp/new/.cartq /tmp/new/queries-dev.jsonl --items 1000 100000
+
+Takes a trained index (see `quality.py new`). For each size an index is made in a temporary folder:
+the real items first, then made vectors as in `scale.py`, identifiers fitted on all of them, the
+trained query encoder as it is and no correction by the generator, which has
+learned other identifiers. Queries are real texts, asked one by one in a warm process:
+
+- the lanes of `Retriever.search`, whole, with the share of each step;
+- numpy, all cosines; faiss, HNSWFlat at the least `ef` with R@10 >= .98 of exact search: both
+  with our query encoder;
+- a text tower of ImageBind's size (24 layers of 1024, 77 tokens; random weights, since time does
+  not depend on them) before the same graph.
+
+Then `cartq search` as a whole process, answers of `search_many` per second, and memory. Prints
+Markdown tables; `--json FILE` keeps the numbers for `plots.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from qdrant_client import models
+from scale import SPACE, make, nearest, share
+
+from cart_qdrant.index.identifiers import Codec, Counters, IdentifierConfig, fit_codec
+from cart_qdrant.index.identify import load_codec, read_vectors
+from cart_qdrant.index.library import Library, identifier_fields
+from cart_qdrant.index.querybank import media_space
+from cart_qdrant.index.store import CAPTION, MEDIA
+from cart_qdrant.index.trie import Trie
+from cart_qdrant.learn.trained import CALIBRATION
+from cart_qdrant.persistence import Artifact, file_hash, folder_hash, save_arrays
+from cart_qdrant.records import Identifier
+from cart_qdrant.search.engine import Retriever
+
+FloatArray = npt.NDArray[np.float32]
+
+LANES = ("generative", "dense", "auto")
+BLOCK = 1_000
+EF = (64, 128, 256, 512, 1024)
+
+
+def main() -> None:
+    """Make the indexes, ask, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("index", type=Path, help="trained index")
+    parser.add_argument("queries", type=Path, help='lines of {"query": "..."}')
+    parser.add_argument("--items", type=int, nargs="+", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--asked", type=int, default=200, help="queries")
+    parser.add_argument("--no-graphs", action="store_true", help="leave out graphs of vectors")
+    parser.add_argument("--no-imagebind", action="store_true", help="leave out its text tower")
+    parser.add_argument("--json", type=Path, help="file for the numbers")
+    given = parser.parse_args()
+    rows = [json.loads(line)["query"] for line in given.queries.read_text().splitlines()]
+    picked = np.random.default_rng(0).permutation(len(rows))[: given.asked]
+    texts = [rows[n] for n in picked]
+    out: list[dict[str, Any]] = []
+    tower = None if given.no_imagebind else imagebind_ms()
+    for count in given.items:
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder) / ".cartq"
+            x_ND = make_index(given.index, root, count, graph=not given.no_graphs)
+            out += measure(root, x_ND, texts, graph=not given.no_graphs, tower=tower)
+        if given.json:
+            given.json.write_text(json.dumps(out))
+    table(out)
+
+
+def make_index(source: Path, root: Path, count: int, *, graph: bool) -> FloatArray:
+    """An index of `count` items beside what the source has learned; their vectors (N, D)."""
+    shutil.copytree(source, root)
+    with Library.open(root) as library, library.folder.lock():
+        info, store = library.manifest.identifiers, library.store
+        assert info is not None
+        vectors = read_vectors(library)
+        x_ND = make(vectors.x_ND, count) if count > len(vectors.ids) else vectors.x_ND[:count]
+        old = load_codec(library)
+        assert old is not None
+        metric = old.quantizers[SPACE].metric_DD
+        begin = time.perf_counter()
+        codec = fit_codec(
+            {SPACE: x_ND}, IdentifierConfig(), {} if metric is None else {SPACE: metric}
+        )
+        rows_NL = Counters().complete(codec.quantizers[SPACE].encode(x_ND))
+        say(f"{count:,}: identifiers fitted and coded in {time.perf_counter() - begin:.0f} s")
+        bank = library.querybank()
+        assert bank is not None
+        hub_N = bank.hubness(x_ND, media_space(SPACE))
+        if count < len(vectors.ids):
+            store.delete(vectors.ids[count:])
+        for field in store.info().indexed:
+            if field.startswith(library.key) and field not in identifier_fields(info.field):
+                store.drop_index(field)  # of earlier identifiers, by earlier versions
+        begin = time.perf_counter()
+        old_points = {str(r.id): r for r in store.scroll(with_vectors=[MEDIA, CAPTION])}
+        for start in range(0, count, BLOCK):
+            store.upsert(
+                [
+                    _point(n, vectors.ids, old_points, x_ND, rows_NL, hub_N, info.field)
+                    for n in range(start, min(start + BLOCK, count))
+                ]
+            )
+        say(f"written in {time.perf_counter() - begin:.0f} s")
+        if graph:
+            begin = time.perf_counter()
+            store.optimize()
+            say(f"graph in {time.perf_counter() - begin:.0f} s")
+        store.flush()
+        generator = library.manifest.generator
+        assert generator is not None
+        folder = _close_gates(root / generator.folder.name, codec.levels)
+        library.put(
+            replace(
+                library.manifest,
+                identifiers=_kept(library, codec, rows_NL, hub_N),
+                generator=replace(generator, folder=folder),
+            )
+        )
+    return x_ND
+
+
+def _close_gates(folder: Path, levels: int) -> Artifact:
+    """The generator has learned other identifiers: the prior alone decodes."""
+    path = folder / CALIBRATION
+    calibration = json.loads(path.read_text())
+    path.write_text(json.dumps({**calibration, "gates": [0.0] * levels}))
+    return Artifact(folder.name, folder_hash(folder))
+
+
+def _point(
+    n: int,
+    ids: Sequence[str],
+    old: dict[str, Any],
+    x_ND: FloatArray,
+    rows_NL: npt.NDArray[np.int32],
+    hub_N: FloatArray,
+    field: str,
+) -> models.PointStruct:
+    *codes, u = rows_NL[n].tolist()
+    cart = {**Identifier(tuple(codes), u).to_payload(), "hub": {"media": float(hub_N[n])}}
+    vector = {MEDIA: x_ND[n].tolist()}
+    if n < len(ids):
+        record = old[ids[n]]
+        if CAPTION in record.vector:
+            vector[CAPTION] = record.vector[CAPTION]
+        return models.PointStruct(id=ids[n], vector=vector, payload={**record.payload, field: cart})
+    payload = {
+        "path": f"made/{n}.jpg", "modality": "image", "start": 0.0, "end": 0.0, "captions": [],
+        "hash": f"{n:032x}", "size": 1, "mtime": 0.0, field: cart,
+    }  # fmt: skip
+    return models.PointStruct(
+        id=f"00000000-0000-4000-8000-{n:012x}", vector=vector, payload=payload
+    )
+
+
+def _kept(library: Library, codec: Codec, rows_NL: npt.NDArray[np.int32], hub_N: FloatArray) -> Any:
+    """The manifest's entry for the new identifiers, whose books and tree are written here."""
+    info, root = library.manifest.identifiers, library.folder.root
+    assert info is not None
+    trie = Trie.build(rows_NL, codec.levels + 1, hub_N)
+    path = root / f"trie-made{Path(info.trie.name).suffix}"
+    trie.save(path)
+    books = Artifact("identifiers-made.safetensors", "")
+    digest = save_arrays(root / books.name, codec.to_arrays())
+    return replace(
+        info, books=replace(books, hash=digest), trie=Artifact(path.name, file_hash(path)),
+        meta=codec.to_meta(), levels=codec.levels, count=len(trie),
+    )  # fmt: skip
+
+
+def measure(
+    root: Path, x_ND: FloatArray, texts: Sequence[str], *, graph: bool, tower: float | None
+) -> Iterator[dict[str, Any]]:
+    """Rows of the tables for one index."""
+    count = len(x_ND)
+    with Retriever.open(root) as retriever:
+        base = rss()
+        for lane in LANES:
+            took: list[dict[str, float]] = []
+
+            def ask(text: str, lane: Any = lane, took: Any = took) -> None:
+                took.append(retriever.search(text, lane=lane).took_ms)
+
+            times = timed(ask, texts)
+            steps = {
+                step: round(float(np.median([one[step] for one in took[5:]])), 2)
+                for step in ("encode", "decode", "resolve")
+            }
+            row = {"items": count, "by": f"cart, {lane}", **times, **steps}
+            begin = time.perf_counter()
+            retriever.search_many(texts, lane=lane)
+            row["per_second"] = round(len(texts) / (time.perf_counter() - begin))
+            yield row
+        say(f"{count:,}: {base} MB with the index open")
+        model = retriever._model
+        assert model is not None
+        q_BD = model.encode(texts).media[SPACE]
+        encode = timed(lambda text: model.encode([text]), texts)
+    exact = nearest(q_BD, x_ND, 10)
+    scan = timed(lambda q: nearest(q[None], x_ND, 10), list(q_BD))
+    yield {"items": count, "by": "our encoder + numpy", **added(encode, scan)}
+    if graph:
+        yield from with_faiss(x_ND, q_BD, exact, encode, tower)
+    yield {"items": count, "by": "cartq search, process", **processes(root, texts[:7])}
+
+
+def with_faiss(
+    x_ND: FloatArray, q_BD: FloatArray, exact: Any, encode: dict[str, float], tower: float | None
+) -> Iterator[dict[str, Any]]:
+    """HNSWFlat behind our encoder, and behind a tower of ImageBind's size."""
+    import faiss
+
+    faiss.omp_set_num_threads(os.cpu_count() or 1)
+    begin = time.perf_counter()
+    index = faiss.IndexHNSWFlat(x_ND.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
+    index.add(x_ND)
+    built = time.perf_counter() - begin
+    faiss.omp_set_num_threads(1)
+    for ef in EF:
+        index.hnsw.efSearch = ef
+        found = [index.search(q[None], 10)[1][0] for q in q_BD]
+        if (recall := share(found, exact)) >= 0.98:
+            break
+    search = timed(lambda q: index.search(q[None], 10), list(q_BD))
+    name = f"faiss HNSW, ef {ef}, R {recall:.3f}, built in {built:.0f} s"
+    yield {"items": len(x_ND), "by": f"our encoder + {name}", **added(encode, search)}
+    if tower is not None:
+        ms = {key: round(value + tower, 1) for key, value in search.items()}
+        yield {"items": len(x_ND), "by": f"ImageBind's text tower + {name}", **ms}
+
+
+def imagebind_ms() -> float:
+    """Median milliseconds of a text through a tower of ImageBind's size."""
+    import torch
+
+    layer = torch.nn.TransformerEncoderLayer(
+        1024, 16, 4096, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    )
+    tower = torch.nn.TransformerEncoder(layer, 24, enable_nested_tensor=False).eval()
+    causal = torch.nn.Transformer.generate_square_subsequent_mask(77)
+    x = torch.randn(1, 77, 1024)
+    times = []
+    with torch.inference_mode():
+        for _ in range(7):
+            begin = time.perf_counter()
+            tower(x, mask=causal, is_causal=True)
+            times.append(time.perf_counter() - begin)
+    return 1e3 * float(np.median(times[1:]))
+
+
+def processes(root: Path, texts: Sequence[str]) -> dict[str, float]:
+    """Whole processes of `cartq search`, one after another; the first is not counted."""
+    program = Path(sys.executable).with_name("cartq")
+    times = []
+    for text in texts:
+        begin = time.perf_counter()
+        subprocess.run(
+            [program, "--index", root, "search", text, "--lane", "generative", "--json"],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        times.append(1e3 * (time.perf_counter() - begin))
+    return percentiles(times[1:])
+
+
+def timed(call: Callable[[Any], Any], things: Sequence[Any]) -> dict[str, float]:
+    """Percentiles of the milliseconds of calls, the first five left out."""
+    times = []
+    for thing in [*things[:5], *things]:
+        begin = time.perf_counter()
+        call(thing)
+        times.append(1e3 * (time.perf_counter() - begin))
+    return percentiles(times[5:])
+
+
+def percentiles(ms: Sequence[float]) -> dict[str, float]:
+    """p50, p95, p99."""
+    return {f"p{p}": round(float(np.percentile(ms, p)), 2) for p in (50, 95, 99)}
+
+
+def added(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
+    """Percentiles of steps that follow each other, as if the slow ones met."""
+    return {key: round(one[key] + other[key], 2) for key in one}
+
+
+def rss() -> int:
+    """Resident memory in MB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") >> 20
+
+
+def table(rows: Sequence[dict[str, Any]]) -> None:
+    """Print all rows."""
+    names = ("p50", "p95", "p99", "encode", "decode", "resolve", "per_second")
+    print(f"| items | by | {' | '.join(names)} |")
+    print(f"|---:|---|{'---:|' * len(names)}")
+    for row in rows:
+        cells = " | ".join(str(row.get(name, "")) for name in names)
+        print(f"| {row['items']:,} | {row['by']} | {cells} |")
+
+
+def say(text: str) -> None:
+    """To standard error, so that the table can be piped."""
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Requests to Qdrant and its answers, as plain classes with the names of `qdrant_client.models`.
+
+Importing the client takes half a second, and its classes check every value that is put in: a
+search through the embedded engine needs neither. Stores take both kinds; `to_client` makes the
+client's of ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from qdrant_client import models
+
+    AnyFilter: TypeAlias = "Filter | models.Filter"
+    AnyCondition: TypeAlias = "Condition | models.Condition"
+    AnyQuery: TypeAlias = "QueryRequest | models.QueryRequest"
+    AnyRecord: TypeAlias = "Record | models.Record"
+    AnyHit: TypeAlias = "ScoredPoint | models.ScoredPoint"
+
+
+@dataclass(kw_only=True)
+class MatchValue:
+    """A field equals a value, or one of its values does."""
+
+    value: str | int | bool
+
+
+@dataclass(kw_only=True)
+class MatchAny:
+    """A field equals one of some values."""
+
+    any: Sequence[str] | Sequence[int]
+
+
+@dataclass(kw_only=True)
+class MatchText:
+    """A text has all of these words."""
+
+    text: str
+
+
+@dataclass(kw_only=True)
+class Range:
+    """A number between others."""
+
+    lt: float | None = None
+    gt: float | None = None
+    gte: float | None = None
+    lte: float | None = None
+
+
+@dataclass(kw_only=True)
+class DatetimeRange:
+    """An instant between others."""
+
+    lt: datetime | None = None
+    gt: datetime | None = None
+    gte: datetime | None = None
+    lte: datetime | None = None
+
+
+@dataclass(kw_only=True)
+class FieldCondition:
+    """What one payload field fulfils."""
+
+    key: str
+    match: MatchValue | MatchAny | MatchText | None = None
+    range: Range | DatetimeRange | None = None
+
+
+@dataclass(kw_only=True)
+class HasIdCondition:
+    """One of these points."""
+
+    has_id: Sequence[str | int]
+
+
+@dataclass(kw_only=True)
+class HasVectorCondition:
+    """A point that has this vector."""
+
+    has_vector: str
+
+
+@dataclass(kw_only=True)
+class PayloadField:
+    """Names a payload field."""
+
+    key: str
+
+
+@dataclass(kw_only=True)
+class IsEmptyCondition:
+    """A point without this field, or with nothing in it."""
+
+    is_empty: PayloadField
+
+
+@dataclass(kw_only=True)
+class Filter:
+    """Conditions of which all, some, or none must hold."""
+
+    must: Sequence[AnyCondition] | None = None
+    should: Sequence[AnyCondition] | None = None
+    must_not: Sequence[AnyCondition] | None = None
+    min_should: None = None
+
+
+Condition: TypeAlias = (
+    FieldCondition | HasIdCondition | HasVectorCondition | IsEmptyCondition | Filter
+)
+
+
+@dataclass(kw_only=True)
+class TextQuery:
+    """Words that a text index ranks by."""
+
+    text: str
+
+
+@dataclass(kw_only=True)
+class AcornSearchParams:
+    """Graph search that looks through what a filter hides."""
+
+    enable: bool = False
+    max_selectivity: float | None = None
+
+
+@dataclass(kw_only=True)
+class SearchParams:
+    """How a nearest-vector search runs."""
+
+    hnsw_ef: int | None = None
+    exact: bool = False
+    indexed_only: bool = False
+    acorn: AcornSearchParams | None = None
+
+
+@dataclass(kw_only=True)
+class QueryRequest:
+    """A search; without a query, all that the filter lets through."""
+
+    query: list[float] | TextQuery | None = None
+    using: str | None = None
+    filter: AnyFilter | None = None
+    limit: int | None = None
+    params: SearchParams | None = None
+    with_payload: bool | Sequence[str] | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class Record:
+    """A point."""
+
+    id: str
+    payload: dict[str, Any] | None = None
+    vector: Any = None
+
+
+@dataclass(kw_only=True, slots=True)
+class ScoredPoint:
+    """A point that a search found."""
+
+    id: str
+    score: float
+    payload: dict[str, Any] | None = None
+    vector: Any = None
+
+
+def to_client(thing: Any) -> Any:
+    """A request as the client takes it; what is the client's already stays."""
+    if isinstance(thing, list | tuple):
+        return [to_client(one) for one in thing]
+    if not dataclasses.is_dataclass(thing):
+        return thing
+    from qdrant_client import models
+
+    return getattr(models, type(thing).__name__)(
+        **{name: to_client(value) for name, value in vars(thing).items() if value is not None}
+    )
