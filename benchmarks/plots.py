@@ -17,7 +17,7 @@ NAMES = {
     "our encoder + numpy": "our encoder, numpy, all cosines",
     "our encoder + faiss HNSW": "our encoder, faiss HNSW",
     "ImageBind's text tower + faiss HNSW": "ImageBind-sized text tower, faiss HNSW",
-    "cartq search, process": "`cartq search`, whole process",
+    "cartq search, process": "cartq search, whole process",
 }
 
 

@@ -143,8 +143,7 @@ def load_codec(library: Library) -> Codec | None:
 
 
 def load_trie(library: Library) -> Trie | None:
-    """The prefix tree in force, or None before the first fit; it is read as it is walked, so only
-    `cartq doctor` checks its hash.
+    """The prefix tree in force, or None before the first fit; it is read as it is walked.
 
     Raises:
         MismatchError: The file is missing, cut short, or holds another number of identifiers.
