@@ -50,7 +50,7 @@ bench: $(VENV)/.installed-test ## Run the benchmarks of docs/benchmarks.md, abou
 	$(BIN)/python benchmarks/ingest.py $(DATA)/photos --again
 	@set -e; for protocol in new captioned videos; do echo "== $$protocol"; \
 		$(BIN)/python benchmarks/quality.py $$protocol $(DATA) --work $(BENCH)/$$protocol; done
-	$(BIN)/python benchmarks/scale.py $(BENCH)/new/.cartq $(BENCH)/new/queries.jsonl
+	$(BIN)/python benchmarks/scale.py $(BENCH)/new/.cartq $(BENCH)/new/queries-dev.jsonl
 	$(BIN)/python benchmarks/trie.py --sizes 10000 1000000
 	$(PIP) faiss-cpu
 	$(BIN)/python benchmarks/latency.py $(BENCH)/new/.cartq $(BENCH)/new/queries-dev.jsonl --items 1000 100000

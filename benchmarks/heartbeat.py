@@ -1,6 +1,6 @@
 """How long an event loop stands still while searches run beside it.
 
-    python benchmarks/heartbeat.py /tmp/new/.cartq queries.jsonl
+    python benchmarks/heartbeat.py /tmp/new/.cartq /tmp/new/queries-dev.jsonl
 
 A coroutine sleeps for a millisecond again and again, and notes how long each round took, alone and
 while others ask: by `asearch`, and by `search` on the loop itself. With --wait, each request to the

@@ -1,6 +1,6 @@
 """The tree decode at scale, beside the engine's graph search.
 
-    python benchmarks/scale.py /tmp/new/.cartq /tmp/new/queries.jsonl --items 300000
+    python benchmarks/scale.py /tmp/new/.cartq /tmp/new/queries-dev.jsonl --items 300000
 
 Takes a trained index (see `quality.py new`). Its real vectors are hidden among made ones: mixtures
 `l x_i + (1 - l) x_j` of two real neighbours, `l ~ Beta(2, 2)`, plus noise of half their length,

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -245,38 +243,39 @@ class Trie:
         new = Trie.build(self._as_rows(rows_NL), self.depth, hub_N)
         if len(self) == 0 or len(new) == 0:
             return new if len(self) == 0 else self
-        # Of the new tree's nodes, level by level: where they are in this one or belong, and
-        # how many of those before each are fresh.
-        place: list[IndexArray] = []
-        before: list[IndexArray] = []
-        fresh_R = np.zeros(1, dtype=bool)
-        parent_R = place_R = np.zeros(1, dtype=np.intp)
-        for level, (mine, its) in enumerate(zip(self.levels, new.levels, strict=True)):
-            if level:
-                parent_R = np.repeat(np.arange(len(place_R)), np.diff(new.levels[level - 1].first))
-                begin = self.levels[level - 1].first.take(place_R)
-                end = self.levels[level - 1].first.take(place_R + ~fresh_R)
-                begin, end = begin[parent_R], end[parent_R]
-            else:
-                begin, end = self._children(0, np.zeros(len(its.tokens), dtype=np.intp))
-            place_R, known = _find(mine.tokens, begin, end, its.tokens)
-            fresh_R = ~known
-            place.append(place_R)
-            before.append(np.concatenate([[0], np.cumsum(fresh_R)]))
+        places, freshes = self._places(new)
+        # How many of the new tree's nodes before each are fresh, level by level.
+        counts = [np.concatenate([[0], fresh_R.cumsum()]) for fresh_R in freshes]
         levels: list[Level] = []
         for level, (mine, its) in enumerate(zip(self.levels, new.levels, strict=True)):
-            fresh_R = np.diff(before[level]) > 0
-            at = place[level][fresh_R]
+            place_R, fresh_R = places[level], freshes[level]
+            at = place_R[fresh_R]
             kind = np.promote_types(mine.tokens.dtype, its.tokens.dtype)
             tokens = np.insert(mine.tokens.astype(kind, copy=False), at, its.tokens[fresh_R])
             first = mine.first
             if level + 1 < self.depth:
-                more = before[level + 1][its.first]
-                owner = place[level] - fresh_R  # old nodes after it begin later
+                more = counts[level + 1][its.first]
                 begins = (first[at] + more[:-1][fresh_R]).astype(np.int32)
-                first = np.insert(_later(first, owner, np.diff(more)), at, begins)
+                # What comes after a node that is there, or from a fresh one on, begins later.
+                first = np.insert(_later(first, place_R - fresh_R, np.diff(more)), at, begins)
             levels.append(Level(tokens, first))
         return Trie._of(levels, np.insert(self.hub_N, at, new.hub_N[fresh_R]))
+
+    def _places(self, new: Trie) -> tuple[list[IndexArray], list[npt.NDArray[np.bool_]]]:
+        """Where the nodes of another tree are in this one or belong, and whether they are fresh,
+        level by level."""
+        places, freshes = [], []
+        begin, end = self._children(0, np.zeros(len(new.levels[0].tokens), dtype=np.intp))
+        for level, (mine, its) in enumerate(zip(self.levels, new.levels, strict=True)):
+            place_R, known = _find(mine.tokens, begin, end, its.tokens)
+            places.append(place_R)
+            freshes.append(~known)
+            if level + 1 < self.depth:
+                # Under a fresh node there are none yet.
+                count = np.diff(its.first)
+                begin = mine.first.take(place_R).repeat(count)
+                end = mine.first.take(place_R + known).repeat(count)
+        return places, freshes
 
     def delete(self, rows_NL: npt.ArrayLike) -> Trie:
         """A tree without `rows_NL`; unknown ones change nothing."""
@@ -291,9 +290,8 @@ class Trie:
             levels.append(Level(_narrowed(np.delete(self.levels[level].tokens, gone)), first))
             if level:
                 above = self.levels[level - 1].first
-                owner, count = np.unique(
-                    np.searchsorted(above, gone, side="right") - 1, return_counts=True
-                )
+                under = above.searchsorted(gone.astype(np.int32), side="right") - 1
+                owner, count = np.unique(under, return_counts=True)
                 gone = owner[count == above[owner + 1] - above[owner]]
                 first = np.delete(_later(above, owner, -count), gone)
         return Trie._of(levels[::-1], hubs)
@@ -327,32 +325,45 @@ class Trie:
         """
         with path.open("rb") as file:
             old = file.read(len(_ZIP)) == _ZIP
+        if old:
+            return cls._load_npz(path)
+        arrays = map_arrays(path)
         try:
-            if old:
-                with np.load(path, allow_pickle=False) as data:
-                    return cls._from_npz(data)
-            arrays = map_arrays(path)
-            depth = sum(name.startswith("tokens") for name in arrays)
+            depth = max(1, sum(name.startswith("tokens") for name in arrays))
             levels = [Level(arrays[f"tokens{n}"], arrays[f"first{n}"]) for n in range(depth)]
             hubs = [arrays[f"hubs{n}"] for n in range(depth) if f"hubs{n}" in arrays]
             mean = float(arrays["hub_mean"][0]) if "hub_mean" in arrays else None
             found = cls(tuple(levels), arrays["hub"], mean, tuple(hubs))
         except KeyError as error:
             raise MismatchError(f"{path} is no tree: it lacks {error}.") from error
-        except BadZipFile as error:
-            raise MismatchError(f"{path} is not readable: {error}.") from error
-        for one, below in pairwise(levels):
-            if [len(one.first), *one.first[[0, -1]]] != [len(one.tokens) + 1, 0, len(below.tokens)]:
-                raise MismatchError(f"{path} is no tree: its levels do not fit one another.")
+        if not found._fits():
+            raise MismatchError(f"{path} is no tree: its levels do not fit one another.")
         return found
 
+    def _fits(self) -> bool:
+        """Whether sizes agree, as far as can be told without reading the arrays."""
+        sizes = [len(level.tokens) for level in self.levels]
+        firsts = [level.first for level in self.levels[:-1]]
+        return (
+            len(self.hub_N) == sizes[-1]
+            and all(len(hubs) == size for hubs, size in zip(self.hubs, sizes, strict=False))
+            and all(len(first) == size + 1 for first, size in zip(firsts, sizes, strict=False))
+            and all((f[0], f[-1]) == (0, below) for f, below in zip(firsts, sizes[1:], strict=True))
+        )
+
     @classmethod
-    def _from_npz(cls, data: Any) -> Trie:
-        depth = len(data.files) // 2
-        levels = [Level(data[f"tokens{n}"], data[f"first{n}"]) for n in range(depth)]
-        # The oldest trees have no hubness.
-        bare = np.full(len(levels[-1].tokens), np.nan, dtype=np.float32)
-        return cls._of(levels, data["hub"] if "hub" in data.files else bare)
+    def _load_npz(cls, path: Path) -> Trie:
+        from zipfile import BadZipFile
+
+        try:
+            with np.load(path, allow_pickle=False) as data:
+                depth = len(data.files) // 2
+                levels = [Level(data[f"tokens{n}"], data[f"first{n}"]) for n in range(depth)]
+                # The oldest trees have no hubness.
+                bare = np.full(len(levels[-1].tokens), np.nan, dtype=np.float32)
+                return cls._of(levels, data["hub"] if "hub" in data.files else bare)
+        except BadZipFile as error:
+            raise MismatchError(f"{path} is not readable: {error}.") from error
 
 
 class FreeCounters(MutableMapping[tuple[int, ...], int]):

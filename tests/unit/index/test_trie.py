@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cart_qdrant.errors import MismatchError
 from cart_qdrant.index.trie import Trie
-from cart_qdrant.persistence import save_arrays
+from cart_qdrant.persistence import file_hash, save_arrays
 
 DEPTHS = st.integers(1, 5)
 
@@ -126,6 +126,8 @@ def test_saving_and_loading_changes_nothing(case: HubSets) -> None:
     with tempfile.TemporaryDirectory() as folder:
         trie.save(Path(folder) / "trie")
         loaded = Trie.load(Path(folder) / "trie")
+        loaded.save(Path(folder) / "copy")
+        assert file_hash(Path(folder) / "copy") == file_hash(Path(folder) / "trie")
     assert loaded.depth == depth
     assert_same(loaded, trie)  # the file is gone by now, its pages are not
     assert_same(loaded.insert(rows, hubs), trie)
@@ -156,9 +158,14 @@ def test_a_file_that_is_no_tree_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match="lacks 'first0'"):
         Trie.load(path)
     other = Trie.build([[1, 2, 3]])
-    Trie((trie.levels[0], *other.levels[1:]), other.hub_N, None, ()).save(path)
-    with pytest.raises(MismatchError, match="do not fit"):
-        Trie.load(path)
+    for levels, hub_N, hubs in (
+        ((trie.levels[0], *other.levels[1:]), other.hub_N, ()),
+        (trie.levels, other.hub_N, ()),
+        (trie.levels, trie.hub_N, (other.hub_N,)),
+    ):
+        Trie(levels, hub_N, None, hubs).save(path)
+        with pytest.raises(MismatchError, match="do not fit"):
+            Trie.load(path)
 
 
 @given(sets(2))
