@@ -38,13 +38,12 @@ from qdrant_client import models
 from scale import SPACE, make, nearest, share
 
 from cart_qdrant.index.identifiers import Codec, Counters, IdentifierConfig, fit_codec
-from cart_qdrant.index.identify import load_codec, read_vectors
+from cart_qdrant.index.identify import assign_new, load_codec, read_vectors
 from cart_qdrant.index.library import Library, identifier_fields
 from cart_qdrant.index.querybank import media_space
 from cart_qdrant.index.store import CAPTION, MEDIA
-from cart_qdrant.index.trie import Trie
 from cart_qdrant.learn.trained import CALIBRATION
-from cart_qdrant.persistence import Artifact, file_hash, folder_hash, save_arrays
+from cart_qdrant.persistence import Artifact, IdentifierInfo, folder_hash, save_arrays
 from cart_qdrant.records import Identifier
 from cart_qdrant.search.engine import Retriever
 
@@ -105,6 +104,7 @@ def make_index(source: Path, root: Path, count: int, *, graph: bool) -> FloatArr
         hub_N = bank.hubness(x_ND, media_space(SPACE))
         if count < len(vectors.ids):
             store.delete(vectors.ids[count:])
+        library.add_indexes()
         for field in store.info().indexed:
             if field.startswith(library.key) and field not in identifier_fields(info.field):
                 store.drop_index(field)  # of earlier identifiers, by earlier versions
@@ -129,10 +129,13 @@ def make_index(source: Path, root: Path, count: int, *, graph: bool) -> FloatArr
         library.put(
             replace(
                 library.manifest,
-                identifiers=_kept(library, codec, rows_NL, hub_N),
+                identifiers=_coded(library, codec),
                 generator=replace(generator, folder=folder),
             )
         )
+        begin = time.perf_counter()
+        assign_new(library)  # makes the tree and the table of what is stored
+        say(f"tree and table in {time.perf_counter() - begin:.0f} s")
     return x_ND
 
 
@@ -170,19 +173,13 @@ def _point(
     )
 
 
-def _kept(library: Library, codec: Codec, rows_NL: npt.NDArray[np.int32], hub_N: FloatArray) -> Any:
-    """The manifest's entry for the new identifiers, whose books and tree are written here."""
+def _coded(library: Library, codec: Codec) -> IdentifierInfo:
+    """The manifest's entry for the new identifiers, whose books are written here."""
     info, root = library.manifest.identifiers, library.folder.root
     assert info is not None
-    trie = Trie.build(rows_NL, codec.levels + 1, hub_N)
-    path = root / f"trie-made{Path(info.trie.name).suffix}"
-    trie.save(path)
-    books = Artifact("identifiers-made.safetensors", "")
-    digest = save_arrays(root / books.name, codec.to_arrays())
-    return replace(
-        info, books=replace(books, hash=digest), trie=Artifact(path.name, file_hash(path)),
-        meta=codec.to_meta(), levels=codec.levels, count=len(trie),
-    )  # fmt: skip
+    name = "identifiers-made.safetensors"
+    books = Artifact(name, save_arrays(root / name, codec.to_arrays()))
+    return replace(info, books=books, meta=codec.to_meta(), levels=codec.levels)
 
 
 def measure(

@@ -110,7 +110,7 @@ class EmbedderInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdentifierInfo:
-    """The identifiers in force: code books, payload field, tree."""
+    """The identifiers in force: code books, payload field, tree, and what ranks the items."""
 
     version: int
     field: str
@@ -120,6 +120,8 @@ class IdentifierInfo:
     levels: int
     count: int
     U: float
+    items: Artifact | None = None
+    """None in an index of an older version: payloads are read instead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +202,7 @@ class Manifest:
         """All files and folders that it names."""
         named = [self.embedder.statistics, self.embedder.lexicon]
         if self.identifiers is not None:
-            named += [self.identifiers.books, self.identifiers.trie]
+            named += [self.identifiers.books, self.identifiers.trie, self.identifiers.items]
         if self.generator is not None:
             named.append(self.generator.folder)
         return [one for one in named if one is not None]
@@ -221,8 +223,8 @@ class Manifest:
             embedder[name] = artifact(embedder.get(name))
         identifiers, generator = data.get("identifiers"), data.get("generator")
         if identifiers is not None:
-            books, trie = artifact(identifiers["books"]), artifact(identifiers["trie"])
-            identifiers = IdentifierInfo(**{**identifiers, "books": books, "trie": trie})
+            files = {name: artifact(identifiers.get(name)) for name in ("books", "trie", "items")}
+            identifiers = IdentifierInfo(**{**identifiers, **files})
         if generator is not None:
             generator = GeneratorInfo(**{**generator, "folder": artifact(generator["folder"])})
         store = dict(data["store"])
@@ -378,7 +380,7 @@ class IndexFolder:
 
     def _sweep(self, manifest: Manifest) -> None:
         named = {artifact.name for artifact in manifest.artifacts()}
-        ours = ("identifiers-", "trie-", "generator-", "embedder", ".")
+        ours = ("identifiers-", "trie-", "items-", "generator-", "embedder", ".")
         for entry in self.root.iterdir():
             if entry.name not in named and entry.name.startswith(ours):
                 if entry.is_dir():

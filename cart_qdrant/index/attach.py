@@ -417,7 +417,8 @@ def sync(library: Library, reporter: Reporter | None = None, *, verify: bool = F
         reporter.phase("vectors", named)
         report.changed = _mend_changed(library, reporter)
     reporter.phase("identifiers", None)
-    if known != named or named != ours or report.changed:
+    old = info is not None and info.items is None  # an older version's
+    if known != named or named != ours or report.changed or old:
         report.unnamed = bring_in_step(library)
     info = library.manifest.identifiers
     if info is None:

@@ -60,7 +60,10 @@ def _condition(condition: Any) -> Any:
         case "Filter":
             return edge_filter(condition)
         case "HasIdCondition":
-            return edge.HasIdCondition({wire_id(as_id(i)) for i in condition.has_id})
+            # The engine's own answers hold UUIDs, which it takes as they are.
+            return edge.HasIdCondition(
+                {i if isinstance(i, uuid.UUID) else wire_id(as_id(i)) for i in condition.has_id}
+            )
         case "HasVectorCondition":
             return edge.HasVectorCondition(condition.has_vector)
         case "IsEmptyCondition":
@@ -150,7 +153,7 @@ def _search(given: dict[str, Any], scope: qdrant.AnyFilter | None, tune: Tune) -
             inner = qdrant.Filter(must=[scope, prefetch.filter])
         prefetches.append(edge.Prefetch(**_search(_given(prefetch), inner, tune)))
     params, query, using = given.get("params"), given.get("query"), given.get("using")
-    near = isinstance(query, list) or type(query).__name__ == "NearestQuery"
+    near = isinstance(query, list | np.ndarray) or type(query).__name__ == "NearestQuery"
     if params is None and not prefetches and near:
         params = tune(using or "", scope, limit)
     return {
@@ -171,6 +174,8 @@ def _query(query: Any, using: str | None) -> Any:
             return None
         case "NearestQuery" if query.mmr is None:
             return _query(query.nearest, using)
+        case "ndarray":
+            return edge.Query.Nearest(query.tolist(), using)
         case "list" if all(map(_is_number, query)):
             return edge.Query.Nearest(list(map(float, query)), using)
         case "FusionQuery" if query.fusion == "rrf":

@@ -24,12 +24,13 @@ from cart_qdrant.index.identifiers import (
     level_reports,
     unique_ratio,
 )
+from cart_qdrant.index.item_table import KINDS, NO_KIND, ItemTable, file_number, key_of
 from cart_qdrant.index.library import OLD_LEVELS, Library, identifier_fields
 from cart_qdrant.index.querybank import CAPTION as CAPTION_BANK
 from cart_qdrant.index.querybank import Querybank, media_space
 from cart_qdrant.index.rows import RowWriter
 from cart_qdrant.index.store import CAPTION, MEDIA, Store
-from cart_qdrant.index.trie import Trie
+from cart_qdrant.index.trie import FreeCounters, Trie
 from cart_qdrant.persistence import (
     Artifact,
     IdentifierInfo,
@@ -161,6 +162,18 @@ def load_trie(library: Library) -> Trie | None:
     return trie
 
 
+def load_table(library: Library) -> ItemTable | None:
+    """What ranks the items; None before the first fit, and in an index of an older version.
+
+    Raises:
+        MismatchError: The file is missing, or cut short.
+    """
+    info = library.manifest.identifiers
+    if info is None or info.items is None:
+        return None
+    return ItemTable.load(library.folder.path(info.items))
+
+
 def encode(codec: Codec, x_ND: FloatArray, spaces: npt.NDArray[np.str_]) -> IntArray:
     """Codes (N, L) of vectors of mixed spaces; rows of a space without a quantiser are -1."""
     out = np.full((len(x_ND), codec.levels), -1, dtype=np.int32)
@@ -187,17 +200,18 @@ def write_identifiers(
     return rows
 
 
-def write_hubness(library: Library, field: str, bank: Querybank, which: qdrant.Filter) -> int:
+def write_hubness(
+    library: Library, field: str, bank: Querybank, which: qdrant.Filter
+) -> Iterator[tuple[str, dict[str, float]]]:
     """Store the hubness of points beside their identifier, see `querybank`.
 
     Args:
         field: Payload field of the identifiers.
         which: Points that have an identifier there.
 
-    Returns:
-        How many there were.
+    Yields:
+        Each point, when it is written, and its hubness by vector.
     """
-    count = 0
     names = [MEDIA, CAPTION]
     found = library.store.scroll(which, with_payload=["modality", field], with_vectors=names)
     for chunk in in_blocks(found):
@@ -222,29 +236,76 @@ def write_hubness(library: Library, field: str, bank: Querybank, which: qdrant.F
                 for record, hub in zip(chunk, hubs, strict=True)
             ]
         )
-        count += len(chunk)
-    return count
+        yield from ((str(record.id), hub) for record, hub in zip(chunk, hubs, strict=True))
 
 
-def build_trie(library: Library, field: str, levels: int) -> Trie:
-    """The tree of all identifiers in a payload field."""
-    return _read_tree(library, field, levels)[0]
+class _NamedItems:
+    """What the payloads of points with an identifier say, in growing arrays: lists would take
+    gigabytes."""
 
+    def __init__(self, levels: int, *, bare: bool) -> None:
+        self._depth, self._keeps_bare = levels + 1, bare
+        self._keys, self._kinds = bytearray(), bytearray()
+        self._codes, self._files = array("i"), array("Q")
+        self._hubs = {"media": array("f"), "caption": array("f")}
+        self.bare: dict[str, int] = {}
+        """Places of points whose hubness is not stored, if asked for: it has no payload index to
+        find them by."""
 
-def _read_tree(library: Library, field: str, levels: int) -> tuple[Trie, list[str]]:
-    """The tree of all identifiers in a payload field, and the points whose hubness is not stored:
-    that has no payload index to find them by."""
-    rows, hubs = array("i"), array("f")  # as lists they would take gigabytes
-    bare: list[str] = []
-    for record in library.store.scroll(is_named(field), with_payload=[field]):
-        cart = (record.payload or {})[field]
-        rows.extend((*cart["codes"], cart["u"]))
-        hubs.append(cart.get("hub", {}).get("media", np.nan))
-        if "hub" not in cart:
-            bare.append(str(record.id))
-    depth = levels + 1
-    codes = np.asarray(rows, dtype=np.int32).reshape(-1, depth)
-    return Trie.build(codes, depth, np.asarray(hubs)), bare
+    @classmethod
+    def read(cls, library: Library, field: str, levels: int, *, bare: bool = False) -> _NamedItems:
+        """Those of a payload field."""
+        items = cls(levels, bare=bare)
+        wanted = ["modality", "path", field]
+        for record in library.store.scroll(is_named(field), with_payload=wanted):
+            payload = record.payload or {}
+            cart = payload[field]
+            items.add(str(record.id), (*cart["codes"], cart["u"]), payload, cart.get("hub"))
+        return items
+
+    def add(
+        self,
+        id: str,
+        row_L: Sequence[int],
+        payload: Mapping[str, Any],
+        hub: Mapping[str, float] | None = None,
+    ) -> None:
+        """One more, with what its payload says besides."""
+        if hub is None and self._keeps_bare:
+            self.bare[id] = len(self._kinds)
+        modality = payload.get("modality")
+        self._keys += key_of(id)
+        self._kinds.append(KINDS.index(modality) if modality in KINDS else NO_KIND)
+        self._files.append(file_number(payload.get("path", id)))
+        self._codes.extend(row_L)
+        for name, values in self._hubs.items():
+            values.append((hub or {}).get(name, np.nan))
+
+    def set_hub(self, id: str, hub: Mapping[str, float]) -> None:
+        """The hubness of one that had none."""
+        place = self.bare.pop(id)
+        for name, values in self._hubs.items():
+            values[place] = hub.get(name, np.nan)
+
+    def counters(self) -> FreeCounters:
+        """Next free counter of each semantic part."""
+        return self._tree().counters()
+
+    def _rows(self) -> IntArray:
+        return np.asarray(self._codes, dtype=np.int32).reshape(-1, self._depth)
+
+    def _tree(self) -> Trie:
+        return Trie.build(self._rows(), self._depth, np.asarray(self._hubs["media"]))
+
+    def finish(self) -> tuple[Trie, ItemTable]:
+        """The tree of all identifiers, and what ranks their items."""
+        trie = self._tree()
+        table = ItemTable.build(
+            np.frombuffer(self._keys, dtype="S16"), trie.nodes(self._rows()),
+            np.frombuffer(self._kinds, dtype=np.uint8), np.asarray(self._files, dtype=np.uint64),
+            np.asarray(self._hubs["caption"]),
+        )  # fmt: skip
+        return trie, table
 
 
 def is_named(field: str) -> qdrant.Filter:
@@ -252,11 +313,11 @@ def is_named(field: str) -> qdrant.Filter:
     return qdrant.Filter(must_not=[_lacks(f"{field}.id"), _lacks("hash")])
 
 
-def _save_trie(library: Library, trie: Trie) -> Artifact:
-    temporary = library.folder.root / ".trie"
-    trie.save(temporary)
+def _save(library: Library, kind: str, part: Trie | ItemTable) -> Artifact:
+    temporary = library.folder.root / f".{kind}"
+    part.save(temporary)
     digest = file_hash(temporary)
-    name = f"trie-{digest[:12]}.safetensors"
+    name = f"{kind}-{digest[:12]}.safetensors"
     rename_durably(temporary, library.folder.root / name)
     return Artifact(name, digest)
 
@@ -285,11 +346,11 @@ def prepare(
     if library.attachment is not None:
         _check_free(library, field)
     codes = encode(codec, vectors.x_ND, vectors.spaces)
-    rows = write_identifiers(library.store, field, vectors.ids, codes, Counters())
-    trie = Trie.build(rows, codec.levels + 1)
+    write_identifiers(library.store, field, vectors.ids, codes, Counters())
     if bank is not None:
-        write_hubness(library, field, bank, is_named(field))
-        trie = build_trie(library, field, codec.levels)
+        for _ in write_hubness(library, field, bank, is_named(field)):
+            pass
+    trie, table = _NamedItems.read(library, field, codec.levels).finish()
     library.store.flush()
     name = f"identifiers-{version}.safetensors"
     books = Artifact(name, save_arrays(library.folder.root / name, codec.to_arrays()))
@@ -297,7 +358,8 @@ def prepare(
         version=version,
         field=field,
         books=books,
-        trie=_save_trie(library, trie),
+        trie=_save(library, "trie", trie),
+        items=_save(library, "items", table),
         meta=codec.to_meta(),
         levels=codec.levels,
         count=len(trie),
@@ -425,41 +487,40 @@ def assign_new(library: Library) -> int:
     assert codec is not None
     store = library.store
     missing = qdrant.Filter(must=[_lacks(f"{info.field}.id")], must_not=[_lacks("hash")])
-    trie, bare = _read_tree(library, info.field, info.levels)
-    counters = Counters(trie.counters())
-    fresh: list[IntArray] = []
+    bank = library.querybank()
+    items = _NamedItems.read(library, info.field, info.levels, bare=bank is not None)
+    counters = Counters(items.counters())
     unnamed = 0
-    for chunk in in_blocks(store.scroll(missing, with_payload=["modality"], with_vectors=[MEDIA])):
-        ids = [str(r.id) for r in chunk]
+    wanted = ["modality", "path"]
+    for chunk in in_blocks(store.scroll(missing, with_payload=wanted, with_vectors=[MEDIA])):
         x = np.asarray([vector_of(r) for r in chunk], dtype=np.float32)
         spaces = np.asarray([library.space((r.payload or {})["modality"]) or "" for r in chunk])
         codes = encode(codec, x, spaces)
         known = codes[:, 0] >= 0
         # Of a kind that the embedder does not know there never are any: no reason to fit anew.
         unnamed += int((~known & (spaces != "")).sum())
-        kept = [one for one, ok in zip(ids, known, strict=True) if ok]
-        fresh.append(write_identifiers(store, info.field, kept, codes[known], counters))
-        bare += kept
+        kept = [record for record, ok in zip(chunk, known, strict=True) if ok]
+        ids = [str(record.id) for record in kept]
+        rows = write_identifiers(store, info.field, ids, codes[known], counters)
+        for id, record, row in zip(ids, kept, rows.tolist(), strict=True):
+            items.add(id, row, record.payload or {})
     if unnamed and library.manifest.generator is None:
         renew(library)
         return 0
-    if fresh:
-        trie = trie.insert(np.concatenate(fresh))
-    bank = library.querybank()
-    if bank is not None and bare:
+    bare = list(items.bare)
+    if bank is not None:
         for begin in range(0, len(bare), BLOCK):
-            some = qdrant.HasIdCondition(has_id=list(bare[begin : begin + BLOCK]))
-            write_hubness(library, info.field, bank, qdrant.Filter(must=[some]))
-        trie = build_trie(library, info.field, info.levels)
+            some = qdrant.HasIdCondition(has_id=bare[begin : begin + BLOCK])
+            for id, hub in write_hubness(library, info.field, bank, qdrant.Filter(must=[some])):
+                items.set_hub(id, hub)
     store.flush()
-    artifact = _save_trie(library, trie)
-    if artifact != info.trie:
-        library.put(
-            replace(
-                library.manifest,
-                identifiers=replace(info, trie=artifact, count=len(trie), U=trie.unique_ratio),
-            )
-        )
+    trie, table = items.finish()
+    written = replace(
+        info, trie=_save(library, "trie", trie), items=_save(library, "items", table),
+        count=len(trie), U=trie.unique_ratio,
+    )  # fmt: skip
+    if (written.trie, written.items) != (info.trie, info.items):
+        library.put(replace(library.manifest, identifiers=written))
     return unnamed
 
 

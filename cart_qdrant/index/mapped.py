@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from cart_qdrant.errors import MismatchError
 
-_TYPES = {"U8": "<u1", "U16": "<u2", "I32": "<i4", "F32": "<f4", "F64": "<f8"}
+_TYPES = {"U8": "<u1", "U16": "<u2", "I32": "<i4", "U64": "<u8", "F32": "<f4", "F64": "<f8"}
 _LENGTH = 8
 """Bytes that tell the length of the header."""
 

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
+
 if TYPE_CHECKING:
     from datetime import datetime
 
@@ -144,9 +147,9 @@ class SearchParams:
 
 @dataclass(kw_only=True)
 class QueryRequest:
-    """A search; without a query, all that the filter lets through."""
+    """A search; without a query, all that the filter lets through. A vector may be an array."""
 
-    query: list[float] | TextQuery | None = None
+    query: list[float] | npt.NDArray[np.float32] | TextQuery | None = None
     using: str | None = None
     filter: AnyFilter | None = None
     limit: int | None = None
@@ -173,10 +176,25 @@ class ScoredPoint:
     vector: Any = None
 
 
+@dataclass(kw_only=True, slots=True)
+class FoundIds:
+    """What a search found, without payloads, best first.
+
+    Attributes:
+        ids: As the store has them: UUIDs, texts or numbers.
+        scores: Of each.
+    """
+
+    ids: list[Any]
+    scores: list[float]
+
+
 def to_client(thing: Any) -> Any:
     """A request as the client takes it; what is the client's already stays."""
     if isinstance(thing, list | tuple):
         return [to_client(one) for one in thing]
+    if isinstance(thing, np.ndarray):
+        return thing.tolist()
     if not dataclasses.is_dataclass(thing):
         return thing
     from qdrant_client import models

@@ -149,6 +149,9 @@ class Store(Protocol):
     def query_batch(self, requests: Sequence[qdrant.AnyQuery]) -> Sequence[Sequence[qdrant.AnyHit]]:
         """Answers of several searches in one round trip, each best first."""
 
+    def query_ids(self, requests: Sequence[qdrant.AnyQuery]) -> list[qdrant.FoundIds]:
+        """As `query_batch`, ids and scores alone."""
+
     def count(self, filter: qdrant.AnyFilter | None = None) -> int:
         """Exact number of points that match."""
 

@@ -202,6 +202,10 @@ class AttachedStore:
             out.append(points)
         return out
 
+    def query_ids(self, requests: Sequence[qdrant.AnyQuery]) -> list[qdrant.FoundIds]:
+        """See `Store.query_ids`."""
+        return common.ids_alone(self.query_batch(requests))
+
     def count(self, filter: qdrant.AnyFilter | None = None) -> int:
         """See `Store.count`."""
         return self._inner.count(self._filter(qdrant.to_client(filter)))

@@ -365,6 +365,10 @@ class ClientStore:
         answers = self._call(self._client.query_batch_points, asked)
         return [answer.points for answer in answers]
 
+    def query_ids(self, requests: Sequence[qdrant.AnyQuery]) -> list[qdrant.FoundIds]:
+        """See `Store.query_ids`."""
+        return common.ids_alone(self.query_batch(requests))
+
     def count(self, filter: qdrant.AnyFilter | None = None) -> int:
         """See `Store.count`."""
         return self._call(self._client.count, qdrant.to_client(filter), exact=True).count

@@ -259,10 +259,23 @@ def check_query(request: qdrant.AnyQuery | models.Prefetch, dims: Mapping[str, i
         VectorError: Unknown name, wrong width, zero or non-finite vector.
     """
     query = getattr(request.query, "nearest", request.query)
+    using = request.using or ""
+    if isinstance(query, np.ndarray):
+        if len(query) == dims.get(using) and 0 < float(query @ query) < np.inf:
+            return
+        query = query.tolist()
     if isinstance(query, list):
-        check_vectors(request.using or "", [query], dims, ["the query"])
+        check_vectors(using, [query], dims, ["the query"])
     for prefetch in as_list(getattr(request, "prefetch", None)):
         check_query(prefetch, dims)
+
+
+def ids_alone(answers: Sequence[Sequence[qdrant.AnyHit]]) -> list[qdrant.FoundIds]:
+    """Answers of searches without their payloads."""
+    return [
+        qdrant.FoundIds(ids=[hit.id for hit in hits], scores=[hit.score for hit in hits])
+        for hits in answers
+    ]
 
 
 def as_list(value: T | list[T] | None) -> list[T]:

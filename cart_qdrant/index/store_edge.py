@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from qdrant_client import models
 
 log = logging.getLogger(__name__)
+_ON_DISK = edge.Memory.Cold
+"""Payload indexes are read where they lie: loading them is most of what opening takes."""
 _DISK_COPIES = 4  # write-ahead log, segment, and both again while they are rewritten
 
 
@@ -104,7 +106,8 @@ class EdgeStore:
         return (self._path / "edge_config.json").is_file()
 
     def create(self, spec: CollectionSpec) -> None:
-        """See `Store.create`; missing payload indexes of an existing collection are added."""
+        """See `Store.create`; payload indexes of an existing collection that are missing are added,
+        and those that an older version has made are made anew."""
         if self.exists():
             common.check_same_vectors(self.location, self._open_spec().vectors, spec.vectors)
         else:
@@ -113,11 +116,20 @@ class EdgeStore:
                 self._make(spec)
         have = self._open_spec()
         merged = common.merge_specs(have, spec)
-        for field in merged.keywords[len(have.keywords) :]:
-            self._index(field, edge.PayloadSchemaType.Keyword)
-        for field in merged.texts[len(have.texts) :]:
-            self._index(field, edge.TextIndexParams(scoring=True, lowercase=True))
-        if merged != have:
+        with self._engine() as shard:
+            schema = shard.info().payload_schema
+        # Those of an older version are loaded at each opening; those of a run that was killed here
+        # are missing.
+        there = {field for field, index in schema.items() if _is_on_disk(index)}
+        for field in {*spec.keywords, *spec.texts} & schema.keys() - there:
+            self._update(edge.UpdateOperation.delete_field_index(field), 0)
+        keyword = edge.KeywordIndexParams(memory=_ON_DISK)
+        words = edge.TextIndexParams(scoring=True, lowercase=True, memory=_ON_DISK)
+        for fields, params in ((spec.keywords, keyword), (spec.texts, words)):
+            for field in fields:
+                if field not in there:
+                    self._index(field, params)
+        if merged != have or not there.issuperset((*spec.keywords, *spec.texts)):
             self.flush()
             with self._mapped():
                 self._write_spec(merged)
@@ -265,12 +277,21 @@ class EdgeStore:
         A nearest-vector search without `params` is exact while few points match, and else runs
         on the graph with ACORN, because plain filtered graph search loses recall.
         """
+        return [[_scored(hit) for hit in hits] for hits in self._answers(requests)]
+
+    def query_ids(self, requests: Sequence[qdrant.AnyQuery]) -> list[qdrant.FoundIds]:
+        """See `Store.query_ids`."""
+        return [
+            qdrant.FoundIds(ids=[hit.id for hit in hits], scores=[hit.score for hit in hits])
+            for hits in self._answers(requests)
+        ]
+
+    def _answers(self, requests: Sequence[qdrant.AnyQuery]) -> list[list[edge.ScoredPoint]]:
         for request in requests:
             common.check_query(request, self._open_spec().vectors)
         native = [edge_requests.edge_query(request, self._params) for request in requests]
         with self._engine() as shard:
-            answers = shard.query_batch(edge.QueryBatchRequest(native)) if native else []
-        return [[_scored(hit) for hit in hits] for hits in answers]
+            return shard.query_batch(edge.QueryBatchRequest(native)) if native else []
 
     def count(self, filter: qdrant.AnyFilter | None = None) -> int:
         """See `Store.count`."""
@@ -468,6 +489,10 @@ class EdgeStore:
             return qdrant.SearchParams(exact=True)
         acorn = qdrant.AcornSearchParams(enable=filter is not None, max_selectivity=1.0)
         return qdrant.SearchParams(hnsw_ef=max(self._settings.hnsw_ef, 2 * limit), acorn=acorn)
+
+
+def _is_on_disk(index: edge.PayloadIndexInfo) -> bool:
+    return index.params is not None and index.params.memory == _ON_DISK
 
 
 def _record(row: edge.Record, names: Sequence[str]) -> qdrant.Record:

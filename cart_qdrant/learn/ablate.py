@@ -354,7 +354,8 @@ class _Ablation:
         targets = np.unique(data.corpus.item_P[rows])
         rng = np.random.default_rng(seed)
         others = rng.permutation(np.setdiff1d(among, targets))
-        whole = Beams(made.trie.rows(), np.empty(0, np.float32))
+        every = np.arange(len(made.trie))
+        whole = Beams(made.trie.rows(), np.empty(0, np.float32), every)
         place = whole.items(made.place_of)
         sizes = [n for n in (500, 1_000, 2_000, 4_000) if len(targets) < n < len(among)]
         for size in (*sizes, len(among)):

@@ -84,10 +84,27 @@ class Beams:
     Attributes:
         rows_KL: Identifiers with counter (K, L + 1).
         scores_K: Summed score of each.
+        leaf_K: Their places among all of the tree.
     """
 
     rows_KL: IntArray
     scores_K: FloatArray
+    leaf_K: IndexArray
+
+    @classmethod
+    def none(cls, depth: int = 1) -> Beams:
+        """No identifiers, of that many codes."""
+        none = np.empty(0, np.float32)
+        return cls(np.empty((0, depth), np.int32), none, np.empty(0, np.intp))
+
+    @classmethod
+    def joined(cls, found: Sequence[Beams]) -> Beams:
+        """Beams of several decodings, by their shares in each, best first."""
+        scores = np.concatenate([b.log_probs() for b in found])
+        order = np.argsort(-scores, kind="stable")
+        rows = np.concatenate([b.rows_KL for b in found])
+        leaves = np.concatenate([b.leaf_K for b in found])
+        return cls(rows[order], scores[order], leaves[order])
 
     def ids(self) -> list[str]:
         """Identifiers as stored in `cart.id`."""
@@ -147,9 +164,8 @@ def beam_search(
     if width < 1:
         raise ConfigError(f"The beam width is {width}, but must be at least 1.")
     depth = trie.depth
-    empty = Beams(np.empty((0, depth), np.int32), np.empty(0, np.float32))
     if len(trie) == 0 or queries == 0:
-        return [empty] * queries
+        return [Beams.none(depth)] * queries
     zero = np.zeros(1, dtype=np.intp)
     hub = None if gains is None else gains.hub(-1, zero)
     root = _Front(zero, np.zeros(1, np.float32), np.empty((1, 0), np.int32), zero, hub)
@@ -171,7 +187,7 @@ def beam_search(
             for front, scores in zip(fronts, tables, strict=True)
         ]
         above, starts = starts, np.cumsum([0, *(len(front.node_K) for front in fronts)])
-    return [Beams(front.row_KL, front.score_K) for front in fronts]
+    return [Beams(front.row_KL, front.score_K, front.node_K) for front in fronts]
 
 
 def _advance(

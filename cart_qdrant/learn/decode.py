@@ -79,19 +79,12 @@ def _union(corrected: Beams, prior: Beams) -> Beams:
 
     Items whose captions were learned would otherwise push new ones off the beams.
     """
-    rows = np.concatenate([corrected.rows_KL, prior.rows_KL])
-    scores = np.concatenate([corrected.log_probs(), prior.log_probs()])
-    order = np.argsort(-scores, kind="stable")
-    _, first = np.unique(rows[order], axis=0, return_index=True)
-    order = order[np.sort(first)]
-    return Beams(rows[order], scores[order])
+    both = Beams.joined([corrected, prior])
+    _, first = np.unique(both.leaf_K, return_index=True)
+    kept = np.sort(first)
+    return Beams(both.rows_KL[kept], both.scores_K[kept], both.leaf_K[kept])
 
 
 def _merge(found: Sequence[Beams]) -> Beams:
     """Beams of several spaces: each space's shares count equally."""
-    if len(found) == 1:
-        return found[0]
-    rows = np.concatenate([b.rows_KL for b in found])
-    scores = np.concatenate([b.log_probs() for b in found])
-    order = np.argsort(-scores, kind="stable")
-    return Beams(rows[order], scores[order])
+    return found[0] if len(found) == 1 else Beams.joined(found)

@@ -1,23 +1,29 @@
 """Candidates of queries from the store, with what each lane says about them.
 
-Two rounds: the lanes' candidates, then the scores that each candidate lacks.
-Shape legend: B queries, D vector width, W sentence width.
+Two rounds: the lanes' candidates, then the scores that each candidate lacks. Payloads are read of
+the hits alone: what ranks candidates is known beforehand, see `facts`.
+Shape legend: B queries, C candidates of one, U points of all, A points of one list, D vector width,
+W sentence width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cart_qdrant.index import qdrant
+from cart_qdrant.index.item_table import KeyArray, keys_of
 from cart_qdrant.index.library import Library
 from cart_qdrant.index.store import CAPTION, CAPTION_TEXTS, MEDIA
 from cart_qdrant.learn.beam import Beams
 from cart_qdrant.learn.fusion import SINGLE, Evidence
+from cart_qdrant.search.facts import FOREIGN_KIND, FactFinder, Facts
 from cart_qdrant.search.filters import merge_filters
 
 FloatArray = npt.NDArray[np.float32]
@@ -82,64 +88,77 @@ class Encoded:
 
 @dataclass(slots=True)
 class Pool:
-    """Candidates of one query: scores by point id, the numbers of each one's space and vertical,
-    hubness, file; and what is believed of the verticals."""
+    """Candidates of one query, in order of their ids; NaN where a lane says nothing.
+
+    Attributes:
+        belief_G: log pi of each vertical.
+        ids: Point ids, as the store has them.
+        key_C: The same, see `item_table.keys_of`.
+        facts: What is known of each whatever the query.
+        media_C: Cosine of query and media vector.
+        caption_C: Cosine of query and caption vector.
+        beam_C: Log of the share of the beam that names it.
+        words_C: BM25 of the captions.
+        looked_C: Whether its caption was compared already; it may have none.
+        found: Candidates (places among them) by the list that found them.
+    """
 
     belief_G: FloatArray
-    media: dict[str, float] = field(default_factory=dict)
-    caption: dict[str, float] = field(default_factory=dict)
-    beam: dict[str, float] = field(default_factory=dict)
-    space: dict[str, int] = field(default_factory=dict)
-    vertical: dict[str, int] = field(default_factory=dict)
-    hub: dict[str, float] = field(default_factory=dict)
-    caption_hub: dict[str, float] = field(default_factory=dict)
-    words: dict[str, float] = field(default_factory=dict)
-    path: dict[str, str] = field(default_factory=dict)
-    looked: set[str] = field(default_factory=set)
-    """Candidates whose captions were compared already; they may have none."""
-    found: dict[str, list[str]] = field(default_factory=dict)
-    """Candidates by the list that found them."""
+    ids: list[Any]
+    key_C: KeyArray
+    facts: Facts
+    media_C: FloatArray
+    caption_C: FloatArray
+    beam_C: FloatArray
+    words_C: FloatArray
+    looked_C: MaskArray
+    found: dict[str, IntArray]
+
+    @classmethod
+    def of(cls, belief_G: FloatArray, ids: list[Any], key_C: KeyArray, facts: Facts) -> Pool:
+        """Of candidates that no lane has said anything about yet."""
+        media, caption, beam, words = np.full((4, len(ids)), np.nan, np.float32)
+        looked = np.zeros(len(ids), bool)
+        return cls(belief_G, ids, key_C, facts, media, caption, beam, words, looked, {})
+
+    def places(self, found: qdrant.FoundIds) -> tuple[IntArray, FloatArray]:
+        """Places of points that are candidates, and their scores."""
+        scores = np.asarray(found.scores, np.float32)
+        if not self.ids or not found.ids:
+            return np.empty(0, np.intp), scores[:0]
+        key = keys_of(found.ids)
+        place = np.minimum(self.key_C.searchsorted(key), len(self.ids) - 1)
+        here = self.key_C[place] == key
+        return place[here], scores[here]
 
     def ranks(self) -> dict[str, dict[str, int]]:
         """Places of candidates, from 1, in each list that found them."""
         out: dict[str, dict[str, int]] = {}
-        for by, ids in self.found.items():
-            scores = self.scores(by)
-            order = sorted(ids, key=lambda one: -scores[one])
-            out[by] = {one: n for n, one in enumerate(order, start=1)}
+        for by, places in self.found.items():
+            order = places[np.argsort(-self.scores(by)[places], kind="stable")]
+            out[by] = {str(self.ids[c]): n for n, c in enumerate(order.tolist(), start=1)}
         return out
 
-    def scores(self, by: str) -> dict[str, float]:
-        """Scores of one list."""
+    def scores(self, by: str) -> FloatArray:
+        """Scores (C,) of one list."""
         return {
-            "beam": self.beam, "dense": self.media, "undescribed": self.media,
-            "caption": self.caption, "bm25": self.words,
+            "beam": self.beam_C, "dense": self.media_C, "undescribed": self.media_C,
+            "caption": self.caption_C, "bm25": self.words_C,
         }[by]  # fmt: skip
 
-    def belief_of(self, one: str) -> float | None:
+    def belief_of(self, place: int) -> float | None:
         """How likely the query is for media of a candidate's kind; None where kinds are not told
         apart."""
-        v = self.vertical.get(one)
-        return None if v is None or len(self.belief_G) < 2 else float(np.exp(self.belief_G[v]))
-
-    def files(self) -> IntArray:
-        """A number for the file of each candidate, in the order of `space`."""
-        number: dict[str, int] = {}
-        return np.asarray(
-            [number.setdefault(self.path[one], len(number)) for one in self.space], np.intp
-        )
+        if len(self.belief_G) < 2:
+            return None
+        return float(np.exp(self.belief_G[self.facts.vertical_C[place]]))
 
     def evidence(self) -> Evidence:
-        """Of the candidates, in the order of `space`; NaN where a lane says nothing."""
-
-        def column(scores: Mapping[str, float]) -> FloatArray:
-            return np.asarray([scores.get(one, np.nan) for one in self.space], np.float32)
-
+        """What the lanes say about the candidates."""
+        facts = self.facts
         return Evidence(
-            column(self.media), column(self.caption), column(self.beam),
-            np.asarray(list(self.space.values()), np.intp),
-            column(self.hub), column(self.caption_hub), column(self.words),
-            np.asarray(list(self.vertical.values()), np.intp), self.belief_G,
+            self.media_C, self.caption_C, self.beam_C, facts.space_C, facts.hub_C,
+            facts.caption_hub_C, self.words_C, facts.vertical_C, self.belief_G,
         )  # fmt: skip
 
 
@@ -150,12 +169,18 @@ class Collector:
         library: The index.
         verticals: Number of each modality's vertical.
         spaces: The spaces in the order of their numbers.
+        facts: Knows the items.
     """
 
     def __init__(
-        self, library: Library, verticals: Mapping[str, int], spaces: Sequence[str]
+        self,
+        library: Library,
+        verticals: Mapping[str, int],
+        spaces: Sequence[str],
+        facts: FactFinder,
     ) -> None:
         self._library, self._verticals, self._spaces = library, verticals, list(spaces)
+        self._facts = facts
         self._lists: dict[str, dict[int, list[str]]] = {}
         for modality, space in library.manifest.embedder.spaces.items():
             of = self._lists.setdefault(space, {})
@@ -189,8 +214,7 @@ class Collector:
             lanes: Which lanes may answer; the generative one alone takes what beams name.
             filter: Condition on the payload that all candidates meet.
         """
-        pools = [Pool(belief_G) for belief_G in encoded.belief_BG]
-        requests: list[qdrant.AnyQuery] = []
+        requests: list[qdrant.QueryRequest] = []
         owners: list[tuple[int, str]] = []
         wanted = {by for lane in lanes for by in LISTS[lane]}
         if len(lanes) > 1:
@@ -199,7 +223,7 @@ class Collector:
         nearest = {"dense": filter} if "dense" in wanted else {}
         if "undescribed" in wanted and self._partly and encoded.is_text:
             nearest["undescribed"] = merge_filters(qdrant.Filter(must_not=[DESCRIBED]), filter)
-        for b in range(len(pools)):
+        for b in range(len(encoded.texts)):
             if len(encoded.beams[b].scores_K):
                 named = self._named(encoded.beams[b], filter)
                 requests.append(self._beam_request(encoded, b, named, limit))
@@ -207,35 +231,110 @@ class Collector:
                 if captions:
                     limit_K = len(encoded.beams[b].scores_K)
                     x_W = encoded.caption_BW[b]
-                    requests.append(_nearest(x_W, CAPTION, named, limit_K, False, exact=True))
+                    requests.append(_nearest(x_W, CAPTION, named, limit_K, exact=True))
                     owners.append((b, CAPTIONS_OF_BEAMS))
             for by, only in nearest.items():
                 for space, q_BD in encoded.media.items():
                     for within in self._lists_of(space, only):
-                        requests.append(_nearest(q_BD[b], MEDIA, within, limit, self._payload))
+                        requests.append(_nearest(q_BD[b], MEDIA, within, limit))
                         owners.append((b, by))
             if "caption" in wanted:
                 x_W = encoded.caption_BW[b]
-                requests.append(_nearest(x_W, CAPTION, filter, limit, self._payload))
+                requests.append(_nearest(x_W, CAPTION, filter, limit))
                 owners.append((b, "caption"))
             if "bm25" in wanted:
                 requests.append(
                     qdrant.QueryRequest(
                         query=qdrant.TextQuery(text=encoded.texts[b]), using=CAPTION_TEXTS,
-                        filter=filter, limit=limit, with_payload=self._payload,
+                        filter=filter, limit=limit,
                     )
                 )  # fmt: skip
                 owners.append((b, "bm25"))
-        answers = self._library.store.query_batch(requests) if requests else []
-        for (b, by), points in zip(owners, answers, strict=True):
-            if by == CAPTIONS_OF_BEAMS:
-                pools[b].caption.update((str(point.id), point.score) for point in points)
-                pools[b].looked.update(pools[b].beam)
-            else:
-                self._add(pools[b], by, points, encoded, b)
+        answers = self._library.store.query_ids(requests) if requests else []
+        lists: list[list[tuple[str, qdrant.FoundIds]]] = [[] for _ in encoded.texts]
+        for (b, by), answer in zip(owners, answers, strict=True):
+            lists[b].append((by, answer))
+        pools = self._pools(encoded, lists)
         if not set(lanes) <= {*SINGLE, "rrf"}:
             self._complete(pools, encoded, captions=captions)
         return pools
+
+    def _pools(
+        self, encoded: Encoded, lists: Sequence[Sequence[tuple[str, qdrant.FoundIds]]]
+    ) -> list[Pool]:
+        """The candidates of each query, from its lists."""
+        flat = [
+            (b, by, found)
+            for b, mine in enumerate(lists)
+            for by, found in mine
+            if by != CAPTIONS_OF_BEAMS
+        ]
+        ids = [one for _, _, found in flat for one in found.ids]
+        # What is known of a point is looked up once, whichever queries and lists it is in.
+        key_U, first_U, point_A = np.unique(keys_of(ids), return_index=True, return_inverse=True)
+        id_U = [ids[n] for n in first_U.tolist()]
+        ends = np.cumsum([0, *(len(found.ids) for _, _, found in flat)])
+        points = [point_A[begin:end] for begin, end in pairwise(ends)]
+        beams = [
+            (encoded.beams[b], points_A)
+            for (b, by, _), points_A in zip(flat, points, strict=True)
+            if by == "beam"
+        ]
+        facts, shares = self._facts.of(id_U, key_U, beams)
+        share_of = iter(shares)
+        pools: list[Pool] = []
+        for b, mine in enumerate(lists):
+            own = [
+                (by, found, points_A)
+                for (owner, by, found), points_A in zip(flat, points, strict=True)
+                if owner == b
+            ]
+            some = np.unique(np.concatenate([np.empty(0, np.intp), *(p for _, _, p in own)]))
+            some = some[facts.space_C[some] != FOREIGN_KIND]
+            pool = Pool.of(
+                encoded.belief_BG[b], [id_U[n] for n in some.tolist()], key_U[some],
+                facts.take(some),
+            )  # fmt: skip
+            pools.append(pool)
+            for by, found, points_A in own:
+                scores = np.asarray(found.scores, np.float32)
+                self._add(pool, by, some, points_A, scores, share_of, encoded)
+            for by, found in mine:
+                if by == CAPTIONS_OF_BEAMS:
+                    place, scores = pool.places(found)
+                    pool.caption_C[place] = scores
+                    pool.looked_C |= ~np.isnan(pool.beam_C)
+        return pools
+
+    def _add(
+        self,
+        pool: Pool,
+        by: str,
+        some: IntArray,
+        points_A: IntArray,
+        scores_A: FloatArray,
+        share_of: Iterator[FloatArray],
+        encoded: Encoded,
+    ) -> None:
+        """What one list says.
+
+        Args:
+            some: Points that are the candidates.
+            points_A: Points of the list.
+            share_of: Gives the shares of beams of the next list that names points by them.
+        """
+        share_A = next(share_of) if by == "beam" else scores_A
+        place = some.searchsorted(points_A)
+        here = place < len(some)
+        here[here] = some[place[here]] == points_A[here]
+        here &= ~np.isnan(share_A)  # identifiers that changed meanwhile
+        place = place[here]
+        pool.scores(by)[place] = share_A[here]
+        if by == "beam" and self._scores_named(encoded):
+            pool.media_C[place] = scores_A[here]
+        pool.found[by] = np.concatenate([pool.found[by], place]) if by in pool.found else place
+        if by == "undescribed":
+            pool.looked_C[place] = True
 
     def _named(self, beams: Beams, filter: qdrant.AnyFilter | None) -> qdrant.AnyFilter | None:
         """Holds for the points that beams name."""
@@ -246,14 +345,11 @@ class Collector:
     def _beam_request(
         self, encoded: Encoded, b: int, named: qdrant.AnyFilter | None, limit: int
     ) -> qdrant.QueryRequest:
-        """Points that beams name; the nearest of them, where cosines come along: reading their
-        payloads takes most of the time."""
-        payload = [*self._payload, f"{self._field}.id"]
+        """Points that beams name; the nearest of them, where cosines come along."""
         if self._scores_named(encoded):
             (q_BD,) = encoded.media.values()
-            return _nearest(q_BD[b], MEDIA, named, limit, payload, exact=True)
-        count = len(encoded.beams[b].scores_K)
-        return qdrant.QueryRequest(filter=named, limit=count, with_payload=payload)
+            return _nearest(q_BD[b], MEDIA, named, limit, exact=True)
+        return qdrant.QueryRequest(filter=named, limit=len(encoded.beams[b].scores_K))
 
     def _scores_named(self, encoded: Encoded) -> bool:
         """Whether what beams name comes with its cosine, which saves asking again: where all items
@@ -261,67 +357,33 @@ class Collector:
         return len(encoded.media) == len(self._spaces) == 1
 
     @property
-    def _payload(self) -> list[str]:
-        """What is read of each candidate."""
-        return ["modality", "path", f"{self._field}.hub"]
-
-    @property
     def _field(self) -> str:
         info = self._library.manifest.identifiers
         return info.field if info is not None else "cart"
 
-    def _add(
-        self, pool: Pool, by: str, points: Sequence[qdrant.AnyHit], encoded: Encoded, b: int
-    ) -> None:
-        """Candidates with their scores."""
-        scores, scored = pool.scores(by), self._scores_named(encoded)
-        share: dict[str, float] = {}
-        if by == "beam":
-            beams = encoded.beams[b]
-            share = dict(zip(beams.ids(), beams.log_probs().tolist(), strict=True))
-        for point in points:
-            payload, one = point.payload or {}, str(point.id)
-            modality = payload.get("modality", "")
-            space = self._library.space(modality)
-            if space is None:
-                continue
-            pool.vertical[one] = self._verticals[modality]
-            pool.space[one] = self._spaces.index(space) if space in self._spaces else -1
-            pool.path[one] = payload.get("path", one)
-            cart = payload.get(self._field, {})
-            hub = cart.get("hub", {})
-            pool.hub[one] = hub.get("media", np.nan)
-            pool.caption_hub[one] = hub.get("caption", np.nan)
-            scores[one] = share[cart["id"]] if by == "beam" else point.score
-            if by == "beam" and scored:
-                pool.media[one] = point.score
-            pool.found.setdefault(by, []).append(one)
-            if by == "undescribed":
-                pool.looked.add(one)
-
     def _complete(self, pools: Sequence[Pool], encoded: Encoded, *, captions: bool) -> None:
         """A second round: the scores that a candidate's own lane did not give."""
-        requests: list[qdrant.AnyQuery] = []
-        owners: list[dict[str, float]] = []
+        requests: list[qdrant.QueryRequest] = []
+        owners: list[tuple[Pool, FloatArray]] = []
 
-        def ask(scores: dict[str, float], ids: list[str], using: str, vector: FloatArray) -> None:
-            missing = [one for one in ids if one not in scores]
+        def ask(pool: Pool, scores_C: FloatArray, of: MaskArray, using: str, x: FloatArray) -> None:
+            missing = np.flatnonzero(of & np.isnan(scores_C)).tolist()
             if missing:
-                only = qdrant.Filter(must=[qdrant.HasIdCondition(has_id=list(missing))])
-                requests.append(_nearest(vector, using, only, len(missing), False, exact=True))
-                owners.append(scores)
+                some = qdrant.HasIdCondition(has_id=[pool.ids[c] for c in missing])
+                only = qdrant.Filter(must=[some])
+                requests.append(_nearest(x, using, only, len(missing), exact=True))
+                owners.append((pool, scores_C))
 
         for b, pool in enumerate(pools):
             for space, q_BD in encoded.media.items():
-                number = self._spaces.index(space)
-                ids = [one for one, n in pool.space.items() if n == number]
-                ask(pool.media, ids, MEDIA, q_BD[b])
+                here = pool.facts.space_C == self._spaces.index(space)
+                ask(pool, pool.media_C, here, MEDIA, q_BD[b])
             if captions:
-                rest = [one for one in pool.space if one not in pool.looked]
-                ask(pool.caption, rest, CAPTION, encoded.caption_BW[b])
-        answers = self._library.store.query_batch(requests) if requests else []
-        for scores, points in zip(owners, answers, strict=True):
-            scores.update({str(point.id): point.score for point in points})
+                ask(pool, pool.caption_C, ~pool.looked_C, CAPTION, encoded.caption_BW[b])
+        answers = self._library.store.query_ids(requests) if requests else []
+        for (pool, scores_C), found in zip(owners, answers, strict=True):
+            place, scores = pool.places(found)
+            scores_C[place] = scores
 
 
 def _nearest(
@@ -329,11 +391,10 @@ def _nearest(
     using: str,
     filter: qdrant.AnyFilter | None,
     limit: int,
-    payload: list[str] | bool,
     *,
     exact: bool = False,
 ) -> qdrant.QueryRequest:
     return qdrant.QueryRequest(
-        query=vector.tolist(), using=using, filter=filter, limit=limit, with_payload=payload,
+        query=vector, using=using, filter=filter, limit=limit,
         params=qdrant.SearchParams(exact=True) if exact else None,
     )  # fmt: skip

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from cart_qdrant.errors import MismatchError, UsageError
 from cart_qdrant.index import qdrant
 from cart_qdrant.index.embedders import text_encoder_folder
-from cart_qdrant.index.identify import load_codec, load_trie
+from cart_qdrant.index.identify import load_codec, load_table, load_trie
 from cart_qdrant.index.library import TEXT_DIM, Library
 from cart_qdrant.index.shared import local_folder, media_folder
 from cart_qdrant.learn.beam import Beams
@@ -36,6 +36,7 @@ from cart_qdrant.learn.verticals import Verticals
 from cart_qdrant.records import Hit, Item, Modality
 from cart_qdrant.search.candidates import DESCRIBED, POOL, Collector, Encoded, Pool
 from cart_qdrant.search.explain import Explainer
+from cart_qdrant.search.facts import FactFinder
 from cart_qdrant.search.filters import merge_filters
 from cart_qdrant.search.items import find_item
 from cart_qdrant.search.matched import best_caption, moment_of, words_of
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from cart_qdrant.search.describe import Description
 
 FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.intp]
 Lane = Literal["auto", "generative", "dense", "fused", "caption", "bm25", "rrf"]
 
 LANES: tuple[Lane, ...] = ("auto", "generative", "dense", "fused", "caption", "bm25", "rrf")
@@ -86,13 +88,24 @@ class _Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class _Scored:
-    """A candidate that a lane has scored."""
+class _Ranked:
+    """Candidates that may be hits, best first.
 
-    id: str
-    path: str
-    score: float
-    confidence: float | None
+    Attributes:
+        pool: All candidates.
+        order: Places of these among them; of each file the best, where files answer.
+        score_C: Scores of all.
+        sure_C: Confidence of all, where it is known.
+    """
+
+    pool: Pool
+    order: IntArray
+    score_C: FloatArray
+    sure_C: FloatArray | None
+
+    def ids(self, places: IntArray) -> list[str]:
+        """Point ids."""
+        return [str(self.pool.ids[c]) for c in places.tolist()]
 
 
 class Retriever:
@@ -135,7 +148,9 @@ class Retriever:
             if self._model is not None
             else Verticals.single(list(manifest.embedder.spaces), TEXT_DIM)
         )
-        self._collector = Collector(library, self._verticals.of, self._calibration.spaces)
+        of, spaces = self._verticals.of, self._calibration.spaces
+        facts = FactFinder(library, self._trie, load_table(library), of, spaces)
+        self._collector = Collector(library, of, spaces, facts)
         self._explainer = Explainer(
             library, self._trie, self._codec, self._model, self._calibration, self._gains
         )
@@ -322,12 +337,9 @@ class Retriever:
         only = merge_filters(wanted.filter, self._without(mixed, wanted.group_by))
         lanes = ["generative" if lane == "generative" else "dense"]
         (pool,) = self._collector.collect(encoded, limit=max(POOL, 5 * k), lanes=lanes, filter=only)
-        ranked = [
-            _Scored(one, pool.path[one], score, None)
-            for one, score in pool.media.items()
-            if lane != "generative" or one in pool.beam
-        ]
-        ranked.sort(key=lambda one: -one.score)
+        allowed = ~np.isnan(pool.media_C if lane != "generative" else pool.beam_C + pool.media_C)
+        order = np.argsort(-pool.media_C, kind="stable")
+        ranked = _answers(pool, order[allowed[order]], pool.media_C, None, wanted)
         (hits,) = self._hits([query.words], [ranked], wanted)
         if wanted.explain:
             hits = self._explained(hits, pool, encoded)
@@ -352,7 +364,7 @@ class Retriever:
 
     def _named(self, media: Mapping[str, FloatArray], wanted: _Wanted) -> list[Beams]:
         """Beams of vectors: the generator reads them as it reads an item's own."""
-        empty = [Beams(np.empty((0, 1), np.int32), np.empty(0, np.float32))]
+        empty = [Beams.none()]
         if self._trie is None or self._codec is None:
             return empty
         calibration = self._calibration
@@ -461,7 +473,7 @@ class Retriever:
             }  # fmt: skip
             taps, mask = found.taps, found.mask_BS
         middle = time.perf_counter()
-        decoded = [Beams(np.empty((0, 1), np.int32), np.empty(0, np.float32))] * len(queries)
+        decoded = [Beams.none()] * len(queries)
         if beams and self._trie is not None and self._codec is not None and reached:
             decoded = decode(
                 self._trie, self._codec, reached, scale=calibration.scale, width=calibration.beams,
@@ -494,41 +506,37 @@ class Retriever:
             found = {space: embedder.embed_text(queries, space) for space in self._spaces}
         return {space: x for space, x in found.items() if x is not None}
 
-    def _rank(self, pool: Pool, wanted: _Wanted) -> tuple[str, list[_Scored]]:
+    def _rank(self, pool: Pool, wanted: _Wanted) -> tuple[str, _Ranked]:
         """The lane that answers, and its candidates, best first."""
-        lane = wanted.lane
-        ids, evidence, calibration = list(pool.space), pool.evidence(), self._calibration
+        lane, calibration = wanted.lane, self._calibration
+        evidence = pool.evidence()
         chosen = calibration.route(evidence) if lane == "auto" else lane
-        if not ids:
-            return chosen, []
+        if not pool.ids:
+            none = np.empty(0, np.float32)
+            return chosen, _Ranked(pool, np.empty(0, np.intp), none, none)
         # What no beam names is no answer of the generative lane; `auto` fills up with it.
         order, scores = calibration.order(chosen, evidence, fill=lane == "auto")
-        files = pool.files() if wanted.group_by == "file" else None
+        files = None
+        if wanted.group_by == "file" and lane in CONFIDENT:
+            files = np.unique(pool.facts.file_C, return_inverse=True)[1]
         sure = calibration.confidences(evidence, files) if lane in CONFIDENT else None
-        return chosen, [
-            _Scored(
-                ids[n],
-                pool.path[ids[n]],
-                float(scores[n]),
-                None if sure is None else float(sure[n]),
-            )
-            for n in order
-        ]
+        return chosen, _answers(pool, order, scores, sure, wanted)
 
     def _hits(
-        self, texts: Sequence[str], ranked: list[list[_Scored]], wanted: _Wanted
+        self, texts: Sequence[str], ranked: list[_Ranked], wanted: _Wanted
     ) -> list[list[Hit]]:
-        """Payloads of the best, of each file its best when asked."""
+        """Payloads of the best."""
         k = wanted.k
-        ranked = [_answers(rows, wanted) for rows in ranked]
-        payloads = self._payloads({one.id for rows in ranked for one in rows[:k]})
+        best = [rows.ids(rows.order[:k]) for rows in ranked]
+        payloads = self._payloads({one for ids in best for one in ids})
         out: list[list[Hit]] = []
-        for text, rows in zip(texts, ranked, strict=True):
+        for text, ids, rows in zip(texts, best, ranked, strict=True):
             words = words_of(text)
-            found = self._take(rows, payloads, k, words)
-            if len(found) < min(k, len(rows)):  # some were deleted meanwhile
-                payloads |= self._payloads({one.id for one in rows[k:]})
-                found = self._take(rows, payloads, k, words)
+            found = self._take(rows, ids, payloads, k, words)
+            if len(found) < min(k, len(rows.order)):  # some were deleted meanwhile
+                ids += rows.ids(rows.order[k:])
+                payloads |= self._payloads(set(ids[k:]))
+                found = self._take(rows, ids, payloads, k, words)
             out.append(found)
         return out
 
@@ -538,27 +546,30 @@ class Retriever:
 
     def _take(
         self,
-        rows: list[_Scored],
+        rows: _Ranked,
+        ids: Sequence[str],
         payloads: Mapping[str, dict[str, Any]],
         k: int,
         words: frozenset[str],
     ) -> list[Hit]:
+        """The first `k` of ranked points whose payload is there."""
         info = self._library.manifest.identifiers
         hits: list[Hit] = []
-        for one in rows:
-            payload = payloads.get(one.id)
+        for id, place in zip(ids, rows.order.tolist(), strict=False):
+            payload = payloads.get(id)
             if payload is None:
                 continue
             caption = best_caption(payload.get("captions") or [], words)
             cart = payload.get(info.field) if info is not None else None
             hits.append(
                 Hit(
-                    rank=len(hits) + 1, id=one.id, path=payload["path"],
+                    rank=len(hits) + 1, id=id, path=payload["path"],
                     modality=Modality(payload["modality"]), start=float(payload["start"]),
-                    end=float(payload["end"]), score=one.score, lane="",
+                    end=float(payload["end"]), score=float(rows.score_C[place]), lane="",
                     identifier=cart["id"] if cart else None,
                     caption=caption["text"] if caption else None, payload=payload,
-                    confidence=one.confidence, moment=moment_of(caption, words),
+                    confidence=None if rows.sure_C is None else float(rows.sure_C[place]),
+                    moment=moment_of(caption, words),
                 )
             )  # fmt: skip
             if len(hits) == k:
@@ -582,12 +593,13 @@ class Retriever:
         self.close()
 
 
-def _answers(rows: Sequence[_Scored], wanted: _Wanted) -> list[_Scored]:
+def _answers(
+    pool: Pool, order: IntArray, score_C: FloatArray, sure_C: FloatArray | None, wanted: _Wanted
+) -> _Ranked:
     """Candidates that are sure enough; of each file the best, where files answer."""
-    sure = [one for one in rows if (one.confidence or 0.0) >= wanted.min_confidence]
-    if wanted.group_by == "none":
-        return sure
-    first: dict[str, _Scored] = {}
-    for one in sure:
-        first.setdefault(one.path, one)
-    return list(first.values())
+    if wanted.min_confidence and sure_C is not None:
+        order = order[sure_C[order] >= wanted.min_confidence]
+    if wanted.group_by == "file":
+        _, first = np.unique(pool.facts.file_C[order], return_index=True)
+        order = order[np.sort(first)]
+    return _Ranked(pool, order, score_C, sure_C)

@@ -90,15 +90,17 @@ class Explainer:
             matched = self._matched(hits, encoded.caption_BW[0])
         paths = self._paths(hits, encoded)
         ranks = pool.ranks()
+        place_of = {str(id): place for place, id in enumerate(pool.ids)}
         out: list[dict[str, Any]] = []
         for hit, found, steps in zip(hits, matched, paths, strict=True):
+            place = place_of[hit.id]
             out.append(
                 {
                     "rank_in": {name: of[hit.id] for name, of in ranks.items() if hit.id in of},
-                    "cosine": _rounded(pool.media.get(hit.id)),
-                    "caption_cosine": _rounded(pool.caption.get(hit.id)),
-                    "hubness": _rounded(pool.hub.get(hit.id)),
-                    "belief": _rounded(pool.belief_of(hit.id)) if encoded.is_text else None,
+                    "cosine": _rounded(pool.media_C[place]),
+                    "caption_cosine": _rounded(pool.caption_C[place]),
+                    "hubness": _rounded(pool.facts.hub_C[place]),
+                    "belief": _rounded(pool.belief_of(place)) if encoded.is_text else None,
                     "matched_caption": found,
                     "path": [step.to_json() for step in steps],
                 }

@@ -117,6 +117,7 @@ def diagnose(library: Library) -> Diagnosis:
     if manifest.identifiers is not None:
         parts["books"] = manifest.identifiers.books
         parts["trie"] = manifest.identifiers.trie
+        parts["items"] = manifest.identifiers.items
     if manifest.generator is not None:
         parts["generator"] = manifest.generator.folder
     broken: dict[str, str] = {}
@@ -126,14 +127,14 @@ def diagnose(library: Library) -> Diagnosis:
                 library.folder.path(part, anew=True)
         except MismatchError as error:
             broken[name] = error.what
-    health = None if {"books", "trie"} & broken.keys() else check(library)
+    health = None if "books" in broken else check(library)
     signs = [] if manifest.generator is None else read_signs(manifest.generator.summary)
     return Diagnosis(health, broken, signs)
 
 
 def mend(library: Library, found: Diagnosis, reporter: Reporter) -> None:
     """Renew what can be made from the stored vectors; says what cannot."""
-    from cart_qdrant.index.identify import renew
+    from cart_qdrant.index.identify import assign_new, renew
 
     if "statistics" in found.broken:
         reporter.say(
@@ -146,11 +147,14 @@ def mend(library: Library, found: Diagnosis, reporter: Reporter) -> None:
         )
         reporter.say("The texts that the embedder knows are kept anew by the next `cartq ingest`.")
     trained = library.manifest.generator is not None
-    if {"books", "trie"} & found.broken.keys() or (found.health and not found.health.passed):
+    if "generator" in found.broken:
+        library.put(replace(library.manifest, generator=None))
+    if {"trie", "items"} & found.broken.keys() and "books" not in found.broken:
+        reporter.phase("reading identifiers", None)
+        assign_new(library)
+    if "books" in found.broken or (found.health and not found.health.passed):
         reporter.phase("renewing identifiers", None)
         renew(library)
-    elif "generator" in found.broken:
-        library.put(replace(library.manifest, generator=None))
     if trained and library.manifest.generator is None:
         reporter.say("The generator does not fit any more: run `cartq train`.")
 

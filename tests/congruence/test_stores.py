@@ -343,6 +343,10 @@ class TwoStores(RuleBasedStateMachine):
         for a, b, request in zip(one, two, batch, strict=True):
             cut = len(a) == request.limit or bool(request.offset)
             assert_same_hits(a, b, cut=cut)
+        for store, answers in ((self.edge, one), (self.local, two)):
+            for found, hits in zip(store.query_ids(batch), answers, strict=True):
+                assert list(map(str, found.ids)) == [str(hit.id) for hit in hits]
+                assert found.scores == [hit.score for hit in hits]
 
     @rule(query=st.lists(st.sampled_from([*WORDS, "bird"]), min_size=1, max_size=3))
     def query_text(self, query: list[str]) -> None:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cart_qdrant.errors import IndexMissingError, MismatchError, UsageError
+from cart_qdrant.index.identify import load_table, load_trie
+from cart_qdrant.index.item_table import KINDS, ItemTable, keys_of
 from cart_qdrant.index.library import Library
+from cart_qdrant.learn.beam import Beams
+from cart_qdrant.persistence import Artifact, file_hash
 from cart_qdrant.search.engine import LANES, Retriever
 from cart_qdrant.search.evaluate import EvalQuery, evaluate, load_queries
+from cart_qdrant.search.facts import FactFinder
 from cart_qdrant.search.filters import parse_filter
 
 
@@ -66,6 +73,65 @@ def test_every_lane_answers_after_training(trained: Path, lane) -> None:
     scores = [hit.score for hit in result.hits]
     assert scores == sorted(scores, reverse=True)
     assert [h.id for h in again[1].hits] == [h.id for h in result.hits]
+
+
+def keep_of_table(root: Path, change: Callable[[ItemTable], ItemTable] | None) -> None:
+    """Put another table of items in force, or none."""
+    with Library.open(root) as library:
+        info, table = library.manifest.identifiers, load_table(library)
+        assert info is not None and table is not None
+        items = None
+        if change is not None:
+            path = root / "items-changed.safetensors"
+            change(table).save(path)
+            items = Artifact(path.name, file_hash(path))
+        library.put(replace(library.manifest, identifiers=replace(info, items=items)))
+
+
+def every_second(table: ItemTable) -> ItemTable:
+    """As if half of the points had come since it was written."""
+    return ItemTable(
+        table.key_N[::2].copy(), table.leaf_N[::2].copy(), table.kind_N[::2].copy(),
+        table.file_N[::2].copy(), table.caption_hub_N[::2].copy(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [None, every_second])
+def test_what_the_table_lacks_is_read_from_payloads(
+    trained: Path, tmp_path: Path, change: Callable[[ItemTable], ItemTable] | None
+) -> None:
+    root = tmp_path / ".cartq"
+    shutil.copytree(trained, root)
+    keep_of_table(root, change)
+    texts = ["a dog on a surfboard", "something else"]
+    for lane in LANES:
+        answers = []
+        for where in (trained, root):
+            with Retriever.open(where) as retriever:
+                found = retriever.search_many(texts, k=8, lane=lane, explain=True)
+            answers.append([[(h.id, h.confidence, h.why) for h in one.hits] for one in found])
+        assert answers[0] == answers[1], lane
+
+
+def test_a_point_that_got_another_identifier_is_known_by_its_payload(trained: Path) -> None:
+    with Library.open(trained) as library:
+        info, trie, table = library.manifest.identifiers, load_trie(library), load_table(library)
+        assert info is not None and trie is not None and table is not None
+        one, other = list(library.store.scroll())[:2]
+        ids = [str(one.id), str(other.id)]
+        key = keys_of(ids)
+        row = table.rows(key)
+        old = table.leaf_N.copy()
+        old[row[0]] = table.leaf_N[row[1]]  # the first had that of the second
+        leaf = table.leaf_N[row[:1]]
+        named = Beams(trie.rows()[leaf], np.zeros(1, np.float32), leaf)
+        spaces = sorted(set(library.manifest.embedder.spaces.values()))
+        for known in (table, replace(table, leaf_N=old)):
+            finder = FactFinder(library, trie, known, dict.fromkeys(KINDS, 0), spaces)
+            facts, (share,) = finder.of(ids, key, [(named, np.asarray([0, 1]))])
+            assert share[0] == 0 and np.isnan(share[1])
+            carts = [(r.payload or {})[info.field] for r in (one, other)]
+            assert facts.hub_C.tolist() == pytest.approx([c["hub"]["media"] for c in carts])
 
 
 def test_training_flips_to_new_identifiers(small_index: Path, trained: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from qdrant_client import models
 
+from cart_qdrant.errors import MismatchError
 from cart_qdrant.index import rows
 from cart_qdrant.index.identifiers import Counters
 from cart_qdrant.index.identify import (
@@ -18,7 +19,9 @@ from cart_qdrant.index.identify import (
     assign_new,
     check,
     encode,
+    is_named,
     load_codec,
+    load_table,
     load_trie,
     prepare,
     read_vectors,
@@ -26,6 +29,7 @@ from cart_qdrant.index.identify import (
     renew,
     write_identifiers,
 )
+from cart_qdrant.index.item_table import KINDS, file_number, keys_of
 from cart_qdrant.index.library import QUERYBANK, Library
 from cart_qdrant.index.querybank import Querybank
 from cart_qdrant.persistence import Artifact, GeneratorInfo, folder_hash
@@ -65,6 +69,17 @@ def assert_in_step(library: Library) -> None:
     stored = sorted([*one.codes, one.u] for one in names(library))
     assert trie.rows().tolist() == stored and info.count == len(stored)
     assert len({tuple(row) for row in stored}) == len(stored)
+    # What the table says of each point is what its payload says.
+    table, records = load_table(library), list(library.store.scroll(is_named(info.field)))
+    assert table is not None and len(table) == len(records)
+    for record, row in zip(records, table.rows(keys_of([r.id for r in records])), strict=True):
+        payload = record.payload or {}
+        cart = payload[info.field]
+        assert trie.rows()[table.leaf_N[row]].tolist() == [*cart["codes"], cart["u"]]
+        assert KINDS[table.kind_N[row]] == payload["modality"]
+        assert table.file_N[row] == file_number(payload["path"])
+        wanted = cart.get("hub", {}).get("caption", np.nan)
+        assert table.caption_hub_N[row] == pytest.approx(wanted, nan_ok=True)
 
 
 @pytest.fixture
@@ -84,6 +99,15 @@ def test_vectors_come_back_in_order_of_id(library: Library) -> None:
         if i in by_id:
             np.testing.assert_allclose(row, by_id[i], atol=1e-6)
     assert {s: len(v) for s, v in found.by_space().items()} == {"visual": 30, "audio": 3}
+
+
+def test_a_tree_of_another_size_is_refused(library: Library) -> None:
+    add(library, vectors(30))
+    info = renew(library)
+    assert info is not None
+    library.put(replace(library.manifest, identifiers=replace(info, count=29)))
+    with pytest.raises(MismatchError, match="holds 30 identifiers, but the manifest says 29"):
+        load_trie(library)
 
 
 def test_vectors_in_a_file_are_named_as_those_in_memory(

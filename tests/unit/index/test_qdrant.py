@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import numpy as np
 from qdrant_client import models
 
 from cart_qdrant.index import qdrant
@@ -23,7 +24,7 @@ def test_a_request_becomes_the_clients() -> None:
         must_not=[qdrant.IsEmptyCondition(is_empty=qdrant.PayloadField(key="b"))],
     )
     asked = qdrant.QueryRequest(
-        query=[1.0, 0.0], using="media", filter=only, limit=3,
+        query=np.asarray([1.0, 0.0], np.float32), using="media", filter=only, limit=3,
         params=qdrant.SearchParams(exact=True, acorn=qdrant.AcornSearchParams(enable=True)),
         with_payload=["path"],
     )  # fmt: skip

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import qdrant_edge as edge
 from qdrant_client import models
 
 from cart_qdrant.errors import ConfigError, MismatchError, StoreError, VectorError
@@ -64,6 +65,33 @@ def test_opening_is_lazy(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(StoreError, match="no collection at"):
         store.count()
+
+
+def test_payload_indexes_of_an_older_version_are_made_anew(
+    store: EdgeStore, tmp_path: Path
+) -> None:
+    """They were loaded at each opening; those of a killed run are missing."""
+    store.create_keyword_index("old")
+    store.create_keyword_index("gone")
+    store.upsert([point(0, old="a", gone="b")])
+    store.close()
+    update = edge.UpdateOperation
+    shard = edge.EdgeShard.load(str(tmp_path / "store"))
+    shard.update(update.delete_field_index("old"))
+    shard.update(update.create_field_index("old", edge.PayloadSchemaType.Keyword))
+    shard.update(update.delete_field_index("gone"))
+    shard.flush()
+    shard.close()
+    store = EdgeStore(tmp_path / "store")
+    store.create(CollectionSpec(vectors={MEDIA: 4}, keywords=("old", "gone")))
+    assert store.count(where("old", "a")) == store.count(where("gone", "b")) == 1
+    store.close()
+    shard = edge.EdgeShard.load(str(tmp_path / "store"))
+    schema = shard.info().payload_schema
+    for field in ("old", "gone"):
+        params = schema[field].params
+        assert params is not None and params.memory == edge.Memory.Cold
+    shard.close()
 
 
 def test_create_twice_changes_nothing_and_adds_indexes(store: EdgeStore, tmp_path: Path) -> None:

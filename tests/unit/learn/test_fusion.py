@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,11 @@ def searched(x_ND: FloatArray, rows_NL: npt.NDArray[np.int32]) -> Items:
     n = len(x_ND)
     unknown = np.full(n, np.nan, np.float32)
     return Items(x_ND, np.zeros(n, np.intp), rows_NL, np.arange(n), unknown, np.zeros(n, np.intp))
+
+
+def beams_of(rows_KL: Any) -> Beams:
+    """Identifiers of equal score."""
+    return Beams(rows_KL, np.zeros(len(rows_KL), np.float32), np.arange(len(rows_KL)))
 
 
 def evidence(
@@ -216,7 +222,7 @@ def test_a_seldom_asked_space_is_weighed_as_the_most_asked_one() -> None:
     belief = np.log(np.where(sound[asked][:, None], [[0.2, 0.8]], [[0.8, 0.2]])).astype(np.float32)
     held = HeldOut(
         asked, {"visual": q, "audio": 0.1 * q}, np.zeros((len(asked), 4), np.float32),
-        [Beams(rows[:1], np.zeros(1, np.float32))] * len(asked), np.zeros((n, 4), np.float32),
+        [beams_of(rows[:1])] * len(asked), np.zeros((n, 4), np.float32),
         np.zeros(n, bool), unknown, belief,
     )  # fmt: skip
     found = calibrate({"new": held}, items, untrained(["visual", "audio"], 1, False))
@@ -245,7 +251,7 @@ def test_routed_is_never_worse_than_dense_on_held_out_queries() -> None:
         text = rng.normal(size=(80, w)).astype(np.float32)
         if known:
             text = captions[items] + 0.5 * rng.normal(size=(80, w)).astype(np.float32)
-        beams = [Beams(rows[:3], np.zeros(3, np.float32))] * 80
+        beams = [beams_of(rows[:3])] * 80
         # Held-out items have no caption that is known; some others have none either.
         has = np.ones(n, bool)
         if not known:
@@ -286,7 +292,7 @@ def test_a_few_held_out_queries_do_not_choose_a_routing() -> None:
     has = np.arange(n) >= 10
     captions = np.where(has[:, None], rng.normal(size=(n, 6)), 0).astype(np.float32)
     text = rng.normal(size=(10, 6)).astype(np.float32)
-    beams = [Beams(rows[i : i + 1], np.zeros(1, np.float32)) for i in items]
+    beams = [beams_of(rows[i : i + 1]) for i in items]
     hub, sure = np.zeros(n, np.float32), np.zeros((10, 1), np.float32)
     held = HeldOut(items, {"s": x[items]}, text, beams, captions, has, hub, sure)
     base = untrained(["s"], 1, captions=True)
