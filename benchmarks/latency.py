@@ -13,14 +13,16 @@ learned other identifiers. Queries are real texts, asked one by one in a warm pr
 - a text tower of ImageBind's size (24 layers of 1024, 77 tokens; random weights, since time does
   not depend on them) before the same graph.
 
-Then `cartq search` as a whole process, answers of `search_many` per second, and memory. Prints
-Markdown tables; `--json FILE` keeps the numbers for `plots.py`.
+Then `cartq search` as a whole process, answers of `search_many` a second, and memory: of processes
+that have answered twenty queries each, what they own and what they have mapped of files. Prints a
+Markdown table; `--json FILE` keeps the numbers for `plots.py`, `--work FOLDER` the indexes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -37,12 +39,13 @@ import numpy.typing as npt
 from qdrant_client import models
 from scale import SPACE, make, nearest, share
 
+from cart_qdrant.index.embedders import text_encoder_folder
 from cart_qdrant.index.identifiers import Codec, Counters, IdentifierConfig, fit_codec
 from cart_qdrant.index.identify import assign_new, load_codec, read_vectors
 from cart_qdrant.index.library import Library, identifier_fields
 from cart_qdrant.index.querybank import media_space
 from cart_qdrant.index.store import CAPTION, MEDIA
-from cart_qdrant.learn.trained import CALIBRATION
+from cart_qdrant.learn.trained import CALIBRATION, Trained
 from cart_qdrant.persistence import Artifact, IdentifierInfo, folder_hash, save_arrays
 from cart_qdrant.records import Identifier
 from cart_qdrant.search.engine import Retriever
@@ -51,6 +54,7 @@ FloatArray = npt.NDArray[np.float32]
 
 LANES = ("generative", "dense", "auto")
 BLOCK = 1_000
+VECTORS = "vectors.npy"
 EF = (64, 128, 256, 512, 1024)
 
 
@@ -65,18 +69,25 @@ def main() -> None:
     parser.add_argument("--asked", type=int, default=200, help="queries")
     parser.add_argument("--no-graphs", action="store_true", help="leave out graphs of vectors")
     parser.add_argument("--no-imagebind", action="store_true", help="leave out its text tower")
+    parser.add_argument("--cores", type=int, help="use so many cores; all of them if left out")
+    parser.add_argument("--work", type=Path, help="folder to keep the indexes in")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     given = parser.parse_args()
+    if given.cores:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.cores])
     rows = [json.loads(line)["query"] for line in given.queries.read_text().splitlines()]
     picked = np.random.default_rng(0).permutation(len(rows))[: given.asked]
     texts = [rows[n] for n in picked]
     out: list[dict[str, Any]] = []
-    tower = None if given.no_imagebind else imagebind_ms()
+    tower = None if given.no_imagebind else alone(imagebind)
+    graph = not given.no_graphs
     for count in given.items:
         with tempfile.TemporaryDirectory() as folder:
-            root = Path(folder) / ".cartq"
-            x_ND = make_index(given.index, root, count, graph=not given.no_graphs)
-            out += measure(root, x_ND, texts, graph=not given.no_graphs, tower=tower)
+            root = (given.work or Path(folder)) / str(count) / ".cartq"
+            vectors = root.with_name(VECTORS)
+            if not vectors.exists():
+                np.save(vectors, make_index(given.index, root, count, graph=graph))
+            out += measure(root, vectors, texts, graph=graph, tower=tower)
         if given.json:
             given.json.write_text(json.dumps(out))
     table(out)
@@ -84,7 +95,7 @@ def main() -> None:
 
 def make_index(source: Path, root: Path, count: int, *, graph: bool) -> FloatArray:
     """An index of `count` items beside what the source has learned; their vectors (N, D)."""
-    shutil.copytree(source, root)
+    shutil.copytree(source, root)  # makes the folders above, too
     with Library.open(root) as library, library.folder.lock():
         info, store = library.manifest.identifiers, library.store
         assert info is not None
@@ -183,13 +194,18 @@ def _coded(library: Library, codec: Codec) -> IdentifierInfo:
 
 
 def measure(
-    root: Path, x_ND: FloatArray, texts: Sequence[str], *, graph: bool, tower: float | None
+    root: Path,
+    vectors: Path,
+    texts: Sequence[str],
+    *,
+    graph: bool,
+    tower: dict[str, float] | None,
 ) -> Iterator[dict[str, Any]]:
     """Rows of the tables for one index."""
+    x_ND = np.load(vectors)
     count = len(x_ND)
     with Retriever.open(root) as retriever:
-        base = rss()
-        for lane in LANES:
+        for lane in LANES if graph else LANES[:1]:
             took: list[dict[str, float]] = []
 
             def ask(text: str, lane: Any = lane, took: Any = took) -> None:
@@ -205,26 +221,33 @@ def measure(
             retriever.search_many(texts, lane=lane)
             row["per_second"] = round(len(texts) / (time.perf_counter() - begin))
             yield row
-        say(f"{count:,}: {base} MB with the index open")
         model = retriever._model
         assert model is not None
         q_BD = model.encode(texts).media[SPACE]
         encode = timed(lambda text: model.encode([text]), texts)
+    yield {"items": count, "by": "cart, opened and asked", **alone(asking, root, texts[:20])}
     exact = nearest(q_BD, x_ND, 10)
     scan = timed(lambda q: nearest(q[None], x_ND, 10), list(q_BD))
-    yield {"items": count, "by": "our encoder + numpy", **added(encode, scan)}
+    memory = alone(scanning, root, vectors, texts[:20])
+    yield {"items": count, "by": "our encoder + numpy", **added(encode, scan), **memory}
     if graph:
-        yield from with_faiss(x_ND, q_BD, exact, encode, tower)
+        yield from with_faiss(root, x_ND, texts, q_BD, exact, encode, tower)
     yield {"items": count, "by": "cartq search, process", **processes(root, texts[:7])}
 
 
 def with_faiss(
-    x_ND: FloatArray, q_BD: FloatArray, exact: Any, encode: dict[str, float], tower: float | None
+    root: Path,
+    x_ND: FloatArray,
+    texts: Sequence[str],
+    q_BD: FloatArray,
+    exact: Any,
+    encode: dict[str, float],
+    tower: dict[str, float] | None,
 ) -> Iterator[dict[str, Any]]:
     """HNSWFlat behind our encoder, and behind a tower of ImageBind's size."""
     import faiss
 
-    faiss.omp_set_num_threads(os.cpu_count() or 1)
+    faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))
     begin = time.perf_counter()
     index = faiss.IndexHNSWFlat(x_ND.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
     index.add(x_ND)
@@ -236,14 +259,56 @@ def with_faiss(
         if (recall := share(found, exact)) >= 0.98:
             break
     search = timed(lambda q: index.search(q[None], 10), list(q_BD))
+    faiss.write_index(index, str(root.with_name("faiss")))
+    memory = alone(walking, root, root.with_name("faiss"), texts[:20])
     name = f"faiss HNSW, ef {ef}, R {recall:.3f}, built in {built:.0f} s"
-    yield {"items": len(x_ND), "by": f"our encoder + {name}", **added(encode, search)}
+    both = {**added(encode, search), **memory}
+    yield {"items": len(x_ND), "by": f"our encoder + {name}", **both}
     if tower is not None:
-        ms = {key: round(value + tower, 1) for key, value in search.items()}
-        yield {"items": len(x_ND), "by": f"ImageBind's text tower + {name}", **ms}
+        ms = {key: round(value + tower["ms"], 1) for key, value in search.items()}
+        theirs = {key: tower[key] + memory[key] for key in memory}
+        yield {"items": len(x_ND), "by": f"ImageBind's text tower + {name}", **ms, **theirs}
 
 
-def imagebind_ms() -> float:
+def alone(work: Callable[..., dict[str, float]], *given: Any) -> dict[str, float]:
+    """What a function tells that runs in a process of its own, and the memory it took."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_remembered, (work, given))
+
+
+def _remembered(work: Callable[..., dict[str, float]], given: Sequence[Any]) -> dict[str, float]:
+    found = work(*given)
+    return {**memory_mb(), **found}
+
+
+def asking(root: Path, texts: Sequence[str]) -> dict[str, float]:
+    """Searches by the generative lane."""
+    with Retriever.open(root) as retriever:
+        for text in texts:
+            retriever.search(text, lane="generative")
+        _HELD.append(memory_mb())
+    return _HELD[-1]
+
+
+def scanning(root: Path, vectors: Path, texts: Sequence[str]) -> dict[str, float]:
+    """Our encoder and numpy."""
+    x_ND = np.load(vectors)
+    _HELD.append(x_ND)
+    nearest(_encoder(root).encode(texts).media[SPACE], x_ND, 10)
+    return {}
+
+
+def walking(root: Path, file: Path, texts: Sequence[str]) -> dict[str, float]:
+    """Our encoder and faiss."""
+    import faiss
+
+    index = faiss.read_index(str(file))
+    index.search(_encoder(root).encode(texts).media[SPACE], 10)
+    _HELD.append(index)
+    return {}
+
+
+def imagebind() -> dict[str, float]:
     """Median milliseconds of a text through a tower of ImageBind's size."""
     import torch
 
@@ -259,7 +324,29 @@ def imagebind_ms() -> float:
             begin = time.perf_counter()
             tower(x, mask=causal, is_causal=True)
             times.append(time.perf_counter() - begin)
-    return 1e3 * float(np.median(times[1:]))
+    _HELD.append(tower)
+    return {"ms": 1e3 * float(np.median(times[1:]))}
+
+
+_HELD: list[Any] = []
+"""What is measured must not be freed before."""
+
+
+def _encoder(root: Path) -> Trained:
+    with Library.open(root) as library:
+        generator = library.manifest.generator
+        assert generator is not None
+        model = Trained(root / generator.folder.name, text_encoder_folder())
+    _HELD.append(model)
+    return model
+
+
+def memory_mb() -> dict[str, float]:
+    """Resident memory in MB: what the process owns, and what it has mapped of files."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    found = dict(line.split(":", 1) for line in lines)
+    names = {"own_mb": "RssAnon", "mapped_mb": "RssFile"}
+    return {name: int(found[key].split()[0]) >> 10 for name, key in names.items()}
 
 
 def processes(root: Path, texts: Sequence[str]) -> dict[str, float]:
@@ -296,15 +383,19 @@ def added(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
     return {key: round(one[key] + other[key], 2) for key in one}
 
 
-def rss() -> int:
-    """Resident memory in MB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") >> 20
-
-
 def table(rows: Sequence[dict[str, Any]]) -> None:
     """Print all rows."""
-    names = ("p50", "p95", "p99", "encode", "decode", "resolve", "per_second")
+    names = (
+        "p50",
+        "p95",
+        "p99",
+        "encode",
+        "decode",
+        "resolve",
+        "per_second",
+        "own_mb",
+        "mapped_mb",
+    )
     print(f"| items | by | {' | '.join(names)} |")
     print(f"|---:|---|{'---:|' * len(names)}")
     for row in rows:

@@ -32,6 +32,12 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What is kept between runs is not kept among the user's."""
+    os.environ["CARTQ_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 class PatchEmbedder:
     """Thumbnails of pictures and spectra of sounds: real vectors, hundreds of times cheaper
     than a network, the same whatever else is in the batch."""

@@ -26,6 +26,7 @@ from cart_qdrant.index.identifiers import (
 )
 from cart_qdrant.index.item_table import KINDS, NO_KIND, ItemTable, file_number, key_of
 from cart_qdrant.index.library import OLD_LEVELS, Library, identifier_fields
+from cart_qdrant.index.mapped import map_arrays
 from cart_qdrant.index.querybank import CAPTION as CAPTION_BANK
 from cart_qdrant.index.querybank import Querybank, media_space
 from cart_qdrant.index.rows import RowWriter
@@ -135,12 +136,17 @@ def in_blocks(records: Iterable[qdrant.AnyRecord]) -> Iterator[list[qdrant.AnyRe
         yield chunk
 
 
-def load_codec(library: Library) -> Codec | None:
-    """The code books in force, or None before the first fit."""
+def load_codec(library: Library, *, mapped: bool = False) -> Codec | None:
+    """The code books in force, or None before the first fit.
+
+    Args:
+        mapped: Whether they are read, for decoding alone, as they are looked at.
+    """
     info = library.manifest.identifiers
     if info is None:
         return None
-    return Codec.from_arrays(load_arrays(library.folder.path(info.books)), info.meta)
+    path = library.folder.path(info.books)
+    return Codec.from_arrays(map_arrays(path) if mapped else load_arrays(path), info.meta)
 
 
 def load_trie(library: Library) -> Trie | None:

@@ -8,11 +8,11 @@ The file is mapped, 33 bytes an item. Shape legend: N items, C candidates.
 from __future__ import annotations
 
 import hashlib
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
@@ -38,12 +38,13 @@ def keys_of(ids: Iterable[object]) -> KeyArray:
     A number has the key of the UUID with the same bits: where a collection has both, neither is
     in a table.
     """
-    return np.frombuffer(b"".join(map(key_of, ids)), dtype=f"S{_KEY}")
+    keys = [one.int.to_bytes(_KEY, "big") if type(one) is UUID else key_of(one) for one in ids]
+    return np.frombuffer(b"".join(keys), dtype=f"S{_KEY}")
 
 
 def key_of(id: object) -> bytes:
     """One point id in 16 bytes."""
-    if isinstance(id, uuid.UUID):
+    if isinstance(id, UUID):
         return id.bytes
     text = str(id)
     if text.isdigit():

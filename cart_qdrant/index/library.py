@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from cart_qdrant.index.lexicon import Lexicon
     from cart_qdrant.index.querybank import Querybank
+    from cart_qdrant.index.quick_text import QuickTextEncoder
     from cart_qdrant.index.text_encoder import TextEncoder
 
 TEXT_DIM = 384
@@ -126,6 +127,7 @@ class Library:
         self.vectors_file: Path | None = None
         self._embedder: Embedder | None = None
         self._text: TextEncoder | None = None
+        self._quick: QuickTextEncoder | None = None
         self._lexicon: Lexicon | None = None
         self._taught: Lexicon | None = None
 
@@ -434,6 +436,14 @@ class Library:
 
             self._text = TextEncoder(text_encoder_folder())
         return self._text
+
+    def query_text_encoder(self) -> QuickTextEncoder:
+        """The text encoder for searches, without torch, loaded once."""
+        if self._quick is None:
+            from cart_qdrant.index.quick_text import QuickTextEncoder
+
+            self._quick = QuickTextEncoder(text_encoder_folder())
+        return self._quick
 
     def add_indexes(self) -> None:
         """Make payload indexes that an index of an older version lacks."""

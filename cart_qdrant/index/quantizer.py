@@ -279,6 +279,7 @@ class Codec:
                 out[f"{space}.metric"] = q.metric_DD
             if q.groups is not None:
                 out[f"{space}.groups"] = q.groups.first_G
+                out[f"{space}.group_means"] = q.groups.means_GD
         return out
 
     def to_meta(self) -> dict[str, Any]:
@@ -299,8 +300,12 @@ class Codec:
         out: dict[str, Quantizer] = {}
         for space, info in meta.items():
             centers, first = arrays[f"{space}.centers"], arrays.get(f"{space}.groups")
+            means = arrays.get(f"{space}.group_means")  # not kept by older versions
+            groups = None
+            if first is not None:
+                groups = Groups.of(centers, first) if means is None else Groups(first, means)
             out[space] = Quantizer(
                 centers, arrays[f"{space}.books"], metric_DD=arrays.get(f"{space}.metric"),
-                groups=None if first is None else Groups.of(centers, first), **info,
+                groups=groups, **info,
             )  # fmt: skip
         return cls(out)

@@ -108,7 +108,8 @@ class Beams:
 
     def ids(self) -> list[str]:
         """Identifiers as stored in `cart.id`."""
-        return ["-".join(map(str, row)) for row in self.rows_KL.tolist()]
+        form = "-".join(["%d"] * self.rows_KL.shape[1])
+        return [form % tuple(row) for row in self.rows_KL.tolist()]
 
     def items(self, place_of: Mapping[bytes, int]) -> IndexArray:
         """Places (K,) of the identifiers in the rows that `places` was made of."""

@@ -8,20 +8,18 @@ Shape legend: B queries, S tokens, W encoder width, D vector width.
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from cart_qdrant.errors import MismatchError, first_line
-from cart_qdrant.index.tokens import load_tokenizer
+from cart_qdrant.index.quick_text import TextGraph, padded
 from cart_qdrant.learn.fusion import Calibration
 from cart_qdrant.learn.verticals import Verticals
 
@@ -39,8 +37,6 @@ VERTICALS = "verticals.safetensors"
 QUERY_GRAPH = "query.onnx"
 """The query encoder, see `query_graph`."""
 TAPS = 3
-TOGETHER = 16
-"""Texts that are encoded in one batch, of like length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,20 +67,9 @@ class QuickEncoder:
     """
 
     def __init__(self, graph: Path | bytes, folder: Path) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        # One query is too little work for two threads; many run side by side.
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            graph if isinstance(graph, bytes) else str(graph),
-            options,
-            providers=["CPUExecutionProvider"],
-        )
-        names = [output.name for output in self._session.get_outputs()]
+        self._graph = TextGraph(graph, folder)
+        names = self._graph.outputs
         self.spaces = [n.removeprefix("media.") for n in names if n.startswith("media.")]
-        self._tokenizer = load_tokenizer(folder)
 
     def encode(self, texts: Sequence[str], *, taps: bool = False) -> Texts:
         """Encode texts.
@@ -93,52 +78,19 @@ class QuickEncoder:
             texts: B of them.
             taps: Whether the generator's states are wanted.
         """
-        ids = [found.ids for found in self._tokenizer.encode_batch(list(texts))]
-        order = sorted(range(len(ids)), key=lambda n: len(ids[n]))
-        groups = [order[n : n + TOGETHER] for n in range(0, len(order), TOGETHER)]
-        if len(groups) < 2:
-            parts = [self._run([ids[n] for n in group], taps=taps) for group in groups]
-        else:
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                parts = list(pool.map(lambda g: self._run([ids[n] for n in g], taps=taps), groups))
-        back = np.argsort(order)
-        return Texts(
-            np.concatenate([part.text_BW for part in parts])[back],
-            np.concatenate([part.caption_BW for part in parts])[back],
-            {s: np.concatenate([part.media[s] for part in parts])[back] for s in self.spaces},
-            _widened([part.taps for part in parts], back) if taps else None,
-            _padded([part.mask_BS for part in parts])[back],
-        )
-
-    def _run(self, ids: Sequence[Sequence[int]], *, taps: bool) -> Texts:
-        """Encode one batch of tokenised texts."""
-        longest = max(map(len, ids))
-        ids_BS = np.zeros((len(ids), longest), dtype=np.int32)
-        mask_BS = np.zeros((len(ids), longest), dtype=np.int32)
-        for row, one in enumerate(ids):
-            ids_BS[row, : len(one)] = one
-            mask_BS[row, : len(one)] = 1
         wanted = ["text", "caption", *(f"media.{space}" for space in self.spaces)]
+        flat = len(wanted)
         wanted += [f"tap{n}" for n in range(1, TAPS + 1)] if taps else []
-        text, caption, *rest = self._session.run(wanted, {"ids": ids_BS, "mask": mask_BS})
-        media = dict(zip(self.spaces, rest, strict=False))
-        states = tuple(rest[len(self.spaces) :]) if taps else None
-        return Texts(text, caption, media, states, mask_BS.astype(bool))
-
-
-def _padded(parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """Batches (B, S, ...) of unequal S as one."""
-    longest = max(part.shape[1] for part in parts)
-    ends = [[(0, 0), (0, longest - p.shape[1]), *[(0, 0)] * (p.ndim - 2)] for p in parts]
-    return np.concatenate([np.pad(p, end) for p, end in zip(parts, ends, strict=True)])
-
-
-def _widened(
-    parts: Sequence[tuple[FloatArray, ...] | None], back: npt.NDArray[np.intp]
-) -> tuple[FloatArray, ...]:
-    """The states of batches as one, in the order of the texts."""
-    taps = zip(*(part for part in parts if part is not None), strict=True)
-    return tuple(_padded(tap)[back] for tap in taps)
+        batches, place_B = self._graph.run(texts, wanted)
+        columns = list(zip(*(batch.outputs for batch in batches), strict=True))
+        text_BW, caption_BW, *media = (np.concatenate(c)[place_B] for c in columns[:flat])
+        return Texts(
+            text_BW,
+            caption_BW,
+            dict(zip(self.spaces, media, strict=True)),
+            tuple(padded(column)[place_B] for column in columns[flat:]) if taps else None,
+            padded([batch.mask_BS for batch in batches])[place_B],
+        )
 
 
 class Trained:

@@ -117,7 +117,7 @@ class Retriever:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="cart-qdrant")
         manifest = library.manifest
         self._version = manifest.version
-        self._trie, self._codec = load_trie(library), load_codec(library)
+        self._trie, self._codec = load_trie(library), load_codec(library, mapped=True)
         self._model: Trained | None = None
         self._gains: NodeGains | None = None
         self._spaces = sorted(set(manifest.embedder.spaces.values()))
@@ -306,10 +306,7 @@ class Retriever:
             )
         wanted = _Wanted(k, lane, filter, group_by, min_confidence, explain)
         texts = [query for query in asked if isinstance(query, str)]
-        answered: list[SearchResult] = []
-        for begin in range(0, len(texts), BLOCK):
-            answered += self._search_block(texts[begin : begin + BLOCK], wanted)
-        of_texts = iter(answered)
+        of_texts = iter(self._search_texts(texts, wanted))
         return [
             next(of_texts) if isinstance(query, str) else self._search_mixed(query, wanted)
             for query in asked
@@ -340,7 +337,7 @@ class Retriever:
         allowed = ~np.isnan(pool.media_C if lane != "generative" else pool.beam_C + pool.media_C)
         order = np.argsort(-pool.media_C, kind="stable")
         ranked = _answers(pool, order[allowed[order]], pool.media_C, None, wanted)
-        (hits,) = self._hits([query.words], [ranked], wanted)
+        (hits,) = self._hits([query.words], [(lanes[0], ranked)], wanted)
         if wanted.explain:
             hits = self._explained(hits, pool, encoded)
         end = time.perf_counter()
@@ -348,10 +345,7 @@ class Retriever:
             "encode": (middle - begin) * 1e3, "decode": (resolve - middle) * 1e3,
             "resolve": (end - resolve) * 1e3, "total": (end - begin) * 1e3,
         }  # fmt: skip
-        return SearchResult(
-            str(query), lanes[0], self._version, took,
-            [replace(hit, lane=lanes[0]) for hit in hits],
-        )  # fmt: skip
+        return SearchResult(str(query), lanes[0], self._version, took, hits)
 
     def _explained(self, hits: list[Hit], pool: Pool, encoded: Encoded) -> list[Hit]:
         """The hits of one query, each with why it is one."""
@@ -384,13 +378,36 @@ class Retriever:
         match = qdrant.FieldCondition(key="path", match=qdrant.MatchAny(any=paths))
         return qdrant.Filter(must_not=[match])
 
-    def _search_block(self, queries: list[str], wanted: _Wanted) -> list[SearchResult]:
-        begin = time.perf_counter()
-        lane, k = wanted.lane, wanted.k
+    def _search_texts(self, texts: list[str], wanted: _Wanted) -> list[SearchResult]:
+        """Block by block; while one is answered, the next is encoded."""
+        blocks = [texts[begin : begin + BLOCK] for begin in range(0, len(texts), BLOCK)]
+        if len(blocks) == 1:
+            return self._answer_block(texts, wanted, *self._encode_block(texts, wanted))
+        found: list[SearchResult] = []
+        with ThreadPoolExecutor(1) as ahead:
+            coming = [ahead.submit(self._encode_block, block, wanted) for block in blocks]
+            for block, encoded in zip(blocks, coming, strict=True):
+                found += self._answer_block(block, wanted, *encoded.result())
+        return found
+
+    def _encode_block(self, queries: list[str], wanted: _Wanted) -> tuple[Encoded, float, float]:
+        """See `_encode`."""
+        lane = wanted.lane
         wants_beams = lane == "generative" or (lane in ("auto", "fused") and self._uses_beams())
-        encoded, encode_ms, decode_ms = self._encode(
+        return self._encode(
             queries, wants_beams, wanted.filter, media=lane not in SINGLE, explain=wanted.explain
         )
+
+    def _answer_block(
+        self,
+        queries: list[str],
+        wanted: _Wanted,
+        encoded: Encoded,
+        encode_ms: float,
+        decode_ms: float,
+    ) -> list[SearchResult]:
+        """Results of encoded queries."""
+        lane, k = wanted.lane, wanted.k
         resolve = time.perf_counter()
         calibration = self._calibration
         lanes = {calibration.strong, calibration.weak} if lane == "auto" else {lane}
@@ -400,7 +417,7 @@ class Retriever:
             encoded, limit=max(POOL, 5 * k), lanes=sorted(lanes), filter=wanted.filter
         )
         answers = [self._rank(pool, wanted) for pool in pools]
-        hits = self._hits(queries, [a[1] for a in answers], wanted)
+        hits = self._hits(queries, answers, wanted)
         if wanted.explain:
             hits = [
                 self._explained(found, pools[b], encoded.one(b)) for b, found in enumerate(hits)
@@ -410,13 +427,12 @@ class Retriever:
             "encode": encode_ms / len(queries),
             "decode": decode_ms / len(queries),
             "resolve": (end - resolve) * 1e3 / len(queries),
-            "total": (end - begin) * 1e3 / len(queries),
+            "total": (encode_ms + decode_ms + (end - resolve) * 1e3) / len(queries),
         }
         remarks = self._remarks(lane, reached=bool(encoded.media))
         return [
             SearchResult(
-                query, chosen, self._version, dict(took),
-                [replace(hit, lane=chosen) for hit in found], list(remarks),
+                query, chosen, self._version, dict(took), found, list(remarks)
             )
             for query, (chosen, _), found in zip(queries, answers, hits, strict=True)
         ]  # fmt: skip
@@ -456,7 +472,7 @@ class Retriever:
         begin = time.perf_counter()
         calibration = self._calibration
         if self._model is None:
-            caption_BW = self._library.text_encoder().embed(queries)
+            caption_BW = self._library.query_text_encoder().embed(queries)
             reached = self._untrained(queries, caption_BW) if media else {}
             taps, mask = None, None
         else:
@@ -523,20 +539,20 @@ class Retriever:
         return chosen, _answers(pool, order, scores, sure, wanted)
 
     def _hits(
-        self, texts: Sequence[str], ranked: list[_Ranked], wanted: _Wanted
+        self, texts: Sequence[str], answers: Sequence[tuple[str, _Ranked]], wanted: _Wanted
     ) -> list[list[Hit]]:
-        """Payloads of the best."""
+        """The best of each lane's answer, with their payloads."""
         k = wanted.k
-        best = [rows.ids(rows.order[:k]) for rows in ranked]
+        best = [rows.ids(rows.order[:k]) for _, rows in answers]
         payloads = self._payloads({one for ids in best for one in ids})
         out: list[list[Hit]] = []
-        for text, ids, rows in zip(texts, best, ranked, strict=True):
+        for text, ids, (lane, rows) in zip(texts, best, answers, strict=True):
             words = words_of(text)
-            found = self._take(rows, ids, payloads, k, words)
+            found = self._take(lane, rows, ids, payloads, k, words)
             if len(found) < min(k, len(rows.order)):  # some were deleted meanwhile
                 ids += rows.ids(rows.order[k:])
                 payloads |= self._payloads(set(ids[k:]))
-                found = self._take(rows, ids, payloads, k, words)
+                found = self._take(lane, rows, ids, payloads, k, words)
             out.append(found)
         return out
 
@@ -546,6 +562,7 @@ class Retriever:
 
     def _take(
         self,
+        lane: str,
         rows: _Ranked,
         ids: Sequence[str],
         payloads: Mapping[str, dict[str, Any]],
@@ -565,7 +582,7 @@ class Retriever:
                 Hit(
                     rank=len(hits) + 1, id=id, path=payload["path"],
                     modality=Modality(payload["modality"]), start=float(payload["start"]),
-                    end=float(payload["end"]), score=float(rows.score_C[place]), lane="",
+                    end=float(payload["end"]), score=float(rows.score_C[place]), lane=lane,
                     identifier=cart["id"] if cart else None,
                     caption=caption["text"] if caption else None, payload=payload,
                     confidence=None if rows.sure_C is None else float(rows.sure_C[place]),

@@ -114,7 +114,7 @@ class Explainer:
         if not flat:
             return [None] * len(hits)
         if self._model is None:
-            x = self._library.text_encoder().embed(flat) @ caption_W
+            x = self._library.query_text_encoder().embed(flat) @ caption_W
         else:
             x = self._model.encode(flat).text_BW @ caption_W
         cosine = dict(zip(flat, x.tolist(), strict=True))

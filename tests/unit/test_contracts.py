@@ -8,6 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from cart_qdrant.index.embedders import text_encoder_folder
+from cart_qdrant.index.quick_text import QuickTextEncoder
+
 ROOT = Path(__file__).parents[2] / "cart_qdrant"
 
 
@@ -21,8 +26,10 @@ def test_importing_the_package_is_light() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_search_of_a_trained_index_is_light(trained: Path, tmp_path: Path) -> None:
-    root = shutil.copytree(trained, tmp_path / ".cartq")
+@pytest.mark.parametrize("index", ["small_index", "trained"])
+def test_a_search_is_light(index: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    root = shutil.copytree(request.getfixturevalue(index), tmp_path / ".cartq")
+    QuickTextEncoder(text_encoder_folder())  # its graph is kept from then on
     code = (
         "import sys\nfrom cart_qdrant import Retriever\n"
         f"with Retriever.open({str(root)!r}) as retriever:\n"

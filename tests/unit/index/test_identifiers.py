@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from cart_qdrant.index.identifiers import (
     level_reports,
     unique_ratio,
 )
-from cart_qdrant.index.quantizer import GROUPED
+from cart_qdrant.index.quantizer import GROUPED, Groups
 
 SEEDS = st.integers(0, 2**31)
 
@@ -161,6 +162,24 @@ def test_codec_arrays_round_trip(seed: int) -> None:
             other.method,
         )
     assert (codec.levels, codec.coarse, codec.codes) == (again.levels, again.coarse, again.codes)
+
+
+@given(SEEDS)
+def test_groups_of_centres_round_trip(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    a = random_quantizer(rng)
+    first = np.unique([0, 1, len(a.centers_KD)]).astype(np.int32)
+    groups = Groups.of(a.centers_KD, first)
+    codec = Codec({"visual": replace(a, groups=groups)})
+    arrays = codec.to_arrays()
+    older = {name: array for name, array in arrays.items() if not name.endswith("group_means")}
+    assert len(older) < len(arrays)
+    q = unit(rng, 5, a.dim)
+    wanted = codec.quantizers["visual"].level_scores(q)
+    for kept in (arrays, older):
+        again = Codec.from_arrays(kept, codec.to_meta()).quantizers["visual"]
+        for one, other in zip(wanted, again.level_scores(q), strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("n", [1, 5, 20, 150])

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from cart_qdrant.index.embedders import text_encoder_folder
+from cart_qdrant.index.quick_text import TOGETHER
 from cart_qdrant.learn.query_encoder import QueryEncoder
 from cart_qdrant.learn.query_graph import write_query_graph
-from cart_qdrant.learn.trained import QUERY_GRAPH, TOGETHER, QuickEncoder, Trained
+from cart_qdrant.learn.trained import QUERY_GRAPH, QuickEncoder, Trained
 
 TEXTS = [
     "a dog surfing",
