@@ -7,11 +7,16 @@ the real items first, then made vectors as in `scale.py`, identifiers fitted on 
 trained query encoder as it is and no correction by the generator, which has
 learned other identifiers. Queries are real texts, asked one by one in a warm process:
 
-- the lanes of `Retriever.search`, whole, with the share of each step;
+- the lanes of `Retriever.search`, whole, with the share of each step, after other texts, up to
+  2,000, have been asked; for one lane also `first`, p50 of the first 200 in the process: of a large
+  index, what these touch is read from disk;
 - numpy, all cosines; faiss, HNSWFlat at the least `ef` with R@10 >= .98 of exact search: both
   with our query encoder;
 - a text tower of ImageBind's size (24 layers of 1024, 77 tokens; random weights, since time does
   not depend on them) before the same graph.
+
+A second table tells what is found of the ten best of an exact search, by cosine and by cosine less
+hubness (as much of it as the decoder takes, whose aim that is), by more and more beams.
 
 Then `cartq search` as a whole process, answers of `search_many` a second, and memory: of processes
 that have answered twenty queries each, what they own and what they have mapped of files. Prints a
@@ -33,27 +38,35 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
 from qdrant_client import models
 from scale import SPACE, make, nearest, share
 
+from cart_qdrant.index import qdrant
 from cart_qdrant.index.embedders import text_encoder_folder
 from cart_qdrant.index.identifiers import Codec, Counters, IdentifierConfig, fit_codec
-from cart_qdrant.index.identify import assign_new, load_codec, read_vectors
+from cart_qdrant.index.identify import assign_new, load_codec, load_table, read_vectors
 from cart_qdrant.index.library import Library, identifier_fields
 from cart_qdrant.index.querybank import media_space
 from cart_qdrant.index.store import CAPTION, MEDIA
+from cart_qdrant.learn.decode import decode
+from cart_qdrant.learn.prior import HUB, NodeGains
 from cart_qdrant.learn.trained import CALIBRATION, Trained
 from cart_qdrant.persistence import Artifact, IdentifierInfo, folder_hash, save_arrays
 from cart_qdrant.records import Identifier
+from cart_qdrant.search.candidates import POOL
 from cart_qdrant.search.engine import Retriever
 
 FloatArray = npt.NDArray[np.float32]
 
 LANES = ("generative", "dense", "auto")
-BLOCK = 1_000
+MADE = 0x00000000_0000_4000_8000_000000000000
+"""Point id of the first vector that is made."""
+BEAMS = (50, 100, 200, 400, 1000)
+BLOCK, OTHERS = 1_000, 2_000
 VECTORS = "vectors.npy"
 EF = (64, 128, 256, 512, 1024)
 
@@ -78,6 +91,7 @@ def main() -> None:
     rows = [json.loads(line)["query"] for line in given.queries.read_text().splitlines()]
     picked = np.random.default_rng(0).permutation(len(rows))[: given.asked]
     texts = [rows[n] for n in picked]
+    others = sorted(set(rows) - set(texts))[:OTHERS]
     out: list[dict[str, Any]] = []
     tower = None if given.no_imagebind else alone(imagebind)
     graph = not given.no_graphs
@@ -87,10 +101,12 @@ def main() -> None:
             vectors = root.with_name(VECTORS)
             if not vectors.exists():
                 np.save(vectors, make_index(given.index, root, count, graph=graph))
-            out += measure(root, vectors, texts, graph=graph, tower=tower)
+            out += measure(root, vectors, texts, others, graph=graph, tower=tower)
         if given.json:
             given.json.write_text(json.dumps(out))
-    table(out)
+    table([row for row in out if "share" not in row])
+    print()
+    shares([row for row in out if "share" in row])
 
 
 def make_index(source: Path, root: Path, count: int, *, graph: bool) -> FloatArray:
@@ -179,9 +195,7 @@ def _point(
         "path": f"made/{n}.jpg", "modality": "image", "start": 0.0, "end": 0.0, "captions": [],
         "hash": f"{n:032x}", "size": 1, "mtime": 0.0, field: cart,
     }  # fmt: skip
-    return models.PointStruct(
-        id=f"00000000-0000-4000-8000-{n:012x}", vector=vector, payload=payload
-    )
+    return models.PointStruct(id=str(UUID(int=MADE + n)), vector=vector, payload=payload)
 
 
 def _coded(library: Library, codec: Codec) -> IdentifierInfo:
@@ -197,6 +211,7 @@ def measure(
     root: Path,
     vectors: Path,
     texts: Sequence[str],
+    others: Sequence[str],
     *,
     graph: bool,
     tower: dict[str, float] | None,
@@ -211,12 +226,15 @@ def measure(
             def ask(text: str, lane: Any = lane, took: Any = took) -> None:
                 took.append(retriever.search(text, lane=lane).took_ms)
 
+            first = {"first": timed(ask, texts)["p50"]} if lane == LANES[0] else {}
+            retriever.search_many(others, lane=lane)
+            took.clear()
             times = timed(ask, texts)
             steps = {
                 step: round(float(np.median([one[step] for one in took[5:]])), 2)
                 for step in ("encode", "decode", "resolve")
             }
-            row = {"items": count, "by": f"cart, {lane}", **times, **steps}
+            row = {"items": count, "by": f"cart, {lane}", **times, **first, **steps}
             begin = time.perf_counter()
             retriever.search_many(texts, lane=lane)
             row["per_second"] = round(len(texts) / (time.perf_counter() - begin))
@@ -225,6 +243,7 @@ def measure(
         assert model is not None
         q_BD = model.encode(texts).media[SPACE]
         encode = timed(lambda text: model.encode([text]), texts)
+        yield from curve(retriever, x_ND, q_BD, graph=graph)
     yield {"items": count, "by": "cart, opened and asked", **alone(asking, root, texts[:20])}
     exact = nearest(q_BD, x_ND, 10)
     scan = timed(lambda q: nearest(q[None], x_ND, 10), list(q_BD))
@@ -233,6 +252,62 @@ def measure(
     if graph:
         yield from with_faiss(root, x_ND, texts, q_BD, exact, encode, tower)
     yield {"items": count, "by": "cartq search, process", **processes(root, texts[:7])}
+
+
+def curve(
+    retriever: Retriever, x_ND: FloatArray, q_BD: FloatArray, *, graph: bool
+) -> Iterator[dict[str, Any]]:
+    """What is found of what exact searches find."""
+    trie, codec, table = retriever._trie, retriever._codec, load_table(retriever._library)
+    assert trie is not None and codec is not None and table is not None
+    # Points that were made follow the real ones, which are in order of their ids.
+    key_N = np.asarray([int.from_bytes(k.ljust(16, b"\0"), "big") for k in table.key_N.tolist()])
+    made_N = np.asarray([key >> 64 == MADE >> 64 for key in key_N.tolist()])
+    item_N = np.empty(len(key_N), dtype=np.intp)
+    item_N[~made_N] = np.arange((~made_N).sum())
+    item_N[made_N] = [key - MADE for key in key_N[made_N].tolist()]
+    item_of_leaf = np.empty(len(key_N), dtype=np.intp)
+    item_of_leaf[table.leaf_N] = item_N
+    less_N = np.empty(len(key_N), dtype=np.float32)
+    less_N[item_of_leaf] = HUB * trie.hub_N
+    exact = {"cosine": nearest(q_BD, x_ND, 10), "less": nearest(q_BD, x_ND, 10, less_N)}
+    scale = retriever.calibration.scale
+    for width in BEAMS:
+        for name, gains in (("", None), (", with hubness", NodeGains(trie, scale * HUB))):
+            found: list[npt.NDArray[np.intp]] = []
+
+            def ask(
+                q_D: FloatArray, width: int = width, gains: Any = gains, to: Any = found
+            ) -> None:
+                (beams,) = decode(
+                    trie, codec, {SPACE: q_D[None]}, scale=scale, width=width,
+                    gates=[0.0] * codec.levels, gains=gains,
+                )  # fmt: skip
+                to.append(item_of_leaf[beams.leaf_K])
+
+            ms = timed(ask, list(q_BD))["p50"]
+            of = {name: round(share(found[5:], ten), 3) for name, ten in exact.items()}
+            yield {"items": len(x_ND), "by": f"{width} beams{name}", "share": of, "p50": ms}
+    if graph:
+        request = [qdrant.QueryRequest(query=q_D, using=MEDIA, limit=POOL) for q_D in q_BD]
+        place_of = dict(zip(key_N.tolist(), item_N.tolist(), strict=True))
+        found = [
+            np.asarray([place_of[UUID(str(one)).int] for one in answer.ids])
+            for answer in retriever._library.store.query_ids(request)
+        ]
+        of = {name: round(share(found, ten), 3) for name, ten in exact.items()}
+        yield {"items": len(x_ND), "by": f"the store's {POOL} nearest", "share": of}
+
+
+def shares(rows: Sequence[dict[str, Any]]) -> None:
+    """Print what `curve` found."""
+    print("| items | by | share of exact ten | less hubness | p50 |\n|---:|---|---:|---:|---:|")
+    for row in rows:
+        of = row["share"]
+        print(
+            f"| {row['items']:,} | {row['by']} | {of['cosine']:.3f} | {of['less']:.3f} "
+            f"| {row.get('p50', '')} |"
+        )
 
 
 def with_faiss(
@@ -386,16 +461,9 @@ def added(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
 def table(rows: Sequence[dict[str, Any]]) -> None:
     """Print all rows."""
     names = (
-        "p50",
-        "p95",
-        "p99",
-        "encode",
-        "decode",
-        "resolve",
-        "per_second",
-        "own_mb",
+        "p50", "p95", "p99", "first", "encode", "decode", "resolve", "per_second", "own_mb",
         "mapped_mb",
-    )
+    )  # fmt: skip
     print(f"| items | by | {' | '.join(names)} |")
     print(f"|---:|---|{'---:|' * len(names)}")
     for row in rows:

@@ -23,7 +23,7 @@ Places = npt.NDArray[np.intp]
 GROUPED = 4_096
 """More coarse clusters than this are searched by groups: a query or an item is compared with the
 groups, then with the clusters of the nearest ones."""
-PROBED_BY_QUERY, PROBED_BY_ITEM = 48, 12
+PROBED_BY_QUERY, PROBED_BY_ITEM = 32, 12
 """Groups whose clusters are compared (docs/experiments.md)."""
 
 BLOCK = 16_384

@@ -93,6 +93,7 @@ class EdgeStore:
         self._spec: CollectionSpec | None = None
         self._pid = 0
         self._unflushed = 0
+        self._written = False
         self._closed = False
 
     @property
@@ -320,7 +321,8 @@ class EdgeStore:
         shard, self._shard, self._closed = self._shard, None, True
         if shard is not None and self._pid == os.getpid():
             with self._mapped():
-                shard.flush()
+                if self._written:
+                    shard.flush()
                 shard.close()
 
     # Opening
@@ -455,6 +457,7 @@ class EdgeStore:
         self._update(make, 0)
 
     def _update(self, operation: edge.UpdateOperation, points: int) -> None:
+        self._written = True
         with self._engine() as shard:
             shard.update(operation)
         self._unflushed += points

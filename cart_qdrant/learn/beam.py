@@ -213,20 +213,23 @@ def _advance(
     else:
         begin_K, count_K = np.zeros(1, np.intp), np.asarray([len(tokens)])
     node_C = spans(begin_K, count_K)
-    score_C = front.score_K.repeat(count_K)
+    parent_C: IndexArray = np.arange(len(count_K)).repeat(count_K)
+    score_C = front.score_K.take(parent_C)
     if table is not None:
         token_C: npt.NDArray[Any] = tokens.take(node_C)
         if table.ndim == 2:
-            codes = table.shape[1]
-            token_C = token_C + (np.arange(len(table)) * codes).repeat(count_K)
+            token_C = token_C + parent_C * table.shape[1]
         score_C += table.reshape(-1).take(token_C)
+        finite = np.isfinite(score_C)
+        if not finite.all():  # codes of other spaces, and of far clusters: most of them, maybe
+            seen = np.flatnonzero(finite)
+            node_C, parent_C, score_C = node_C.take(seen), parent_C.take(seen), score_C.take(seen)
     hub_C: FloatArray | None = None
     if gains is not None and front.hub_K is not None:
         hub_C = gains.hub(level, node_C)
-        score_C += gains.enter(hub_C, front.hub_K.repeat(count_K))
+        score_C += gains.enter(hub_C, front.hub_K.take(parent_C))
     keep = _best(score_C, width)
-    node_K = node_C.take(keep)
-    parent_K = np.arange(len(count_K)).repeat(count_K).take(keep)
+    node_K, parent_K = node_C.take(keep), parent_C.take(keep)
     row_KL = np.empty((len(keep), level + 1), dtype=np.int32)
     row_KL[:, :level] = front.row_KL.take(parent_K, axis=0)
     row_KL[:, level] = tokens.take(node_K)
@@ -235,18 +238,14 @@ def _advance(
 
 
 def _best(score_C: FloatArray, width: int) -> IndexArray:
-    """Positions of the best `width` finite scores, best first; ties by order."""
+    """Positions of the best `width` of finite scores, best first; ties by order."""
+    candidates = np.arange(len(score_C))
     if len(score_C) > width:
         # A partial sort is enough before the full one. Ties at the edge must stay in order, so all
         # that reach it are kept for the sort below.
         edge = np.partition(score_C, len(score_C) - width)[len(score_C) - width]
         candidates = np.flatnonzero(score_C >= edge)
-    else:
-        candidates = np.arange(len(score_C))
     found = score_C.take(candidates)
-    finite = np.isfinite(found)
-    if not finite.all():
-        candidates, found = candidates[finite], found[finite]
     order = (-found).argsort()  # unlike a stable sort, in the processor's vector units
     best = found.take(order)
     if (best[1:] == best[:-1]).any():

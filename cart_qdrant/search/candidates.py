@@ -162,6 +162,43 @@ class Pool:
         )  # fmt: skip
 
 
+@dataclass(slots=True)
+class _List:
+    """What one search found of a query's candidates.
+
+    Attributes:
+        by: Name of the list.
+        point_A: The points, by their places among all that the block of queries found.
+        answer_A: What the store said of each.
+        scores_A: What the list ranks by.
+    """
+
+    by: str
+    point_A: IntArray
+    answer_A: FloatArray
+    scores_A: FloatArray
+
+    def add_to(self, pool: Pool, some: IntArray, *, scored: bool) -> None:
+        """Put into a pool what is said of its candidates.
+
+        Args:
+            some: Points that the candidates are.
+            scored: Whether points that beams name come with their cosine.
+        """
+        place = some.searchsorted(self.point_A)
+        here = place < len(some)
+        here[here] = some[place[here]] == self.point_A[here]
+        here &= ~np.isnan(self.scores_A)  # identifiers that changed meanwhile
+        place = place[here]
+        pool.scores(self.by)[place] = self.scores_A[here]
+        if self.by == "beam" and scored:
+            pool.media_C[place] = self.answer_A[here]
+        found = pool.found.get(self.by)
+        pool.found[self.by] = place if found is None else np.concatenate([found, place])
+        if self.by == "undescribed":
+            pool.looked_C[place] = True
+
+
 class Collector:
     """Asks the store of one index.
 
@@ -251,90 +288,53 @@ class Collector:
                 )  # fmt: skip
                 owners.append((b, "bm25"))
         answers = self._library.store.query_ids(requests) if requests else []
-        lists: list[list[tuple[str, qdrant.FoundIds]]] = [[] for _ in encoded.texts]
-        for (b, by), answer in zip(owners, answers, strict=True):
-            lists[b].append((by, answer))
-        pools = self._pools(encoded, lists)
+        pools = self._pools(encoded, owners, answers)
+        for (b, by), found in zip(owners, answers, strict=True):
+            if by == CAPTIONS_OF_BEAMS:
+                place, scores = pools[b].places(found)
+                pools[b].caption_C[place] = scores
+                pools[b].looked_C |= ~np.isnan(pools[b].beam_C)
         if not set(lanes) <= {*SINGLE, "rrf"}:
             self._complete(pools, encoded, captions=captions)
         return pools
 
     def _pools(
-        self, encoded: Encoded, lists: Sequence[Sequence[tuple[str, qdrant.FoundIds]]]
+        self,
+        encoded: Encoded,
+        owners: Sequence[tuple[int, str]],
+        answers: Sequence[qdrant.FoundIds],
     ) -> list[Pool]:
-        """The candidates of each query, from its lists."""
-        flat = [
+        """The candidates of each query, from the lists that are its own."""
+        asked = [
             (b, by, found)
-            for b, mine in enumerate(lists)
-            for by, found in mine
+            for (b, by), found in zip(owners, answers, strict=True)
             if by != CAPTIONS_OF_BEAMS
         ]
-        ids = [one for _, _, found in flat for one in found.ids]
+        ids = [one for _, _, found in asked for one in found.ids]
         # What is known of a point is looked up once, whichever queries and lists it is in.
         key_U, first_U, point_A = np.unique(keys_of(ids), return_index=True, return_inverse=True)
         id_U = [ids[n] for n in first_U.tolist()]
-        ends = np.cumsum([0, *(len(found.ids) for _, _, found in flat)])
-        points = [point_A[begin:end] for begin, end in pairwise(ends)]
-        beams = [
-            (encoded.beams[b], points_A)
-            for (b, by, _), points_A in zip(flat, points, strict=True)
-            if by == "beam"
-        ]
-        facts, shares = self._facts.of(id_U, key_U, beams)
-        share_of = iter(shares)
-        pools: list[Pool] = []
-        for b, mine in enumerate(lists):
-            own = [
-                (by, found, points_A)
-                for (owner, by, found), points_A in zip(flat, points, strict=True)
-                if owner == b
-            ]
-            some = np.unique(np.concatenate([np.empty(0, np.intp), *(p for _, _, p in own)]))
+        ends = np.cumsum([0, *(len(found.ids) for _, _, found in asked)]).tolist()
+        lists: list[list[_List]] = [[] for _ in encoded.texts]
+        for (b, by, found), (begin, end) in zip(asked, pairwise(ends), strict=True):
+            scores_A = np.asarray(found.scores, np.float32)
+            lists[b].append(_List(by, point_A[begin:end], scores_A, scores_A))
+        named = [(b, one) for b, mine in enumerate(lists) for one in mine if one.by == "beam"]
+        facts, shares = self._facts.of(
+            id_U, key_U, [(encoded.beams[b], one.point_A) for b, one in named]
+        )
+        for (_, one), share_A in zip(named, shares, strict=True):
+            one.scores_A = share_A
+        scored = self._scores_named(encoded)
+        pools = []
+        for belief_G, mine in zip(encoded.belief_BG, lists, strict=True):
+            some = np.unique(np.concatenate([np.empty(0, np.intp), *(m.point_A for m in mine)]))
             some = some[facts.space_C[some] != FOREIGN_KIND]
-            pool = Pool.of(
-                encoded.belief_BG[b], [id_U[n] for n in some.tolist()], key_U[some],
-                facts.take(some),
-            )  # fmt: skip
+            pool = Pool.of(belief_G, [id_U[n] for n in some], key_U[some], facts.take(some))
+            for one in mine:
+                one.add_to(pool, some, scored=scored)
             pools.append(pool)
-            for by, found, points_A in own:
-                scores = np.asarray(found.scores, np.float32)
-                self._add(pool, by, some, points_A, scores, share_of, encoded)
-            for by, found in mine:
-                if by == CAPTIONS_OF_BEAMS:
-                    place, scores = pool.places(found)
-                    pool.caption_C[place] = scores
-                    pool.looked_C |= ~np.isnan(pool.beam_C)
         return pools
-
-    def _add(
-        self,
-        pool: Pool,
-        by: str,
-        some: IntArray,
-        points_A: IntArray,
-        scores_A: FloatArray,
-        share_of: Iterator[FloatArray],
-        encoded: Encoded,
-    ) -> None:
-        """What one list says.
-
-        Args:
-            some: Points that are the candidates.
-            points_A: Points of the list.
-            share_of: Gives the shares of beams of the next list that names points by them.
-        """
-        share_A = next(share_of) if by == "beam" else scores_A
-        place = some.searchsorted(points_A)
-        here = place < len(some)
-        here[here] = some[place[here]] == points_A[here]
-        here &= ~np.isnan(share_A)  # identifiers that changed meanwhile
-        place = place[here]
-        pool.scores(by)[place] = share_A[here]
-        if by == "beam" and self._scores_named(encoded):
-            pool.media_C[place] = scores_A[here]
-        pool.found[by] = np.concatenate([pool.found[by], place]) if by in pool.found else place
-        if by == "undescribed":
-            pool.looked_C[place] = True
 
     def _named(self, beams: Beams, filter: qdrant.AnyFilter | None) -> qdrant.AnyFilter | None:
         """Holds for the points that beams name."""

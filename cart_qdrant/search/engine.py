@@ -7,7 +7,6 @@ Shape legend: B queries, C candidates, D vector width.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -60,6 +59,9 @@ MIXED: tuple[Lane, ...] = ("auto", "dense", "generative")
 """Lanes of a query that is more than a text: captions are likened to texts alone."""
 BLOCK = 64
 """Queries answered together."""
+CALIBRATED = 10_000
+"""Items up to which the calibrated number of beams is enough; it grows with the cube root of more,
+or ever less of what is near would be named (docs/experiments.md)."""
 THREADS = 4
 """Asynchronous searches that run at once; torch and the store use more cores each."""
 
@@ -258,6 +260,8 @@ class Retriever:
         self, queries: Sequence[str | Query], **options: Unpack[SearchOptions]
     ) -> list[SearchResult]:
         """`search_many` in a bounded pool of threads: the event loop goes on meanwhile."""
+        import asyncio  # it takes a tenth of a command's start
+
         work = partial(self.search_many, queries, **options)
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
@@ -363,7 +367,7 @@ class Retriever:
             return empty
         calibration = self._calibration
         return decode(
-            self._trie, self._codec, media, scale=calibration.scale, width=calibration.beams,
+            self._trie, self._codec, media, scale=calibration.scale, width=self._beams,
             gates=calibration.gates, generator=self._generator, widen=self._rarity(wanted.filter),
         ) or empty  # fmt: skip
 
@@ -492,7 +496,7 @@ class Retriever:
         decoded = [Beams.none()] * len(queries)
         if beams and self._trie is not None and self._codec is not None and reached:
             decoded = decode(
-                self._trie, self._codec, reached, scale=calibration.scale, width=calibration.beams,
+                self._trie, self._codec, reached, scale=calibration.scale, width=self._beams,
                 gates=calibration.gates, generator=self._generator, taps=taps, mask_BS=mask,
                 gains=self._gains, widen=self._rarity(filter),
             ) or decoded  # fmt: skip
@@ -500,6 +504,12 @@ class Retriever:
         belief_BG = self._verticals.log_beliefs(caption_BW)
         encoded = Encoded(queries, reached, caption_BW, decoded, belief_BG, taps, mask)
         return encoded, (middle - begin) * 1e3, (end - middle) * 1e3
+
+    @property
+    def _beams(self) -> int:
+        """Beams of a query."""
+        items = 0 if self._trie is None else len(self._trie)
+        return round(self._calibration.beams * max(1.0, items / CALIBRATED) ** (1 / 3))
 
     def _generator(self) -> Generator:
         assert self._model is not None, "gates are open after training alone"

@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 import traceback
-from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -64,6 +63,8 @@ for module in (
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib import metadata
+
         typer.echo(f"cartq {metadata.version('cart-qdrant')}")
         raise typer.Exit
 
