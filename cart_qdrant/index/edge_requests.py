@@ -199,9 +199,13 @@ def _search_params(params: Any) -> Any:
 
     if params is None:
         return None
-    for name in ("quantization", "idf"):
-        if getattr(params, name, None) is not None:
-            raise unsupported(f"SearchParams.{name}")
+    if getattr(params, "idf", None) is not None:
+        raise unsupported("SearchParams.idf")
+    quantization = None
+    if (given := params.quantization) is not None:
+        quantization = edge.QuantizationSearchParams(
+            bool(given.ignore), given.rescore, given.oversampling
+        )
     acorn = None
     if params.acorn is not None:
         acorn = edge.AcornSearchParams(bool(params.acorn.enable), params.acorn.max_selectivity)
@@ -210,6 +214,7 @@ def _search_params(params: Any) -> Any:
         exact=bool(params.exact),
         indexed_only=bool(params.indexed_only),
         acorn=acorn,
+        quantization=quantization,
     )
 
 

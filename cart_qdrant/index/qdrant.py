@@ -136,6 +136,15 @@ class AcornSearchParams:
 
 
 @dataclass(kw_only=True)
+class QuantizationSearchParams:
+    """What is made of quantised vectors."""
+
+    ignore: bool = False
+    rescore: bool | None = None
+    oversampling: float | None = None
+
+
+@dataclass(kw_only=True)
 class SearchParams:
     """How a nearest-vector search runs."""
 
@@ -143,6 +152,7 @@ class SearchParams:
     exact: bool = False
     indexed_only: bool = False
     acorn: AcornSearchParams | None = None
+    quantization: QuantizationSearchParams | None = None
 
 
 @dataclass(kw_only=True)

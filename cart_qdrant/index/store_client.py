@@ -161,7 +161,9 @@ class ClientStore:
                 for name, size in spec.vectors.items()
             }
             try:
-                self._call(self._client.create_collection, vectors_config=params)
+                self._call(
+                    self._client.create_collection, vectors_config=params, **self._quantization()
+                )
             except StoreError:
                 # A retried request, or another process, may have made it.
                 if not self.exists():
@@ -179,6 +181,15 @@ class ClientStore:
             self.create_keyword_index(field)
         for field in spec.texts:
             self.create_text_index(field)
+
+    def _quantization(self) -> dict[str, models.ScalarQuantization]:
+        """Graphs are walked by int8, in memory; the vectors themselves score what is found."""
+        if self._local:  # has no graphs
+            return {}
+        int8 = models.ScalarQuantizationConfig(
+            type=models.ScalarType.INT8, quantile=common.QUANTILE, always_ram=True
+        )
+        return {"quantization_config": models.ScalarQuantization(scalar=int8)}
 
     def info(self) -> CollectionInfo:
         """See `Store.info`."""
@@ -362,6 +373,8 @@ class ClientStore:
         asked: list[models.QueryRequest] = qdrant.to_client(list(requests))
         if self._local:  # always exact; warns about parameters
             asked = [request.model_copy(update={"params": None}) for request in asked]
+        else:
+            asked = [_rescored(request) for request in asked]
         answers = self._call(self._client.query_batch_points, asked)
         return [answer.points for answer in answers]
 
@@ -533,3 +546,11 @@ def _reason(error: BaseException | None) -> str:
     if isinstance(error, grpc.RpcError) and hasattr(error, "details"):
         return str(error.details())
     return str(getattr(error, "source", error)) or type(error).__name__
+
+
+def _rescored(request: models.QueryRequest) -> models.QueryRequest:
+    """A search by a vector, with cosines of the vectors themselves where these are quantised."""
+    if not isinstance(request.query, list) or request.params is not None:
+        return request
+    rescore = models.QuantizationSearchParams(rescore=True, oversampling=common.OVERSAMPLING)
+    return request.model_copy(update={"params": models.SearchParams(quantization=rescore)})

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from qdrant_client import models
 
 T = TypeVar("T")
+QUANTILE = 0.99
+"""Share of a vector's values that int8 tells apart; the rest is cut (docs/experiments.md)."""
+OVERSAMPLING = 2.0
+"""Points found by int8 for each one that is wanted; the vectors themselves choose among them."""
 DEFAULT_LIMIT = 10  # what Qdrant uses when a request names none
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")

@@ -381,8 +381,10 @@ class EdgeStore:
             self._path.rename(aside)
             log.warning("%s held no collection; moved to %s.", self._path, aside)
         draft.mkdir(parents=True)
+        # Graphs are built on and walked by int8, found points are scored by the vectors themselves.
+        int8 = edge.ScalarQuantizationConfig(edge.ScalarType.Int8, quantile=common.QUANTILE)
         vectors = {
-            name: edge.EdgeVectorParams(size, edge.Distance.Cosine)
+            name: edge.EdgeVectorParams(size, edge.Distance.Cosine, quantization_config=int8)
             for name, size in spec.vectors.items()
         }
         shard = edge.EdgeShard.create(str(draft), edge.EdgeConfig(vectors=vectors))
@@ -491,7 +493,9 @@ class EdgeStore:
         if matches * self._open_spec().vectors[using] <= self._settings.exact_multiplications:
             return qdrant.SearchParams(exact=True)
         acorn = qdrant.AcornSearchParams(enable=filter is not None, max_selectivity=1.0)
-        return qdrant.SearchParams(hnsw_ef=max(self._settings.hnsw_ef, 2 * limit), acorn=acorn)
+        int8 = qdrant.QuantizationSearchParams(rescore=True, oversampling=common.OVERSAMPLING)
+        ef = max(self._settings.hnsw_ef, 2 * limit)
+        return qdrant.SearchParams(hnsw_ef=ef, acorn=acorn, quantization=int8)
 
 
 def _is_on_disk(index: edge.PayloadIndexInfo) -> bool:

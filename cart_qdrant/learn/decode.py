@@ -28,6 +28,17 @@ WIDEST = 2_000
 """Beams of the prior at most; so many take it about two milliseconds."""
 
 
+CALIBRATED = 10_000
+"""Items up to which the calibrated number of beams is enough."""
+
+
+def beams_for(calibrated: int, items: int) -> int:
+    """Beams for a collection: more with the cube root of its size, or ever less of what is near
+    would be named (docs/experiments.md)."""
+    growth = float(max(1.0, items / CALIBRATED) ** (1 / 3))
+    return max(calibrated, min(WIDEST, round(calibrated * growth)))
+
+
 def decode(
     trie: Trie,
     codec: Codec,

@@ -26,7 +26,7 @@ from cart_qdrant.index.identify import load_codec, load_table, load_trie
 from cart_qdrant.index.library import TEXT_DIM, Library
 from cart_qdrant.index.shared import local_folder, media_folder
 from cart_qdrant.learn.beam import Beams
-from cart_qdrant.learn.decode import decode
+from cart_qdrant.learn.decode import beams_for, decode
 from cart_qdrant.learn.fusion import SINGLE, Calibration, blend, untrained
 from cart_qdrant.learn.prior import HUB, NodeGains
 from cart_qdrant.learn.read_signs import MEANINGFUL
@@ -59,9 +59,6 @@ MIXED: tuple[Lane, ...] = ("auto", "dense", "generative")
 """Lanes of a query that is more than a text: captions are likened to texts alone."""
 BLOCK = 64
 """Queries answered together."""
-CALIBRATED = 10_000
-"""Items up to which the calibrated number of beams is enough; it grows with the cube root of more,
-or ever less of what is near would be named (docs/experiments.md)."""
 THREADS = 4
 """Asynchronous searches that run at once; torch and the store use more cores each."""
 
@@ -153,6 +150,8 @@ class Retriever:
         of, spaces = self._verticals.of, self._calibration.spaces
         facts = FactFinder(library, self._trie, load_table(library), of, spaces)
         self._collector = Collector(library, of, spaces, facts)
+        items = 0 if self._trie is None else len(self._trie)
+        self._width = beams_for(self._calibration.beams, items)
         self._explainer = Explainer(
             library, self._trie, self._codec, self._model, self._calibration, self._gains
         )
@@ -367,7 +366,7 @@ class Retriever:
             return empty
         calibration = self._calibration
         return decode(
-            self._trie, self._codec, media, scale=calibration.scale, width=self._beams,
+            self._trie, self._codec, media, scale=calibration.scale, width=self._width,
             gates=calibration.gates, generator=self._generator, widen=self._rarity(wanted.filter),
         ) or empty  # fmt: skip
 
@@ -496,7 +495,7 @@ class Retriever:
         decoded = [Beams.none()] * len(queries)
         if beams and self._trie is not None and self._codec is not None and reached:
             decoded = decode(
-                self._trie, self._codec, reached, scale=calibration.scale, width=self._beams,
+                self._trie, self._codec, reached, scale=calibration.scale, width=self._width,
                 gates=calibration.gates, generator=self._generator, taps=taps, mask_BS=mask,
                 gains=self._gains, widen=self._rarity(filter),
             ) or decoded  # fmt: skip
@@ -504,12 +503,6 @@ class Retriever:
         belief_BG = self._verticals.log_beliefs(caption_BW)
         encoded = Encoded(queries, reached, caption_BW, decoded, belief_BG, taps, mask)
         return encoded, (middle - begin) * 1e3, (end - middle) * 1e3
-
-    @property
-    def _beams(self) -> int:
-        """Beams of a query."""
-        items = 0 if self._trie is None else len(self._trie)
-        return round(self._calibration.beams * max(1.0, items / CALIBRATED) ** (1 / 3))
 
     def _generator(self) -> Generator:
         assert self._model is not None, "gates are open after training alone"

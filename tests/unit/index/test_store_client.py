@@ -169,6 +169,8 @@ def test_searches_go_in_one_request(server: Server) -> None:
     assert [[hit.id for hit in hits] for hits in answers] == [[pid(1)], [pid(1)]]
     (body,) = server.sent("/points/query/batch")
     assert [s["limit"] for s in body["searches"]] == [1, 2]
+    # A collection may be quantised: its answers are cosines all the same.
+    assert all(s["params"]["quantization"]["rescore"] for s in body["searches"])
     with pytest.raises(VectorError, match="width 2"):
         server.store().query_batch([models.QueryRequest(query=[1.0, 0.0], using=MEDIA)])
     assert len(server.sent("/points/query/batch")) == 1

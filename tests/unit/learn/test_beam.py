@@ -12,7 +12,7 @@ from cart_qdrant.errors import ConfigError
 from cart_qdrant.index.identifiers import Counters, IdentifierConfig, fit_codec
 from cart_qdrant.index.trie import Trie
 from cart_qdrant.learn.beam import Beams, PriorScorer, beam_search
-from cart_qdrant.learn.decode import decode
+from cart_qdrant.learn.decode import beams_for, decode
 from cart_qdrant.learn.prior import NodeGains
 
 FloatArray = npt.NDArray[np.float32]
@@ -228,3 +228,10 @@ def test_a_filter_widens_the_beams_of_the_prior() -> None:
     assert {w: [len(b.scores_K) for b in beams] for w, beams in found.items()} == {
         0.1: [4] * 3, 1.0: [4] * 3, 2.5: [10] * 3, 1e9: [60] * 3
     }  # fmt: skip
+
+
+def test_beams_grow_with_the_collection_up_to_a_limit() -> None:
+    assert [beams_for(200, n) for n in (0, 7_000, 10_000, 80_000, 10_000_000)] == [
+        200, 200, 200, 400, 2_000,
+    ]  # fmt: skip
+    assert beams_for(2_500, 10**9) == 2_500
