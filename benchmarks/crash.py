@@ -282,7 +282,7 @@ def work(what: str, index: Path, media: Path) -> None:
                 *((library.store, n) for n in ("upsert", "set_payload", "delete_payload_key")),
                 (library, "put"),
                 (warmup, "_write_part"),
-                (identify, "_save_trie"),
+                (identify, "_save"),
                 (tower, "save_checkpoint"),
                 (fit_generator, "save_checkpoint"),
                 (model.Model, "save"),

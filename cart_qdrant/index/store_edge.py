@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _ON_DISK = edge.Memory.Cold
-"""Payload indexes are read where they lie: loading them is most of what opening takes."""
+"""Payload indexes and int8 vectors are read where they lie: loading them is most of what opening
+takes."""
 _DISK_COPIES = 4  # write-ahead log, segment, and both again while they are rewritten
 
 
@@ -382,7 +383,9 @@ class EdgeStore:
             log.warning("%s held no collection; moved to %s.", self._path, aside)
         draft.mkdir(parents=True)
         # Graphs are built on and walked by int8, found points are scored by the vectors themselves.
-        int8 = edge.ScalarQuantizationConfig(edge.ScalarType.Int8, quantile=common.QUANTILE)
+        int8 = edge.ScalarQuantizationConfig(
+            edge.ScalarType.Int8, quantile=common.QUANTILE, memory=_ON_DISK
+        )
         vectors = {
             name: edge.EdgeVectorParams(size, edge.Distance.Cosine, quantization_config=int8)
             for name, size in spec.vectors.items()
