@@ -26,6 +26,8 @@ groups, then with the clusters of the nearest ones."""
 PROBED_BY_QUERY, PROBED_BY_ITEM = 32, 12
 """Groups whose clusters are compared (docs/experiments.md)."""
 
+_PART = 128
+"""Rows that are multiplied at once with one query."""
 BLOCK = 16_384
 """Vectors coded together."""
 _ERROR_BLOCK = 20_000
@@ -53,6 +55,15 @@ def _distances(x_ND: FloatArray, book_VD: FloatArray, norm_V: FloatArray) -> Flo
     far_NV *= -2
     far_NV += norm_V
     return far_NV
+
+
+def _products(q_BD: FloatArray, book_VD: FloatArray) -> FloatArray:
+    """`q . e_v` (B, V); of one query part by part, so that BLAS wakes no second thread: it spins on
+    when it is done, for longer than a search takes, where the next text would be encoded."""
+    if len(q_BD) > 1 or len(book_VD) <= _PART:
+        return q_BD @ book_VD.T
+    parts = range(0, len(book_VD), _PART)
+    return np.concatenate([book_VD[v : v + _PART] @ q_BD[0] for v in parts])[None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +254,7 @@ class Quantizer:
         Of many centres, those of far groups are -inf.
         """
         if self.groups is None:
-            coarse = q_BD @ self.centers_KD.T
+            coarse = _products(q_BD, self.centers_KD)
         else:
             coarse = self.groups.scores(q_BD, self.centers_KD)
         return [coarse, *(q_BD @ book.T for book in self.books_MVD)]
