@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,7 @@ from cart_qdrant.index.identifiers import (
     level_reports,
     unique_ratio,
 )
-from cart_qdrant.index.item_table import KINDS, NO_KIND, ItemTable, file_number, key_of
+from cart_qdrant.index.item_table import ItemTable, file_number, key_of, kind_number
 from cart_qdrant.index.library import OLD_LEVELS, Library, identifier_fields
 from cart_qdrant.index.mapped import map_arrays
 from cart_qdrant.index.querybank import CAPTION as CAPTION_BANK
@@ -207,16 +207,18 @@ def write_identifiers(
 
 
 def write_hubness(
-    library: Library, field: str, bank: Querybank, which: qdrant.Filter
-) -> Iterator[tuple[str, dict[str, float]]]:
+    library: Library,
+    field: str,
+    bank: Querybank,
+    which: qdrant.Filter,
+    tell: Callable[[str, Mapping[str, float]], None] | None = None,
+) -> None:
     """Store the hubness of points beside their identifier, see `querybank`.
 
     Args:
         field: Payload field of the identifiers.
         which: Points that have an identifier there.
-
-    Yields:
-        Each point, when it is written, and its hubness by vector.
+        tell: Is told each point, when it is written, and its hubness by vector.
     """
     names = [MEDIA, CAPTION]
     found = library.store.scroll(which, with_payload=["modality", field], with_vectors=names)
@@ -242,7 +244,9 @@ def write_hubness(
                 for record, hub in zip(chunk, hubs, strict=True)
             ]
         )
-        yield from ((str(record.id), hub) for record, hub in zip(chunk, hubs, strict=True))
+        if tell is not None:
+            for record, hub in zip(chunk, hubs, strict=True):
+                tell(str(record.id), hub)
 
 
 class _NamedItems:
@@ -279,9 +283,8 @@ class _NamedItems:
         """One more, with what its payload says besides."""
         if hub is None and self._keeps_bare:
             self.bare[id] = len(self._kinds)
-        modality = payload.get("modality")
         self._keys += key_of(id)
-        self._kinds.append(KINDS.index(modality) if modality in KINDS else NO_KIND)
+        self._kinds.append(kind_number(payload.get("modality")))
         self._files.append(file_number(payload.get("path", id)))
         self._codes.extend(row_L)
         for name, values in self._hubs.items():
@@ -354,8 +357,7 @@ def prepare(
     codes = encode(codec, vectors.x_ND, vectors.spaces)
     write_identifiers(library.store, field, vectors.ids, codes, Counters())
     if bank is not None:
-        for _ in write_hubness(library, field, bank, is_named(field)):
-            pass
+        write_hubness(library, field, bank, is_named(field))
     trie, table = _NamedItems.read(library, field, codec.levels).finish()
     library.store.flush()
     name = f"identifiers-{version}.safetensors"
@@ -517,8 +519,8 @@ def assign_new(library: Library) -> int:
     if bank is not None:
         for begin in range(0, len(bare), BLOCK):
             some = qdrant.HasIdCondition(has_id=bare[begin : begin + BLOCK])
-            for id, hub in write_hubness(library, info.field, bank, qdrant.Filter(must=[some])):
-                items.set_hub(id, hub)
+            which = qdrant.Filter(must=[some])
+            write_hubness(library, info.field, bank, which, items.set_hub)
     store.flush()
     trie, table = items.finish()
     written = replace(

@@ -44,17 +44,30 @@ def keys_of(ids: Iterable[object]) -> KeyArray:
 
 def key_of(id: object) -> bytes:
     """One point id in 16 bytes."""
-    if isinstance(id, UUID):
-        return id.bytes
     text = str(id)
     if text.isdigit():
         return int(text).to_bytes(_KEY, "big")
     return bytes.fromhex(text.replace("-", ""))
 
 
+def kind_number(modality: object) -> int:
+    """Place of a modality in `KINDS`; `NO_KIND` for anything else."""
+    return KINDS.index(modality) if modality in KINDS else NO_KIND
+
+
 def file_number(path: str) -> int:
     """A number that two files do not share (64 bits of a hash)."""
     return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "big")
+
+
+def places_in(sorted_N: AnyArray, wanted_C: AnyArray) -> IndexArray:
+    """Where each value (C,) is among distinct ones in order (N,); -1 where it is not."""
+    if len(sorted_N) == 0:
+        return np.full(len(wanted_C), -1, dtype=np.intp)
+    place_C = sorted_N.searchsorted(wanted_C)
+    place_C[place_C == len(sorted_N)] = 0
+    place_C[sorted_N.take(place_C) != wanted_C] = -1
+    return place_C
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +113,7 @@ class ItemTable:
 
     def rows(self, key_C: KeyArray) -> IndexArray:
         """Row of each key (C,); -1 where there is none."""
-        if len(self) == 0:
-            return np.full(len(key_C), -1, dtype=np.intp)
-        row_C = self.key_N.searchsorted(key_C)
-        row_C[row_C == len(self)] = 0
-        row_C[self.key_N.take(row_C) != key_C] = -1
-        return row_C
+        return places_in(self.key_N, key_C)
 
     @property
     def nbytes(self) -> int:

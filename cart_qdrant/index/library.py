@@ -299,6 +299,12 @@ class Library:
         return KEY if self.attachment is None else self.attachment.key
 
     @property
+    def field(self) -> str:
+        """Payload field of the identifiers in force, or of those that come first."""
+        info = self.manifest.identifiers
+        return self.key if info is None else info.field
+
+    @property
     def keeps_captions(self) -> bool:
         """Whether the collection has room for caption vectors."""
         return self.attachment is None or self.attachment.caption_vector is not None
@@ -451,9 +457,7 @@ class Library:
 
     def make_collection(self, store: Store) -> None:
         """Make the collection of this index in a store, or the payload indexes that it lacks."""
-        info = self.manifest.identifiers
-        field = self.key if info is None else info.field
-        store.create(_collection(self.manifest.embedder.dim, field))
+        store.create(_collection(self.manifest.embedder.dim, self.field))
 
     def put(self, manifest: Manifest) -> None:
         """Flip to another manifest.

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cart_qdrant.index import qdrant
-from cart_qdrant.index.item_table import KeyArray, keys_of
+from cart_qdrant.index.item_table import KeyArray, keys_of, places_in
 from cart_qdrant.index.library import Library
 from cart_qdrant.index.store import CAPTION, CAPTION_TEXTS, MEDIA
 from cart_qdrant.learn.beam import Beams
@@ -123,13 +123,8 @@ class Pool:
 
     def places(self, found: qdrant.FoundIds) -> tuple[IntArray, FloatArray]:
         """Places of points that are candidates, and their scores."""
-        scores = np.asarray(found.scores, np.float32)
-        if not self.ids or not found.ids:
-            return np.empty(0, np.intp), scores[:0]
-        key = keys_of(found.ids)
-        place = np.minimum(self.key_C.searchsorted(key), len(self.ids) - 1)
-        here = self.key_C[place] == key
-        return place[here], scores[here]
+        place = places_in(self.key_C, keys_of(found.ids))
+        return place[place >= 0], np.asarray(found.scores, np.float32)[place >= 0]
 
     def ranks(self) -> dict[str, dict[str, int]]:
         """Places of candidates, from 1, in each list that found them."""
@@ -185,10 +180,8 @@ class _List:
             some: Points that the candidates are.
             scored: Whether points that beams name come with their cosine.
         """
-        place = some.searchsorted(self.point_A)
-        here = place < len(some)
-        here[here] = some[place[here]] == self.point_A[here]
-        here &= ~np.isnan(self.scores_A)  # identifiers that changed meanwhile
+        place = places_in(some, self.point_A)
+        here = (place >= 0) & ~np.isnan(self.scores_A)  # NaN: its identifier changed meanwhile
         place = place[here]
         pool.scores(self.by)[place] = self.scores_A[here]
         if self.by == "beam" and scored:
@@ -339,7 +332,9 @@ class Collector:
     def _named(self, beams: Beams, filter: qdrant.AnyFilter | None) -> qdrant.AnyFilter | None:
         """Holds for the points that beams name."""
         match = qdrant.MatchAny(any=beams.ids())
-        named = qdrant.Filter(must=[qdrant.FieldCondition(key=f"{self._field}.id", match=match)])
+        named = qdrant.Filter(
+            must=[qdrant.FieldCondition(key=f"{self._library.field}.id", match=match)]
+        )
         return merge_filters(named, filter)
 
     def _beam_request(
@@ -355,11 +350,6 @@ class Collector:
         """Whether what beams name comes with its cosine, which saves asking again: where all items
         are of one space."""
         return len(encoded.media) == len(self._spaces) == 1
-
-    @property
-    def _field(self) -> str:
-        info = self._library.manifest.identifiers
-        return info.field if info is not None else "cart"
 
     def _complete(self, pools: Sequence[Pool], encoded: Encoded, *, captions: bool) -> None:
         """A second round: the scores that a candidate's own lane did not give."""

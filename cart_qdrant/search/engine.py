@@ -337,7 +337,9 @@ class Retriever:
         only = merge_filters(wanted.filter, self._without(mixed, wanted.group_by))
         lanes = ["generative" if lane == "generative" else "dense"]
         (pool,) = self._collector.collect(encoded, limit=max(POOL, 5 * k), lanes=lanes, filter=only)
-        allowed = ~np.isnan(pool.media_C if lane != "generative" else pool.beam_C + pool.media_C)
+        allowed = ~np.isnan(pool.media_C)
+        if lane == "generative":
+            allowed &= ~np.isnan(pool.beam_C)
         order = np.argsort(-pool.media_C, kind="stable")
         ranked = _answers(pool, order[allowed[order]], pool.media_C, None, wanted)
         (hits,) = self._hits([query.words], [(lanes[0], ranked)], wanted)

@@ -21,6 +21,8 @@ from cart_qdrant.index.item_table import (
     KeyArray,
     file_number,
     keys_of,
+    kind_number,
+    places_in,
 )
 from cart_qdrant.index.library import Library
 from cart_qdrant.index.trie import Trie
@@ -84,8 +86,7 @@ class FactFinder:
     ) -> None:
         self._library, self._trie = library, trie
         self._table = None if trie is None else table
-        info = library.manifest.identifiers
-        self._field = library.key if info is None else info.field
+        self._field = library.field
         number = {space: n for n, space in enumerate(spaces)}
         known = [library.space(kind) for kind in KINDS]
         # By kind; one more for what is of none.
@@ -134,8 +135,7 @@ class FactFinder:
         if len(new):
             cart_of: dict[int, str | None] = {}
             for place, payload in self._payloads(ids, key_C, new):
-                kind = payload.get("modality")
-                kind_C[place] = KINDS.index(kind) if kind in KINDS else NO_KIND
+                kind_C[place] = kind_number(payload.get("modality"))
                 file_C[place] = file_number(payload.get("path", str(ids[place])))
                 cart = payload.get(self._field) or {}
                 hub = cart.get("hub") or {}
@@ -170,8 +170,7 @@ class FactFinder:
 def _shares(beams: Beams, leaf_A: IntArray) -> FloatArray:
     """Log of the share of the beam that leads to each leaf (A,); NaN where none does."""
     order = np.argsort(beams.leaf_K)
-    leaf_K = beams.leaf_K[order]
-    place = np.minimum(leaf_K.searchsorted(leaf_A), len(leaf_K) - 1)
+    place = places_in(beams.leaf_K[order], leaf_A)
     share_A = beams.log_probs()[order[place]]
-    share_A[leaf_K[place] != leaf_A] = np.nan
+    share_A[place < 0] = np.nan
     return share_A

@@ -219,6 +219,29 @@ def test_doctor_shows_a_row_a_level_and_its_verdict(
     assert ("PASS" if found["passed"] else "FAIL") in shown
 
 
+def test_doctor_mends_tree_and_table_without_the_generator_being_lost(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = shutil.copytree(trained, tmp_path / ".cartq")
+    before = IndexFolder(root).read()
+    run_here(monkeypatch, "search", "a dog", "--index", root, "--json")
+    wanted = json.loads(capsys.readouterr().out)["hits"]
+    assert before.identifiers is not None and before.identifiers.items is not None
+    for part in (before.identifiers.trie, before.identifiers.items):
+        (root / part.name).write_bytes(b"changed")
+    assert run_here(monkeypatch, "doctor", "--index", root, "--json") == 1
+    assert json.loads(capsys.readouterr().out)["broken"].keys() == {"trie", "items"}
+    run_here(monkeypatch, "doctor", "--fix", "--index", root, "--json")
+    assert json.loads(capsys.readouterr().out)["broken"] == {}
+    after = IndexFolder(root).read()
+    assert (after.generator, after.identifiers) == (before.generator, before.identifiers)
+    run_here(monkeypatch, "search", "a dog", "--index", root, "--json")
+    assert json.loads(capsys.readouterr().out)["hits"] == wanted
+
+
 def test_models_lists_every_embedder_that_can_be_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
