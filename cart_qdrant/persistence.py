@@ -5,13 +5,15 @@
   manifest.json          names and hashes of everything below; replacing it is the flip
   embedder.safetensors   statistics of the embedder, where it has some
   embedder-lexicon-HASH.safetensors   texts whose vectors it knows
-  identifiers-N.safetensors, trie-HASH.npz
+  identifiers-N.safetensors, trie-HASH.safetensors, items-HASH.safetensors
   generator-N/           safetensors and JSON of the trained generator
   store/                 the embedded engine
-  work/                  unfinished work, so that a killed run resumes
+  work/                  drafts, and unfinished work, so that a killed run resumes
+  lock                   held by the one process that writes; says that the folder is an index
 ```
-Files get a new name for every version; the manifest is replaced last; what it no longer names is
-removed afterwards. A crash leaves either the old version or the new one.
+Files get a new name for every version and are drafted in `work/`; the manifest is replaced last;
+files of older versions are removed afterwards, by exact patterns of names. A crash leaves the old
+version or the new one. An index is made in a new or empty folder, never among other files.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -38,6 +41,14 @@ SEEN = "checked.json"
 """File of an index folder with sizes and times of the artefacts that were checked."""
 COPIED = "copied-from"
 """File in a folder that is a copy for reading: it names the original."""
+MARK = b"This folder is an index of cart-qdrant.\n"
+"""Content of the lock file, from before there is a manifest."""
+_VERSIONED = re.compile(
+    r"(identifiers-\d+|(trie|items)-[0-9a-f]{12}|embedder-lexicon-[0-9a-f]+)\.safetensors"
+    r"|generator-\d+"
+)
+"""Names of files and folders of one version of an index: the only ones that are ever removed."""
+_DRAFT = re.compile(r"draft-[0-9a-f]{8}-.+")
 
 
 def file_hash(path: Path) -> str:
@@ -49,16 +60,31 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace a file's content: a reader sees the old or the new, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    with temporary.open("wb") as file:
+def write_atomic(path: Path, data: bytes, drafts: Path | None = None) -> None:
+    """Replace a file's content: a reader sees the old or the new, also after a power cut.
+
+    Args:
+        drafts: Folder on the same disk where the new content is written first; that of `path` if
+            not given.
+    """
+    draft = draft_path(path.parent if drafts is None else drafts, path.name)
+    with draft.open("wb") as file:
         file.write(data)
-    rename_durably(temporary, path)
+    rename_durably(draft, path)
+
+
+def draft_path(folder: Path, name: str) -> Path:
+    """A path for a file that is not finished; its folder is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"draft-{uuid.uuid4().hex[:8]}-{name}"
 
 
 def rename_durably(source: Path, target: Path) -> None:
-    """Rename a finished file over another; both its content and its name survive a power cut."""
+    """Rename a finished file, or a folder of files, to a name where a file may be replaced; both
+    content and name survive a power cut."""
+    if source.is_dir():
+        for file in source.iterdir():
+            _sync(file)
     _sync(source)
     source.replace(target)
     _sync(target.parent)
@@ -72,11 +98,13 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
-    """Write a safetensors file atomically; returns its hash."""
+def save_arrays(
+    path: Path, arrays: Mapping[str, npt.NDArray[Any]], drafts: Path | None = None
+) -> str:
+    """Write a safetensors file as `write_atomic` does; returns its hash."""
     from safetensors.numpy import save
 
-    write_atomic(path, save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
+    write_atomic(path, save({k: np.ascontiguousarray(v) for k, v in arrays.items()}), drafts)
     return file_hash(path)
 
 
@@ -290,8 +318,13 @@ class IndexFolder:
 
     @property
     def work(self) -> Path:
-        """Unfinished work."""
+        """Drafts and unfinished work."""
         return self.root / "work"
+
+    @property
+    def lock_file(self) -> Path:
+        """Held by the process that writes; its content is `MARK`."""
+        return self.root / "lock"
 
     def exists(self) -> bool:
         """Whether there is an index."""
@@ -312,9 +345,41 @@ class IndexFolder:
             ) from None
         return Manifest.from_bytes(data, str(self.manifest))
 
+    def claim(self) -> None:
+        """Make the folder, or make sure that it is an index or that one may be made in it.
+
+        Raises:
+            UsageError: It holds other files than those of an index.
+            MismatchError: Its manifest.json is that of another program.
+        """
+        if self.manifest.exists():
+            self.read()
+            return
+        if self.root.exists() and not self.root.is_dir():
+            raise UsageError(f"{self.root} is a file.", "Name a folder with --index.")
+        if self.root.exists() and any(self.root.iterdir()) and not self._marked():
+            raise UsageError(
+                f"{self.root} holds files that are not an index.",
+                f"Name a folder of its own: --index {self.root / '.cartq'}",
+            )
+        self.root.mkdir(parents=True, exist_ok=True)
+        with self.lock_file.open("ab") as file:
+            if file.tell() == 0:
+                file.write(MARK)
+
+    def _marked(self) -> bool:
+        try:
+            return self.lock_file.read_bytes() == MARK
+        except OSError:
+            return False
+
+    def only_locked(self) -> bool:
+        """Whether there is nothing but the lock file of a run that has made no index."""
+        return self._marked() and len(list(self.root.iterdir())) == 1
+
     def write(self, manifest: Manifest) -> None:
-        """Put a manifest in force (the flip) and remove what it no longer names."""
-        write_atomic(self.manifest, manifest.to_bytes())
+        """Put a manifest in force (the flip) and remove files of versions it no longer names."""
+        write_atomic(self.manifest, manifest.to_bytes(), self.work)
         # Whoever writes an artefact has just hashed it.
         seen = self._seen()
         known = {a.name: a for a in manifest.artifacts() if (self.root / a.name).exists()}
@@ -376,17 +441,20 @@ class IndexFolder:
 
     def _remember(self, states: Mapping[str, Any]) -> None:
         with contextlib.suppress(OSError):  # a folder that may only be read is checked each time
-            write_atomic(self.root / SEEN, json.dumps(states).encode())
+            write_atomic(self.root / SEEN, json.dumps(states).encode(), self.work)
 
     def _sweep(self, manifest: Manifest) -> None:
         named = {artifact.name for artifact in manifest.artifacts()}
-        ours = ("identifiers-", "trie-", "items-", "generator-", "embedder", ".")
-        for entry in self.root.iterdir():
-            if entry.name not in named and entry.name.startswith(ours):
-                if entry.is_dir():
-                    shutil.rmtree(entry)
-                else:
-                    entry.unlink()
+        old = [
+            entry for entry in self.root.iterdir()
+            if entry.name not in named and _VERSIONED.fullmatch(entry.name)
+        ]  # fmt: skip
+        old += [entry for entry in self.work.iterdir() if _DRAFT.fullmatch(entry.name)]
+        for entry in old:
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)  # a reader's draft may just have got its name
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -394,7 +462,7 @@ class IndexFolder:
 
         Raises:
             StoreError: Another process writes to the index.
-            UsageError: The folder is a copy for reading.
+            UsageError: The folder is a copy for reading, or holds files that are not an index.
         """
         copied = self.root / COPIED
         if copied.exists():
@@ -402,8 +470,8 @@ class IndexFolder:
                 f"{self.root} is a copy of {copied.read_text().strip()}, for reading.",
                 "Write to the original.",
             )
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / "lock").open("w") as file:
+        self.claim()
+        with self.lock_file.open("ab") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -161,7 +161,8 @@ def attach(
         api_key: Key of the server.
 
     Raises:
-        UsageError: There is an index already, or it is not clear which vector is meant.
+        UsageError: There is an index already, or other files, or it is not clear which vector is
+            meant.
         MismatchError: The vector is not compared by cosine, or the embedder has another width.
         StoreError: There is no such collection, or it cannot be reached.
     """
@@ -169,6 +170,7 @@ def attach(
     folder = IndexFolder(Path(root).absolute())
     if folder.exists():
         raise UsageError(f"There is an index at {root} already.", "Bring it in step: `cartq sync`.")
+    folder.claim()
     place = StoreInfo(
         kind="client" if client is not None else "edge" if url is None else "server",
         url=url,
@@ -186,7 +188,6 @@ def attach(
         embedder = options.embedder or ForeignEmbedder(dim, dict.fromkeys(Modality, SPACE))
         _check_embedder(embedder, dim, how, store.location)
         how = replace(how, kinds=[str(modality) for modality in embedder.spaces])
-        folder.root.mkdir(parents=True, exist_ok=True)
         info = EmbedderInfo(
             name=embedder.name, version=embedder.version, dim=dim,
             spaces={str(m): space for m, space in embedder.spaces.items()},

@@ -28,7 +28,8 @@ def backup(library: Library, file: Path, reporter: Reporter | None = None) -> in
         How many points it holds.
 
     Raises:
-        UsageError: The collection is filled by others, or a run was stopped before its end.
+        UsageError: The collection is filled by others, a run was stopped before its end, or `file`
+            is something else than a backup.
         StoreError: A store failed, or a copied point differs.
     """
     library.require_own()
@@ -40,6 +41,8 @@ def backup(library: Library, file: Path, reporter: Reporter | None = None) -> in
         )
     reporter = reporter or Silent()
     file = Path(file).absolute()
+    if file.exists() and not (file.is_file() and tarfile.is_tarfile(file)):
+        raise UsageError(f"{file} is something else than a backup.", "Name another file.")
     count = library.store.count()
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".cartq-backup-") as where:
         folder = IndexFolder(Path(where) / "index")
@@ -80,7 +83,8 @@ def restore(file: Path, root: Path) -> None:
     file, root = Path(file), Path(root).absolute()
     if not file.is_file():
         raise UsageError(f"There is no file {file}.")
-    if root.exists() and any(entry.name != "lock" for entry in root.iterdir()):
+    folder = IndexFolder(root)
+    if root.exists() and any(root.iterdir()) and not folder.only_locked():
         raise UsageError(
             f"{root} is not empty.",
             "Restore into another --index; an index that is there moves by `cartq migrate --to`.",
@@ -98,6 +102,6 @@ def restore(file: Path, root: Path) -> None:
             ) from error
         Manifest.from_bytes(data, f"manifest.json of {file}")
         if root.exists():
-            (root / "lock").unlink(missing_ok=True)
+            folder.lock_file.unlink(missing_ok=True)
             root.rmdir()
         made.rename(root)

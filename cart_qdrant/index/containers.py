@@ -21,6 +21,11 @@ from av.video.stream import VideoStream
 from cart_qdrant.errors import MediaError
 from cart_qdrant.index.media_errors import DAMAGED, media_errors
 
+# Bytes of a tag that are not UTF-8 are kept as surrogates; from 19 on the only way there is.
+_TAGS: Any = (
+    {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "surrogateescape"}
+)
+
 _JUMP = 1.0  # seconds that time may go back before the clock is taken to have been reset
 _EARLY = 1.0  # seconds missing at the end that are worth a note
 _EARLY_SHARE = 0.02  # or this share of the length, if that is more
@@ -28,6 +33,11 @@ _PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails
 _STAMPED_FORMATS = frozenset({"mov", "mp4", "matroska", "webm"})
 # Formats whose stream lengths are written down, not estimated from the bit rate.
 _EXACT_FORMATS = frozenset({"mov", "mp4", "matroska", "webm", "avi", "flac", "asf", "wav"})
+
+
+def tag_text(value: str) -> str:
+    """A tag as text: bytes that are not UTF-8 become replacement characters."""
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip()
 
 
 @contextmanager
@@ -44,7 +54,7 @@ def opened(path: Path) -> Iterator[InputContainer]:
             str(path),
             "r",
             container_options={"protocol_whitelist": "file,crypto,data"},
-            metadata_errors="replace",
+            **_TAGS,
         )
     with container:
         yield container

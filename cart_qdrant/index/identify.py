@@ -35,6 +35,7 @@ from cart_qdrant.index.trie import FreeCounters, Trie
 from cart_qdrant.persistence import (
     Artifact,
     IdentifierInfo,
+    draft_path,
     file_hash,
     load_arrays,
     rename_durably,
@@ -323,11 +324,11 @@ def is_named(field: str) -> qdrant.Filter:
 
 
 def _save(library: Library, kind: str, part: Trie | ItemTable) -> Artifact:
-    temporary = library.folder.root / f".{kind}"
-    part.save(temporary)
-    digest = file_hash(temporary)
+    draft = draft_path(library.folder.work, kind)
+    part.save(draft)
+    digest = file_hash(draft)
     name = f"{kind}-{digest[:12]}.safetensors"
-    rename_durably(temporary, library.folder.root / name)
+    rename_durably(draft, library.folder.root / name)
     return Artifact(name, digest)
 
 
@@ -361,7 +362,8 @@ def prepare(
     trie, table = _NamedItems.read(library, field, codec.levels).finish()
     library.store.flush()
     name = f"identifiers-{version}.safetensors"
-    books = Artifact(name, save_arrays(library.folder.root / name, codec.to_arrays()))
+    folder = library.folder
+    books = Artifact(name, save_arrays(folder.root / name, codec.to_arrays(), folder.work))
     return IdentifierInfo(
         version=version,
         field=field,

@@ -18,10 +18,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cart_qdrant.errors import CartError, MismatchError, MissingExtraError, first_line
+from cart_qdrant.errors import (
+    CartError,
+    MismatchError,
+    MissingExtraError,
+    UsageError,
+    first_line,
+)
 from cart_qdrant.index.imagebind import ImageBind, ImageBindConfig
 from cart_qdrant.index.imagebind_files import PULL, TOWERS
-from cart_qdrant.index.model_files import file_sha256
+from cart_qdrant.index.model_files import MODELS_VARIABLE, file_sha256
 
 AGAIN = f"Get them again: `{PULL}`."
 
@@ -42,8 +48,10 @@ def convert(
 
     Raises:
         MismatchError: It is no state dict, or of another architecture; both sides are named.
+        UsageError: `folder` holds other files than converted weights.
     """
     config = config or ImageBindConfig()
+    _require_ours(folder)
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
@@ -64,6 +72,16 @@ def convert(
     (part / "config.json").write_text(json.dumps(facts, indent=1))
     shutil.rmtree(folder, ignore_errors=True)
     part.replace(folder)
+
+
+def _require_ours(folder: Path) -> None:
+    """Refuse to replace a folder of somebody else's."""
+    ours = {"config.json", *(f"{tower}.safetensors" for tower in TOWERS)}
+    if folder.exists() and not {entry.name for entry in folder.iterdir()} <= ours:
+        raise UsageError(
+            f"{folder} holds other files than converted weights.",
+            f"Move it away, or name another folder with {MODELS_VARIABLE}.",
+        )
 
 
 def _tower(name: str) -> str:

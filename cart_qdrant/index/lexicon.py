@@ -74,11 +74,11 @@ class Lexicon:
             digest.update(space.encode() + np.ascontiguousarray(self.values[space]).tobytes())
         return digest.hexdigest()
 
-    def save(self, path: Path) -> str:
-        """Write a safetensors file; returns its hash."""
+    def save(self, path: Path, drafts: Path | None = None) -> str:
+        """Write a safetensors file, see `save_arrays`; returns its hash."""
         text = np.frombuffer(json.dumps(list(self.texts)).encode(), dtype=np.uint8)
         values = {f"value.{space}": x for space, x in self.values.items()}
-        return save_arrays(path, {"texts": text, "keys": self.keys_TW, **values})
+        return save_arrays(path, {"texts": text, "keys": self.keys_TW, **values}, drafts)
 
     @classmethod
     def load(cls, path: Path) -> Lexicon:

@@ -216,11 +216,12 @@ class Library:
         """Create an index and its collection.
 
         Raises:
+            UsageError: The folder holds files that are not an index.
             MismatchError: The collection has points already and belongs to no index of ours.
             StoreError: The store cannot be made.
         """
         folder = IndexFolder(Path(root).absolute())
-        folder.root.mkdir(parents=True, exist_ok=True)
+        folder.claim()
         info = StoreInfo()
         if url is not None:
             info = StoreInfo(kind="server", url=url, collection=collection or "media")
@@ -384,7 +385,7 @@ class Library:
     def freeze_statistics(self, embedder: FittedEmbedder) -> None:
         """Store the embedder's statistics and bind the index to them."""
         name = "embedder.safetensors"
-        digest = save_arrays(self.folder.root / name, embedder.to_arrays())
+        digest = save_arrays(self.folder.root / name, embedder.to_arrays(), self.folder.work)
         info = replace(self.manifest.embedder, statistics=Artifact(name, digest))
         self.put(replace(self.manifest, embedder=info))
 
@@ -394,7 +395,7 @@ class Library:
         kept = self.manifest.embedder.lexicon
         if kept is not None and kept.name == name:
             return
-        digest = lexicon.save(self.folder.root / name)
+        digest = lexicon.save(self.folder.root / name, self.folder.work)
         info = replace(self.manifest.embedder, lexicon=Artifact(name, digest))
         self.put(replace(self.manifest, embedder=info))
         self._lexicon = lexicon

@@ -215,7 +215,7 @@ def _probe_container(path: Path) -> MediaInfo:
         # Ogg keeps its tags with the stream.
         main = video or audio
         found = {**(main.metadata if main else {}), **container.metadata}
-        tags = {key.lower(): text.strip() for key, text in found.items() if text.strip()}
+        texts = {key.lower(): containers.tag_text(value) for key, value in found.items()}
         return MediaInfo(
             kind=Kind.CONTAINER,
             modality=Modality.AUDIO if video is None else Modality.VIDEO,
@@ -223,5 +223,5 @@ def _probe_container(path: Path) -> MediaInfo:
             width=video.width if video else 0,
             height=video.height if video else 0,
             has_audio=audio is not None,
-            tags={key: tags[key] for key in _TAGS if key in tags},
+            tags={key: texts[key] for key in _TAGS if texts.get(key)},
         )

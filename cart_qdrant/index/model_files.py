@@ -10,11 +10,14 @@ from pathlib import Path
 
 from cart_qdrant.errors import DownloadError
 
+MODELS_VARIABLE = "CARTQ_MODELS"
+"""Environment variable that names the folder of downloaded models."""
+
 
 def models_folder() -> Path:
     """Folder of downloaded models: `$CARTQ_MODELS`, else `cart-qdrant/models` in the user's cache
     folder."""
-    if given := os.environ.get("CARTQ_MODELS"):
+    if given := os.environ.get(MODELS_VARIABLE):
         return Path(given)
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "cart-qdrant" / "models"

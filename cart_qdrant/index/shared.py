@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -40,6 +41,7 @@ CACHE_VARIABLE = "CARTQ_CACHE"
 """Folder of copies; that of the user's cache without it."""
 KEPT = 3
 """Versions of one index that stay in the cache."""
+_VERSION = re.compile("[0-9a-f]{16}")
 _AGAIN = "Copy the index folder there again, its manifest.json last."
 
 
@@ -137,7 +139,8 @@ def _forget(above: Path, used: Path) -> None:
     """Remove old versions; the last ones may still be open somewhere."""
     used.touch()
     versions = sorted(
-        (one for one in above.iterdir() if one.is_dir()), key=lambda one: one.stat().st_mtime
+        (one for one in above.iterdir() if _VERSION.fullmatch(one.name)),
+        key=lambda one: one.stat().st_mtime,
     )
     for old in versions[:-KEPT]:
         shutil.rmtree(old)

@@ -69,7 +69,7 @@ class EdgeStore:
     raises `StoreError`. Points unknown to `set_payload` and `update_vectors` are ignored.
 
     Args:
-        path: Folder of the engine's files.
+        path: Folder of the engine's files; what is not finished is in `work` beside it.
         settings: See `EdgeSettings`.
         sidecar: Whether to keep the file beside the folder; without, what it holds is asked of the
             engine each time.
@@ -86,6 +86,7 @@ class EdgeStore:
     ) -> None:
         self._path = Path(path)
         self._sidecar = self._path.with_name(f"{self._path.name}.json")
+        self._drafts = self._path.with_name("work")
         self._settings = settings or EdgeSettings()
         self._keeps_sidecar = sidecar
         self._free_bytes = free_bytes
@@ -375,7 +376,7 @@ class EdgeStore:
     # Making, and the sidecar
 
     def _make(self, spec: CollectionSpec) -> None:
-        draft = self._path.with_name(f"{self._path.name}.creating")
+        draft = self._drafts / f"{self._path.name}.creating"
         shutil.rmtree(draft, ignore_errors=True)  # left by a crash
         if self._path.exists() and any(self._path.iterdir()):
             aside = self._path.with_name(f"{self._path.name}.broken-{os.urandom(4).hex()}")
@@ -407,7 +408,8 @@ class EdgeStore:
                 "texts": list(spec.texts),
             }
         )
-        draft = self._sidecar.with_name(f"{self._sidecar.name}.writing")
+        self._drafts.mkdir(parents=True, exist_ok=True)
+        draft = self._drafts / f"{self._sidecar.name}.writing"
         with draft.open("w") as file:
             file.write(text)
             file.flush()

@@ -8,6 +8,7 @@ Shape legend: P pairs, N items, D vector width, L levels.
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -52,7 +53,13 @@ from cart_qdrant.learn.tower import DISTILL_UNTIL, Distillation, TowerTrainer, t
 from cart_qdrant.learn.train_report import PROFILES, TrainOptions, TrainReport
 from cart_qdrant.learn.verticals import Verticals
 from cart_qdrant.learn.worth import Decoder, Stratum
-from cart_qdrant.persistence import Artifact, GeneratorInfo, IdentifierInfo, folder_hash
+from cart_qdrant.persistence import (
+    Artifact,
+    GeneratorInfo,
+    IdentifierInfo,
+    folder_hash,
+    rename_durably,
+)
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.intp]
@@ -393,9 +400,13 @@ class _Training:
         library = self.library
         version = info.version
         folder = library.folder.root / f"generator-{version}"
-        model.save(folder, bank)
+        draft = library.folder.work / folder.name
+        model.save(draft, bank)
         if self.lexicon is not None and library.lexicon() is None:
-            self.lexicon.save(folder / TEACHER)
+            self.lexicon.save(draft / TEACHER)
+        if folder.exists():
+            shutil.rmtree(folder)  # of a run that was killed before the manifest named it
+        rename_durably(draft, folder)
         old = library.manifest.identifiers
         generator = GeneratorInfo(
             version=version,

@@ -223,12 +223,13 @@ def pull(
     if file is not None or not sound(folder):
         _accept(TERMS, LICENCE, accepted=accept_license)
         checkpoint = file or folder.parent / CHECKPOINT
-        if file is None and not checkpoint.exists():
+        fetched = not checkpoint.exists()
+        if fetched and file is None:
             with _counting(REMOTE.url, REMOTE.bytes) as advance:
                 download(REMOTE, checkpoint, advance)
         with reporting("towers") as reporter:
             convert(checkpoint, folder, say=reporter.say)
-        if file is None:
+        if fetched:  # one that was there before is not ours to remove
             checkpoint.unlink()
     if json:
         print_json({"model": name, "path": str(folder), "licence": LICENCE})

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cart_qdrant.errors import IndexMissingError, MismatchError, StoreError
+from cart_qdrant.errors import IndexMissingError, MismatchError, StoreError, UsageError
 from cart_qdrant.persistence import (
     Artifact,
     EmbedderInfo,
@@ -82,16 +82,18 @@ def test_manifest_round_trips_and_versions_tell_them_apart(a: Manifest, b: Manif
     assert (a.version == b.version) == (a == b)
 
 
-def test_writing_is_atomic_and_leaves_nothing_else(tmp_path: Path, monkeypatch: Any) -> None:
-    path = tmp_path / "file"
+def test_writing_is_atomic_and_drafts_lie_apart(tmp_path: Path, monkeypatch: Any) -> None:
+    path, drafts = tmp_path / "file", tmp_path / "work"
     write_atomic(path, b"old")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            write_atomic(path, b"new")
+            write_atomic(path, b"new", drafts)
     assert path.read_bytes() == b"old"
-    write_atomic(path, b"new")
+    write_atomic(path, b"new", drafts)
     assert path.read_bytes() == b"new"
+    assert {entry.name for entry in tmp_path.iterdir()} == {"file", "work"}
+    assert len(list(drafts.iterdir())) == 1  # of the write that was stopped
 
 
 def test_arrays_round_trip(tmp_path: Path) -> None:
@@ -164,23 +166,72 @@ def test_what_was_checked_is_read_again_only_when_it_changed_or_is_asked_for(
     assert folder.path(good) == one
 
 
-def test_flip_removes_what_is_no_longer_named_and_nothing_else(tmp_path: Path) -> None:
-    kept = ("trie-b.npz", "identifiers-2.safetensors", "notes.txt", "lock", "store", "work")
-    gone = ("trie-a.npz", "identifiers-1.safetensors", ".manifest.json.1234", "generator-1")
-    for name in (*kept, *gone):
-        (tmp_path / name).mkdir() if "." not in name else (tmp_path / name).touch()
+HASH = "0123456789ab"
+FOREIGN = (
+    ".env", ".git", ".ssh", "embedder", "embedder-notes.safetensors", "items-list.csv",
+    "trie-tutorial.md", "trie-backup.safetensors", "identifiers-old.safetensors", "generator-x",
+    "generator-1.py", "notes.txt", ".manifest.json.1234",
+)  # fmt: skip
+"""Names that look like ours and are not."""
+
+
+def test_writing_removes_files_of_older_versions_and_nothing_else(tmp_path: Path) -> None:
+    kept = (f"trie-{HASH}.safetensors", "identifiers-2.safetensors", "lock", "store", *FOREIGN)
+    gone = (
+        "trie-ba9876543210.safetensors", "items-ba9876543210.safetensors", "generator-1",
+        "identifiers-1.safetensors", "embedder-lexicon-00ff.safetensors",
+    )  # fmt: skip
+    drafts = ("draft-0123abcd-manifest.json", "train")
+    (tmp_path / "work").mkdir()
+    for name in (*kept, *gone, *(f"work/{name}" for name in drafts)):
+        path = tmp_path / name
+        path.mkdir() if name in {"store", "generator-1", ".git", ".ssh"} else path.write_text(name)
     info = IdentifierInfo(
         version=2,
         field="cart_2",
         books=Artifact("identifiers-2.safetensors", ""),
-        trie=Artifact("trie-b.npz", ""),
+        trie=Artifact(f"trie-{HASH}.safetensors", ""),
         meta={},
         levels=1,
         count=0,
         U=1.0,
     )
     IndexFolder(tmp_path).write(manifest(identifiers=info))
-    assert {p.name for p in tmp_path.iterdir()} == {*kept, "manifest.json", "checked.json"}
+    ours = {"manifest.json", "checked.json", "work"}
+    assert {p.name for p in tmp_path.iterdir()} == {*kept, *ours}
+    assert {p.name for p in (tmp_path / "work").iterdir()} == {"train"}
+
+
+@pytest.mark.parametrize("name", [*FOREIGN, "lock", "store", "work", "README.md"])
+def test_an_index_is_never_made_among_other_files(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    folder = IndexFolder(tmp_path)
+    with pytest.raises(UsageError, match=r"\.cartq"), folder.lock():
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "mine"
+    inside = IndexFolder(tmp_path / ".cartq")
+    with inside.lock():
+        inside.write(manifest())
+    with inside.lock():
+        assert inside.read() == manifest()
+
+
+def test_a_manifest_of_another_program_is_left_alone(tmp_path: Path) -> None:
+    folder = IndexFolder(tmp_path)
+    folder.manifest.write_text('{"name": "my web app"}')
+    with pytest.raises(MismatchError, match="format None"), folder.lock():
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_a_folder_whose_first_run_was_killed_is_used_again(tmp_path: Path) -> None:
+    folder = IndexFolder(tmp_path / "index")
+    with folder.lock():
+        (folder.root / "store").mkdir()
+    with folder.lock():
+        folder.write(manifest())
+    assert folder.read() == manifest()
 
 
 def test_one_writer_at_a_time_and_a_dead_one_does_not_count(tmp_path: Path) -> None:

@@ -239,7 +239,8 @@ def test_a_crash_while_creating_leaves_nothing_in_the_way(
     store.create(SPEC)
     store.upsert([point(1, cart={"id": "a"})])
     assert store.count(where("cart.id", "a")) == 1
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["store", "store.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["store", "store.json", "work"]
+    assert not any((tmp_path / "work").iterdir())
 
 
 def test_a_folder_without_a_collection_is_kept_aside(tmp_path: Path) -> None:
