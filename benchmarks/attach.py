@@ -24,10 +24,10 @@ import qdrant_edge as edge
 from qdrant_client import QdrantClient, models
 
 from cart_qdrant.index.attach import attach, sync
-from cart_qdrant.index.library import Library
-from cart_qdrant.index.store import Store
-from cart_qdrant.index.store_client import ClientStore
-from cart_qdrant.index.store_edge import EdgeStore
+from cart_qdrant.index.index import Library
+from cart_qdrant.storage.edge import EdgeStore
+from cart_qdrant.storage.protocol import Store
+from cart_qdrant.storage.server import ClientStore
 
 BLOCK = 1_000
 CENTRES = 2_000

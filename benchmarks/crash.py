@@ -26,11 +26,11 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from cart_qdrant.index.folder import IndexFolder
 from cart_qdrant.index.identify import load_codec, load_trie, renew
-from cart_qdrant.index.library import Library
-from cart_qdrant.persistence import IndexFolder
+from cart_qdrant.index.index import Library
 from cart_qdrant.records import Identifier
-from cart_qdrant.search.engine import Retriever
+from cart_qdrant.search.retriever import Retriever
 
 ROOT = Path(__file__).resolve().parents[1]
 _WRITE = 8
@@ -265,10 +265,13 @@ def _logged(method: Callable[..., Any], name: str, log: TextIO) -> Callable[...,
 
 def work(what: str, index: Path, media: Path) -> None:
     """The process that is killed: one run, which logs what the store acknowledged."""
-    from cart_qdrant.index import identify, pipeline, warmup, writer
-    from cart_qdrant.index.embedders import open_embedder
+    from cart_qdrant.embedders.registry import open_embedder
+    from cart_qdrant.index import corpus_stats as warmup
+    from cart_qdrant.index import identify, pipeline, writer
     from cart_qdrant.index.ingest import Ingest, IngestOptions
-    from cart_qdrant.learn import fit_generator, model, tower, train
+    from cart_qdrant.training import generator_fit as fit_generator
+    from cart_qdrant.training import tower, train
+    from cart_qdrant.training import trained_model as model
 
     writer.WRITE = pipeline.BATCH = warmup.PART = _WRITE
     folder = IndexFolder(index)

@@ -21,11 +21,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from cart_qdrant.index.identifiers import IdentifierConfig, fit_codec, unique_ratio
-
-FloatArray = npt.NDArray[np.float32]
+from cart_qdrant.arrays.types import FloatArray
+from cart_qdrant.identifiers.codec import IdentifierConfig, fit_codec, unique_ratio
 
 FAMILIES, MEMBERS = 64, 64
 SPREAD, NOISE = 0.8, 0.5

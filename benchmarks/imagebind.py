@@ -47,7 +47,7 @@ def measure(name: str, kind: str) -> dict[str, float]:
     """One tower: milliseconds a unit, and the most memory that this process had."""
     import torch
 
-    from cart_qdrant.index.imagebind import ImageBind, ImageBindConfig
+    from cart_qdrant.embedders.imagebind.model import ImageBind, ImageBindConfig
 
     _, shape, units = INPUTS[name]
     tower, dtype = name.split()[0], getattr(torch, kind)

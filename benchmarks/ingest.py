@@ -21,9 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cart_qdrant.index.embedders import open_embedder
+from cart_qdrant.embedders.registry import open_embedder
+from cart_qdrant.index.index import Library
 from cart_qdrant.index.ingest import Ingest, IngestOptions, IngestReport
-from cart_qdrant.index.library import Library
 
 KINDS = ("photos", "videos", "sounds")
 TABLE = "metadata.jsonl"

@@ -45,22 +45,22 @@ import numpy.typing as npt
 from qdrant_client import models
 from scale import SPACE, make, nearest, share
 
-from cart_qdrant.index import qdrant
-from cart_qdrant.index.embedders import text_encoder_folder
-from cart_qdrant.index.identifiers import Codec, Counters, IdentifierConfig, fit_codec
+from cart_qdrant.arrays.types import FloatArray
+from cart_qdrant.embedders.text.folder import text_encoder_folder
+from cart_qdrant.files import folder_hash, save_arrays
+from cart_qdrant.generator.decode import decode
+from cart_qdrant.generator.model import CALIBRATION, Trained
+from cart_qdrant.generator.prior import HUB, NodeGains
+from cart_qdrant.identifiers.codec import Codec, Counters, IdentifierConfig, fit_codec
+from cart_qdrant.identifiers.hubness import media_space
 from cart_qdrant.index.identify import assign_new, load_codec, load_table, read_vectors
-from cart_qdrant.index.library import Library, identifier_fields
-from cart_qdrant.index.querybank import media_space
-from cart_qdrant.index.store import CAPTION, MEDIA
-from cart_qdrant.learn.decode import decode
-from cart_qdrant.learn.prior import HUB, NodeGains
-from cart_qdrant.learn.trained import CALIBRATION, Trained
-from cart_qdrant.persistence import Artifact, IdentifierInfo, folder_hash, save_arrays
+from cart_qdrant.index.index import Library, identifier_fields
+from cart_qdrant.index.manifest import Artifact, IdentifierInfo
 from cart_qdrant.records import Identifier
 from cart_qdrant.search.candidates import POOL
-from cart_qdrant.search.engine import Retriever
-
-FloatArray = npt.NDArray[np.float32]
+from cart_qdrant.search.retriever import Retriever
+from cart_qdrant.storage import requests as qdrant
+from cart_qdrant.storage.protocol import CAPTION, MEDIA
 
 LANES = ("generative", "dense", "auto")
 MADE = 0x00000000_0000_4000_8000_000000000000

@@ -25,25 +25,17 @@ import numpy as np
 import numpy.typing as npt
 from qdrant_client import models
 
-from cart_qdrant.index.identifiers import (
-    Codec,
-    Counters,
-    IdentifierConfig,
-    fit_codec,
-    unique_ratio,
-)
+from cart_qdrant.arrays.types import FloatArray, IndexArray
+from cart_qdrant.generator.beam_search import PriorScorer, beam_search
+from cart_qdrant.generator.prior import HUB, NodeGains, prior_logits
+from cart_qdrant.identifiers.codec import Codec, Counters, IdentifierConfig, fit_codec, unique_ratio
+from cart_qdrant.identifiers.hubness import media_space
+from cart_qdrant.identifiers.trie import Trie
 from cart_qdrant.index.identify import load_codec, read_vectors
-from cart_qdrant.index.library import Library
-from cart_qdrant.index.querybank import media_space
-from cart_qdrant.index.store import MEDIA, CollectionSpec
-from cart_qdrant.index.store_edge import EdgeStore
-from cart_qdrant.index.trie import Trie
-from cart_qdrant.learn.beam import PriorScorer, beam_search
-from cart_qdrant.learn.model import Model
-from cart_qdrant.learn.prior import HUB, NodeGains, prior_logits
-
-FloatArray = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.intp]
+from cart_qdrant.index.index import Library
+from cart_qdrant.storage.edge import EdgeStore
+from cart_qdrant.storage.protocol import MEDIA, CollectionSpec
+from cart_qdrant.training.trained_model import Model
 
 SPACE = "visual"
 WIDTHS = (200, 400, 1_000, 2_000)
@@ -75,7 +67,7 @@ def main() -> None:
           "| R@10, less hubness | ms a query |")  # fmt: skip
     print("|---|---:|---:|---:|---:|---:|")
 
-    def row(name: str, found: Sequence[IntArray], ms: float) -> None:
+    def row(name: str, found: Sequence[IndexArray], ms: float) -> None:
         cosine, less = (reranked(found, q_BD, x_ND, right_B, h) for h in (None, HUB * hub_N))
         print(
             f"| {name} | {share(found, exact):.3f} | {share(found, best_hub):.3f} "
@@ -102,7 +94,7 @@ def main() -> None:
 def read_index(
     index: Path, queries: Path, asked: int
 ) -> tuple[
-    FloatArray, FloatArray, IntArray, Callable[[FloatArray], FloatArray], FloatArray | None, float
+    FloatArray, FloatArray, IndexArray, Callable[[FloatArray], FloatArray], FloatArray | None, float
 ]:
     """Real vectors, query vectors, what they ask for, hubness, the queries' metric, the scale."""
     with tempfile.TemporaryDirectory() as folder:
@@ -156,7 +148,7 @@ def make(real_ND: FloatArray, count: int) -> FloatArray:
 
 def nearest(
     q_BD: FloatArray, x_ND: FloatArray, k: int, less_N: FloatArray | None = None
-) -> IntArray:
+) -> IndexArray:
     """The k best of each query (B, k)."""
     out = []
     for q_D in q_BD:
@@ -187,7 +179,7 @@ def identify(
 
 def decoder(
     codec: Codec, rows_NL: npt.NDArray[np.int32], hub_N: FloatArray | None, scale: float
-) -> Callable[..., IntArray]:
+) -> Callable[..., IndexArray]:
     """Items that the beams of one query name."""
     begin = time.perf_counter()
     trie = Trie.build(rows_NL, hub_N=hub_N)
@@ -198,7 +190,7 @@ def decoder(
     gains = None if hub_N is None else NodeGains(trie, HUB * scale)
     order = np.lexsort(rows_NL.T[::-1])
 
-    def decode(q_D: FloatArray, width: int) -> IntArray:
+    def decode(q_D: FloatArray, width: int) -> IndexArray:
         levels = prior_logits(codec, {SPACE: q_D[None]}, SPACE, scale)
         (beams,) = beam_search(trie, PriorScorer(levels), 1, width, gains)
         return order[trie.nodes(beams.rows_KL)]
@@ -232,7 +224,7 @@ def _uuid(n: int) -> str:
     return f"00000000-0000-4000-8000-{n:012x}"
 
 
-def ask(store: EdgeStore, q_D: FloatArray, ef: int) -> IntArray:
+def ask(store: EdgeStore, q_D: FloatArray, ef: int) -> IndexArray:
     """The graph's hundred nearest."""
     request = models.QueryRequest(
         query=q_D.tolist(), using=MEDIA, limit=100, params=models.SearchParams(hnsw_ef=ef),
@@ -243,8 +235,8 @@ def ask(store: EdgeStore, q_D: FloatArray, ef: int) -> IntArray:
 
 
 def timed(
-    search: Callable[[FloatArray], IntArray], q_BD: FloatArray
-) -> tuple[list[IntArray], float]:
+    search: Callable[[FloatArray], IndexArray], q_BD: FloatArray
+) -> tuple[list[IndexArray], float]:
     """Answers one by one, and the median of their milliseconds."""
     search(q_BD[0])
     out, times = [], []
@@ -255,16 +247,16 @@ def timed(
     return out, 1e3 * float(np.median(times))
 
 
-def share(found: Sequence[IntArray], exact: IntArray) -> float:
+def share(found: Sequence[IndexArray], exact: IndexArray) -> float:
     """Mean share of the exact best that is among the candidates."""
     return float(np.mean([np.isin(e, f).mean() for e, f in zip(exact, found, strict=True)]))
 
 
 def reranked(
-    found: Sequence[IntArray],
+    found: Sequence[IndexArray],
     q_BD: FloatArray,
     x_ND: FloatArray,
-    right_B: IntArray,
+    right_B: IndexArray,
     less_N: FloatArray | None,
 ) -> float:
     """R@10 of candidates in the order of their exact scores."""

@@ -23,14 +23,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-from cart_qdrant.index.trie import Trie
-from cart_qdrant.learn.beam import PriorScorer, beam_search
-from cart_qdrant.learn.prior import NodeGains
+from cart_qdrant.arrays.types import FloatArray, IntArray
+from cart_qdrant.generator.beam_search import PriorScorer, beam_search
+from cart_qdrant.generator.prior import NodeGains
+from cart_qdrant.identifiers.trie import Trie
 
-FloatArray = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.int32]
 T = TypeVar("T")
 
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000)

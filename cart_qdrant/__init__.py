@@ -18,8 +18,8 @@ from cart_qdrant.errors import CartError
 from cart_qdrant.records import Caption, Hit, Identifier, Modality, Segment
 
 if TYPE_CHECKING:
-    from cart_qdrant.search.engine import Retriever
     from cart_qdrant.search.query import Part, Query
+    from cart_qdrant.search.retriever import Retriever
 
 __version__ = "0.1.0"
 __all__ = [
@@ -38,7 +38,7 @@ __all__ = [
 _LATER = {
     "Part": "cart_qdrant.search.query",
     "Query": "cart_qdrant.search.query",
-    "Retriever": "cart_qdrant.search.engine",
+    "Retriever": "cart_qdrant.search.retriever",
 }
 
 

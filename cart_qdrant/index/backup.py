@@ -9,10 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from cart_qdrant.errors import MismatchError, UsageError
-from cart_qdrant.index.ingest_report import Reporter, Silent
-from cart_qdrant.index.library import Library
+from cart_qdrant.files import rename_durably
+from cart_qdrant.index.folder import IndexFolder
+from cart_qdrant.index.index import Library
+from cart_qdrant.index.manifest import Manifest, StoreInfo
 from cart_qdrant.index.migrate import compare_points, copy_indexes, copy_points
-from cart_qdrant.persistence import IndexFolder, Manifest, StoreInfo, rename_durably
+from cart_qdrant.progress import Reporter, Silent
 
 _LEFT_OUT = frozenset({"store", "store.json", "work", "lock", "manifest.json"})
 _UNFINISHED = ("changed", "replaced.json")

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cart_qdrant.arrays.mmap import map_arrays
+from cart_qdrant.arrays.spill import RowWriter
+from cart_qdrant.arrays.types import FloatArray, IntArray
 from cart_qdrant.errors import MismatchError, StoreError
-from cart_qdrant.index import qdrant
-from cart_qdrant.index.fit_many import distinct_rows
-from cart_qdrant.index.identifiers import (
+from cart_qdrant.files import draft_path, file_hash, load_arrays, rename_durably, save_arrays
+from cart_qdrant.identifiers.codec import (
     Codec,
     Counters,
     IdentifierConfig,
@@ -24,27 +26,16 @@ from cart_qdrant.index.identifiers import (
     level_reports,
     unique_ratio,
 )
-from cart_qdrant.index.item_table import ItemTable, file_number, key_of, kind_number
-from cart_qdrant.index.library import OLD_LEVELS, Library, identifier_fields
-from cart_qdrant.index.mapped import map_arrays
-from cart_qdrant.index.querybank import CAPTION as CAPTION_BANK
-from cart_qdrant.index.querybank import Querybank, media_space
-from cart_qdrant.index.rows import RowWriter
-from cart_qdrant.index.store import CAPTION, MEDIA, Store
-from cart_qdrant.index.trie import FreeCounters, Trie
-from cart_qdrant.persistence import (
-    Artifact,
-    IdentifierInfo,
-    draft_path,
-    file_hash,
-    load_arrays,
-    rename_durably,
-    save_arrays,
-)
+from cart_qdrant.identifiers.fit import distinct_rows
+from cart_qdrant.identifiers.hubness import CAPTION as CAPTION_BANK
+from cart_qdrant.identifiers.hubness import Querybank, media_space
+from cart_qdrant.identifiers.item_table import ItemTable, file_number, key_of, kind_number
+from cart_qdrant.identifiers.trie import FreeCounters, Trie
+from cart_qdrant.index.index import OLD_LEVELS, Library, identifier_fields
+from cart_qdrant.index.manifest import Artifact, IdentifierInfo
 from cart_qdrant.records import Identifier
-
-FloatArray = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.int32]
+from cart_qdrant.storage import requests as qdrant
+from cart_qdrant.storage.protocol import CAPTION, MEDIA, Store
 
 BLOCK = 2_000
 """Points read, coded and written together."""

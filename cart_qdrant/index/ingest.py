@@ -13,9 +13,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from cart_qdrant.captions.reader import CaptionReader, from_tags
+from cart_qdrant.embedders.protocol import Embedder, FittedEmbedder, LexicalEmbedder
 from cart_qdrant.errors import CartError, UsageError
-from cart_qdrant.index.captions import CaptionReader, from_tags
-from cart_qdrant.index.embedders import Embedder, FittedEmbedder, LexicalEmbedder
+from cart_qdrant.index.corpus_stats import WORK, fitted_features
 from cart_qdrant.index.identify import (
     advice,
     bring_in_step,
@@ -23,16 +24,16 @@ from cart_qdrant.index.identify import (
     summary,
     vector_of,
 )
-from cart_qdrant.index.ingest_report import IngestOptions, IngestReport, Reporter, Silent, tell
-from cart_qdrant.index.library import Library
-from cart_qdrant.index.media import probe
+from cart_qdrant.index.index import Library
 from cart_qdrant.index.pipeline import FileResult, Pipeline, Preparing
 from cart_qdrant.index.plan import Job, Plan, StoredFile, make_plan, read_stored
-from cart_qdrant.index.scan import scan
-from cart_qdrant.index.store import MEDIA
-from cart_qdrant.index.warmup import WORK, fitted_features
+from cart_qdrant.index.report import IngestOptions, IngestReport
 from cart_qdrant.index.writer import MADE_BY, PointWriter, Row, identifier_payload
+from cart_qdrant.media.scan import scan
+from cart_qdrant.media.segments import probe
+from cart_qdrant.progress import Reporter, Silent, tell
 from cart_qdrant.records import MADE_SOURCES, Caption, CaptionSource, Failure, Segment
+from cart_qdrant.storage.protocol import MEDIA
 
 __all__ = ["Ingest", "IngestOptions", "IngestReport", "Reporter", "Silent"]
 

@@ -17,12 +17,12 @@ import numpy as np
 from qdrant_client import models
 
 from cart_qdrant.errors import MismatchError, StoreError, UsageError
-from cart_qdrant.index import qdrant
 from cart_qdrant.index.identify import vector_of
-from cart_qdrant.index.ingest_report import Reporter, Silent
-from cart_qdrant.index.library import Library, check_claim, make_claim
-from cart_qdrant.index.store import CAPTION, CAPTION_TEXTS, MEDIA, Store
-from cart_qdrant.persistence import StoreInfo
+from cart_qdrant.index.index import Library, check_claim, make_claim
+from cart_qdrant.index.manifest import StoreInfo
+from cart_qdrant.progress import Reporter, Silent
+from cart_qdrant.storage import requests as qdrant
+from cart_qdrant.storage.protocol import CAPTION, CAPTION_TEXTS, MEDIA, Store
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient

@@ -16,16 +16,14 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 
+from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.config import SegmentConfig
 from cart_qdrant.errors import CartError, MediaError
-from cart_qdrant.index.embedders import Clip
-from cart_qdrant.index.media import decode, probe
-from cart_qdrant.index.scan import FileEntry, content_hash
+from cart_qdrant.media.clip import Clip
+from cart_qdrant.media.scan import FileEntry, content_hash
+from cart_qdrant.media.segments import decode, probe
 from cart_qdrant.records import Modality, Segment
-
-FloatArray = npt.NDArray[np.float32]
 
 DECODERS = 2
 """Threads that decode."""

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from cart_qdrant.captions.reader import CaptionReader, FileCaptions
 from cart_qdrant.errors import MediaError
-from cart_qdrant.index.captions import CaptionReader, FileCaptions
-from cart_qdrant.index.media import MEDIA_EXTENSIONS, sniff
-from cart_qdrant.index.scan import FileEntry, Scan, content_hash
-from cart_qdrant.index.store import Store
+from cart_qdrant.media.scan import FileEntry, Scan, content_hash
+from cart_qdrant.media.segments import MEDIA_EXTENSIONS, sniff
 from cart_qdrant.records import Failure
+from cart_qdrant.storage.protocol import Store
 
 _KEYS = ["path", "size", "mtime", "hash", "segments", "caption_digest"]
 _SAME_TIME = 1e-5

@@ -16,21 +16,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 from qdrant_client import models
 
-from cart_qdrant.index.captions import merge_captions, segment_captions
-from cart_qdrant.index.library import Library
+from cart_qdrant.arrays.types import FloatArray
+from cart_qdrant.captions.reader import merge_captions, segment_captions
+from cart_qdrant.files import write_atomic
+from cart_qdrant.index.index import Library
 from cart_qdrant.index.plan import Job, modified
-from cart_qdrant.index.store import CAPTION, MEDIA
-from cart_qdrant.index.store_common import is_plain_key
-from cart_qdrant.persistence import write_atomic
 from cart_qdrant.records import Caption, Segment
+from cart_qdrant.storage.protocol import CAPTION, MEDIA
+from cart_qdrant.storage.validation import is_plain_key
 
 if TYPE_CHECKING:
-    from cart_qdrant.index.text_encoder import TextEncoder
+    from cart_qdrant.embedders.text.minilm import TextEncoder
 
-FloatArray = npt.NDArray[np.float32]
 
 WRITE = 512
 """Points written together, at least: a file is not divided."""

@@ -15,20 +15,16 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from cart_qdrant.index import qdrant
-from cart_qdrant.index.item_table import KeyArray, keys_of, places_in
-from cart_qdrant.index.library import Library
-from cart_qdrant.index.store import CAPTION, CAPTION_TEXTS, MEDIA
-from cart_qdrant.learn.beam import Beams
-from cart_qdrant.learn.fusion import SINGLE, Evidence
-from cart_qdrant.search.facts import FOREIGN_KIND, FactFinder, Facts
+from cart_qdrant.arrays.types import FloatArray, IndexArray, KeyArray, MaskArray
+from cart_qdrant.generator.beam_search import Beams
+from cart_qdrant.identifiers.item_table import keys_of, places_in
+from cart_qdrant.index.index import Library
 from cart_qdrant.search.filters import merge_filters
-
-FloatArray = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.intp]
-MaskArray = npt.NDArray[np.bool_]
+from cart_qdrant.search.fusion import SINGLE, Evidence
+from cart_qdrant.search.item_features import FOREIGN_KIND, FactFinder, Facts
+from cart_qdrant.storage import requests as qdrant
+from cart_qdrant.storage.protocol import CAPTION, CAPTION_TEXTS, MEDIA
 
 LISTS: Mapping[str, tuple[str, ...]] = {
     "generative": (),
@@ -112,7 +108,7 @@ class Pool:
     beam_C: FloatArray
     words_C: FloatArray
     looked_C: MaskArray
-    found: dict[str, IntArray]
+    found: dict[str, IndexArray]
 
     @classmethod
     def of(cls, belief_G: FloatArray, ids: list[Any], key_C: KeyArray, facts: Facts) -> Pool:
@@ -121,7 +117,7 @@ class Pool:
         looked = np.zeros(len(ids), bool)
         return cls(belief_G, ids, key_C, facts, media, caption, beam, words, looked, {})
 
-    def places(self, found: qdrant.FoundIds) -> tuple[IntArray, FloatArray]:
+    def places(self, found: qdrant.FoundIds) -> tuple[IndexArray, FloatArray]:
         """Places of points that are candidates, and their scores."""
         place = places_in(self.key_C, keys_of(found.ids))
         return place[place >= 0], np.asarray(found.scores, np.float32)[place >= 0]
@@ -169,11 +165,11 @@ class _List:
     """
 
     by: str
-    point_A: IntArray
+    point_A: IndexArray
     answer_A: FloatArray
     scores_A: FloatArray
 
-    def add_to(self, pool: Pool, some: IntArray, *, scored: bool) -> None:
+    def add_to(self, pool: Pool, some: IndexArray, *, scored: bool) -> None:
         """Put into a pool what is said of its candidates.
 
         Args:

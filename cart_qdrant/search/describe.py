@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
-from cart_qdrant.index import qdrant
 from cart_qdrant.index.identify import is_ours
-from cart_qdrant.index.library import Library
+from cart_qdrant.index.index import Library
 from cart_qdrant.index.writer import MADE_BY
 from cart_qdrant.records import Modality
 from cart_qdrant.search.candidates import DESCRIBED
+from cart_qdrant.storage import requests as qdrant
 
 SAMPLE = 200
 """Points whose payloads are looked at for fields and examples."""

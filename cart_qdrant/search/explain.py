@@ -13,21 +13,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cart_qdrant.index import qdrant
-from cart_qdrant.index.identifiers import Codec
+from cart_qdrant.arrays.types import FloatArray
+from cart_qdrant.generator.beam_search import PriorScorer, Scorer
+from cart_qdrant.generator.model import Trained
+from cart_qdrant.generator.prior import NodeGains, prior_logits
+from cart_qdrant.identifiers.codec import Codec
+from cart_qdrant.identifiers.trie import Trie
 from cart_qdrant.index.identify import vector_of
-from cart_qdrant.index.library import Library
-from cart_qdrant.index.store import CAPTION
-from cart_qdrant.index.trie import Trie
-from cart_qdrant.learn.beam import PriorScorer, Scorer
-from cart_qdrant.learn.fusion import Calibration
-from cart_qdrant.learn.prior import NodeGains, prior_logits
-from cart_qdrant.learn.trained import Trained
+from cart_qdrant.index.index import Library
 from cart_qdrant.records import Hit
 from cart_qdrant.search.candidates import Encoded, Pool
-
-FloatArray = npt.NDArray[np.float32]
-IndexArray = npt.NDArray[np.intp]
+from cart_qdrant.search.fusion import Calibration
+from cart_qdrant.storage import requests as qdrant
+from cart_qdrant.storage.protocol import CAPTION
 
 SAMPLE = 200
 """Items of a cluster that it is described by."""
@@ -178,7 +176,7 @@ class Explainer:
         levels = prior_logits(self._codec, encoded.media, space, calibration.scale)
         scorer: Scorer = PriorScorer(levels)
         if self._model is not None and any(calibration.gates):
-            from cart_qdrant.learn.generator import GeneratorScorer
+            from cart_qdrant.generator.network import GeneratorScorer
 
             scorer = GeneratorScorer.of(
                 self._model.generator, encoded.taps, encoded.mask_BS, encoded.media[space],

@@ -14,9 +14,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from cart_qdrant.errors import UsageError
-from cart_qdrant.index import qdrant
-from cart_qdrant.index.store import CAPTION_TEXTS
 from cart_qdrant.records import Modality
+from cart_qdrant.storage import requests as qdrant
+from cart_qdrant.storage.protocol import CAPTION_TEXTS
 
 _EXPRESSION = re.compile(
     r"""\s*(?P<key>"[^"]+"(?:[.\[][^=!<>~]*)?|[^=!<>~"]+?)\s*

@@ -15,18 +15,16 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.config import SegmentConfig
+from cart_qdrant.embedders.external import FOREIGN
 from cart_qdrant.errors import MediaError, UsageError
-from cart_qdrant.index.embedders import FOREIGN
 from cart_qdrant.index.identify import vector_of
-from cart_qdrant.index.library import Library
-from cart_qdrant.index.media import decode
+from cart_qdrant.index.index import Library
+from cart_qdrant.media.segments import decode
 from cart_qdrant.records import Modality
-from cart_qdrant.search.items import find_record
-
-FloatArray = npt.NDArray[np.float32]
+from cart_qdrant.search.lookup import find_record
 
 TOGETHER = 16
 """Segments of a file embedded together."""

@@ -93,10 +93,10 @@ def attach(
     payload indexes are made, and the collection's metadata gets one key. Follow it later with
     `cartq sync`. A run may be stopped: `cartq sync` goes on.
     """
+    from cart_qdrant.embedders.registry import open_embedder
     from cart_qdrant.index.attach import AttachOptions, sync
     from cart_qdrant.index.attach import attach as make
-    from cart_qdrant.index.embedders import open_embedder
-    from cart_qdrant.persistence import IndexFolder
+    from cart_qdrant.index.folder import IndexFolder
 
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
     if (target.url is None) == (path is None):
@@ -170,7 +170,7 @@ def _show(report: SyncReport, target: Target, *, json: bool) -> None:
 
 def show_sync(console: Console, report: SyncReport, target: Target) -> None:
     """How the collection is read, what was done, what to do next."""
-    from cart_qdrant.index.embedders import FOREIGN
+    from cart_qdrant.embedders.external import FOREIGN
 
     how = report.attachment
     read = {

@@ -31,7 +31,7 @@ from cart_qdrant_cli.output import (
 )
 
 if TYPE_CHECKING:
-    from cart_qdrant.learn.caption import CaptionReport
+    from cart_qdrant.index.annotate import CaptionReport
 
 EXAMPLES = examples(
     "cartq caption",
@@ -74,8 +74,8 @@ def caption(
     Captions that fit their item badly count less in training, and are listed. Exit code 1: some
     files failed.
     """
-    from cart_qdrant.index.captioner import open_captioner
-    from cart_qdrant.learn.caption import LABELS, caption_index
+    from cart_qdrant.captions.models import open_captioner
+    from cart_qdrant.index.annotate import LABELS, caption_index
 
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
     chosen = None if captioner == LABELS else open_captioner(captioner, model=model)

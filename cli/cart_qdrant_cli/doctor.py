@@ -32,8 +32,8 @@ from cart_qdrant_cli.output import (
 
 if TYPE_CHECKING:
     from cart_qdrant.index.identify import Health
-    from cart_qdrant.index.library import Library
-    from cart_qdrant.persistence import Artifact
+    from cart_qdrant.index.index import Library
+    from cart_qdrant.index.manifest import Artifact
 
 EXAMPLES = examples("cartq doctor", "cartq doctor --fix", "cartq doctor --json")
 
@@ -107,7 +107,7 @@ def doctor(
 def diagnose(library: Library) -> Diagnosis:
     """Check the artefacts against the manifest, then measure the identifiers."""
     from cart_qdrant.index.identify import check
-    from cart_qdrant.learn.read_signs import read_signs
+    from cart_qdrant.training.read_diagnostics import read_signs
 
     manifest = library.manifest
     parts: dict[str, Artifact | None] = {

@@ -29,9 +29,9 @@ from cart_qdrant_cli.output import grid, plain, print_json, remark, reporting, s
 from cart_qdrant_cli.search import open_retriever
 
 if TYPE_CHECKING:
-    from cart_qdrant.index.qdrant import AnyFilter
-    from cart_qdrant.search import engine
-    from cart_qdrant.search.evaluate import EvalQuery, LaneScore
+    from cart_qdrant.evaluation.evaluate import EvalQuery, LaneScore
+    from cart_qdrant.search import retriever as engine
+    from cart_qdrant.storage.requests import AnyFilter
 
 KS = (1, 5, 10)
 
@@ -138,8 +138,8 @@ def evaluate(
         raise UsageError(
             "No queries were given.", "cartq eval QUERIES.jsonl, or cartq eval --ablate"
         )
-    from cart_qdrant.search.evaluate import evaluate as measure
-    from cart_qdrant.search.evaluate import load_queries
+    from cart_qdrant.evaluation.evaluate import evaluate as measure
+    from cart_qdrant.evaluation.evaluate import load_queries
     from cart_qdrant.search.filters import parse_filter
 
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
@@ -168,8 +168,8 @@ def evaluate(
 
 
 def _ablate(target: Target, out: Path, seeds: int, pairs: int, *, json: bool) -> None:
-    from cart_qdrant.learn.ablate import AblateOptions, Growth, Row, ablate
-    from cart_qdrant.learn.ablate_report import markdown, require_plots, write_report
+    from cart_qdrant.evaluation.ablation import AblateOptions, Growth, Row, ablate
+    from cart_qdrant.evaluation.ablation_report import markdown, require_plots, write_report
 
     require_plots()
     options = AblateOptions(seeds=seeds, pairs=pairs)
@@ -207,7 +207,7 @@ def _compare(
     filter: AnyFilter | None,
     json: bool,
 ) -> None:
-    from cart_qdrant.search.compare import Setup, compare, stored_files
+    from cart_qdrant.evaluation.compare import Setup, compare, stored_files
 
     with target.library() as library:
         names = (embedders or library.manifest.embedder.name).split(",")

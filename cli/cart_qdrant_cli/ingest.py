@@ -40,8 +40,8 @@ from cart_qdrant_cli.output import (
 
 if TYPE_CHECKING:
     from cart_qdrant.index.identify import Health
+    from cart_qdrant.index.index import Library
     from cart_qdrant.index.ingest import IngestOptions, IngestReport
-    from cart_qdrant.index.library import Library
 
 SHOWN = 20
 """Rows of a list that are shown without --verbose."""
@@ -174,9 +174,9 @@ def _open(
     target: Target, reporter: Reporter, dry_run: bool, embedder: str, vectors: Path | None
 ) -> Iterator[Library]:
     """The index, opened or made, and locked unless the run is dry."""
-    from cart_qdrant.index.embedders import open_embedder
-    from cart_qdrant.index.library import Library
-    from cart_qdrant.persistence import IndexFolder
+    from cart_qdrant.embedders.registry import open_embedder
+    from cart_qdrant.index.folder import IndexFolder
+    from cart_qdrant.index.index import Library
 
     folder = IndexFolder(target.index.absolute())
     place: dict[str, Any] = {

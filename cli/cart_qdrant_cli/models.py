@@ -58,7 +58,7 @@ class Model:
 
 
 def _imagebind() -> Model:
-    from cart_qdrant.index.imagebind_files import (
+    from cart_qdrant.embedders.imagebind.download import (
         EXTRA,
         LICENCE,
         PULL,
@@ -109,7 +109,7 @@ def _has_sentence_transformers() -> bool:
 
 
 def _lite() -> Model:
-    from cart_qdrant.index.embedders import lite_available
+    from cart_qdrant.embedders.registry import lite_available
 
     here = lite_available()
     return Model(
@@ -150,7 +150,7 @@ MODELS: dict[str, Callable[[], Model]] = {
     "lite": _lite,
     "precomputed": _precomputed,
 }
-"""What describes each embedder of `cart_qdrant.index.embedders.NAMES` but `auto`."""
+"""What describes each embedder of `cart_qdrant.embedders.registry.NAMES` but `auto`."""
 
 
 def models(
@@ -210,15 +210,15 @@ def pull(
     A fetch that was stopped goes on where it ended. The licence is shown, and must be accepted
     once.
     """
-    from cart_qdrant.index.imagebind_files import LICENCE, REMOTE, TERMS, weights_folder
+    from cart_qdrant.embedders.imagebind.download import LICENCE, REMOTE, TERMS, weights_folder
 
     state: State = context.obj
     state.verbose |= verbose
     if name != "imagebind":
         raise UsageError(f"There is nothing to pull for {name!r}.", "cartq models pull imagebind")
     folder = weights_folder()
-    from cart_qdrant.index.imagebind_weights import convert, sound
-    from cart_qdrant.index.model_files import download
+    from cart_qdrant.embedders.hub import download
+    from cart_qdrant.embedders.imagebind.weights import convert, sound
 
     if file is not None or not sound(folder):
         _accept(TERMS, LICENCE, accepted=accept_license)
@@ -267,7 +267,7 @@ def _counting(url: str, total: int) -> Iterator[Callable[[int], None]]:
 
 def path(context: typer.Context, json: JsonOption = False, verbose: VerboseOption = False) -> None:
     """Print the folder of fetched models; CARTQ_MODELS names another one."""
-    from cart_qdrant.index.model_files import models_folder
+    from cart_qdrant.embedders.hub import models_folder
 
     state: State = context.obj
     state.verbose |= verbose

@@ -18,7 +18,7 @@ from typer.core import TyperCommand
 from cart_qdrant.records import Modality
 
 if TYPE_CHECKING:
-    from cart_qdrant.index.library import Library
+    from cart_qdrant.index.index import Library
 
 DEFAULT_INDEX = Path(".cartq")
 INDEX_VARIABLE = "CARTQ_INDEX"
@@ -54,7 +54,7 @@ class Profile(StrEnum):
 
 def _index(text: str) -> Path:
     """A folder as it is; of a URL, a copy for reading."""
-    from cart_qdrant.index.shared import local_folder
+    from cart_qdrant.index.remote import local_folder
 
     return local_folder(text)
 
@@ -142,7 +142,7 @@ class Target:
         Raises:
             IndexMissingError: There is none.
         """
-        from cart_qdrant.index.library import Library
+        from cart_qdrant.index.index import Library
 
         return Library.open(
             self.index, url=self.url, api_key=self.api_key, collection=self.collection,
@@ -157,7 +157,7 @@ class Target:
             IndexMissingError: There is none.
             StoreError: Another process writes to it.
         """
-        from cart_qdrant.persistence import IndexFolder
+        from cart_qdrant.index.folder import IndexFolder
 
         folder = IndexFolder(self.index.absolute())
         folder.read()  # an index that is not there is not locked, either

@@ -33,9 +33,9 @@ from cart_qdrant_cli.options import (
 from cart_qdrant_cli.output import counted, facts, grid, plain, print_json, remark, stdout
 
 if TYPE_CHECKING:
-    from cart_qdrant.search.engine import Retriever
     from cart_qdrant.search.query import Kind, Query
     from cart_qdrant.search.result import SearchResult
+    from cart_qdrant.search.retriever import Retriever
 
 EXAMPLES = examples(
     'cartq search "a dog surfing"',
@@ -193,7 +193,7 @@ def open_retriever(target: Target) -> Retriever:
     Raises:
         IndexMissingError: There is none.
     """
-    from cart_qdrant.search.engine import Retriever
+    from cart_qdrant.search.retriever import Retriever
 
     return Retriever.open(
         target.index, url=target.url, api_key=target.api_key, collection=target.collection
@@ -202,7 +202,7 @@ def open_retriever(target: Target) -> Retriever:
 
 def write_sheet(result: SearchResult, base: Path, out: Path) -> Path:
     """Write the contact sheet of a result whose files lie in `base`; returns its path."""
-    from cart_qdrant.search.html import contact_sheet
+    from cart_qdrant.search.contact_sheet import contact_sheet
 
     took = result.took_ms.get("total")
     return contact_sheet(result.query, result.hits, base=base, out=out, took_ms=took)
@@ -278,7 +278,7 @@ def _number(value: float) -> str:
 
 
 def _time(hit: Hit) -> str:
-    from cart_qdrant.search.html import clock
+    from cart_qdrant.search.contact_sheet import clock
 
     if hit.modality is Modality.IMAGE:
         return ""

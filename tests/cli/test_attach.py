@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import qdrant_edge as edge
 
-from cart_qdrant.index.embedders import lite_available
+from cart_qdrant.embedders.registry import lite_available
 from cart_qdrant_cli import main as program
 
 WORDS = ["dog", "cat", "boat", "bird", "truck"]

@@ -18,10 +18,10 @@ import typer.main
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cart_qdrant.embedders.registry import NAMES, lite_available
 from cart_qdrant.errors import MissingExtraError
-from cart_qdrant.index.embedders import NAMES, lite_available
-from cart_qdrant.index.library import Library
-from cart_qdrant.persistence import IndexFolder
+from cart_qdrant.index.folder import IndexFolder
+from cart_qdrant.index.index import Library
 from cart_qdrant_cli import demo_media
 from cart_qdrant_cli import ingest as ingest_command
 from cart_qdrant_cli import main as program

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cart_qdrant.index.embedders import lite_available
+from cart_qdrant.embedders.registry import lite_available
 from cart_qdrant_cli import main as program
 from cart_qdrant_cli.output import clock, counted, plain, size
 from tests import media_factory as media

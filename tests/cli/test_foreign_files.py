@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cart_qdrant.index.embedders import lite_available
+from cart_qdrant.embedders.registry import lite_available
 from cart_qdrant_cli import main as program
 from tests import media_factory as media
 from tests.conftest import tree_of

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from cart_qdrant.index.ingest_report import MediaReporter, Silent, tell
+from cart_qdrant.progress import MediaReporter, Silent, tell
 from cart_qdrant_cli import ingest_progress as module
 from cart_qdrant_cli import output
 from cart_qdrant_cli.ingest_progress import MediaBar, MediaLines, Pace, ingesting

@@ -16,9 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from qdrant_client import models
 
 from cart_qdrant.errors import CartError
-from cart_qdrant.index.store import CAPTION, MEDIA, CollectionSpec, Store
-from cart_qdrant.index.store_client import ClientStore
-from cart_qdrant.index.store_edge import EdgeStore
+from cart_qdrant.storage.edge import EdgeStore
+from cart_qdrant.storage.protocol import CAPTION, MEDIA, CollectionSpec, Store
+from cart_qdrant.storage.server import ClientStore
 
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
 

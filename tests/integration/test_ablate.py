@@ -12,13 +12,13 @@ import pytest
 from qdrant_client import models
 
 from cart_qdrant.errors import UsageError
+from cart_qdrant.evaluation.ablation import AblateOptions, Growth, Row, ablate, variants
+from cart_qdrant.evaluation.ablation_report import write_report
 from cart_qdrant.index.identify import renew
-from cart_qdrant.index.library import TEXT_DIM, Library
-from cart_qdrant.learn.ablate import AblateOptions, Growth, Row, ablate, variants
-from cart_qdrant.learn.ablate_report import write_report
-from cart_qdrant.learn.read_signs import read_signs
-from cart_qdrant.learn.train import TrainOptions, train
+from cart_qdrant.index.index import TEXT_DIM, Library
 from cart_qdrant.records import Modality, Segment
+from cart_qdrant.training.read_diagnostics import read_signs
+from cart_qdrant.training.train import TrainOptions, train
 from tests.conftest import PatchEmbedder
 
 COLOURS = ["red", "blue", "green", "white", "black", "brown", "grey", "pink"]

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from cart_qdrant.errors import UsageError
+from cart_qdrant.index.index import Library
 from cart_qdrant.index.ingest import Ingest, IngestOptions, IngestReport
-from cart_qdrant.index.library import Library
+from cart_qdrant.index.manifest import StoreInfo
 from cart_qdrant.index.migrate import migrate
-from cart_qdrant.persistence import StoreInfo
-from cart_qdrant.search.engine import THREADS, Retriever
+from cart_qdrant.search.retriever import THREADS, Retriever
 from tests import media_factory as media
 from tests.conftest import open_client
 

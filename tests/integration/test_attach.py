@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 from qdrant_client import QdrantClient, models
 
+from cart_qdrant.arrays.vectors import unit
+from cart_qdrant.embedders.registry import open_embedder
 from cart_qdrant.errors import MismatchError, StoreError, UsageError
 from cart_qdrant.index.attach import AttachOptions, attach, guess_fields, sync
-from cart_qdrant.index.embedders import open_embedder
 from cart_qdrant.index.identify import check, load_trie, renew
+from cart_qdrant.index.index import Library
 from cart_qdrant.index.ingest import Ingest, IngestOptions
-from cart_qdrant.index.library import Library
-from cart_qdrant.index.store import VectorInfo
-from cart_qdrant.learn.train import TrainOptions, train
-from cart_qdrant.metrics import unit
-from cart_qdrant.search.engine import Retriever
 from cart_qdrant.search.filters import parse_filter
 from cart_qdrant.search.query import Part, Query
+from cart_qdrant.search.retriever import Retriever
+from cart_qdrant.storage.protocol import VectorInfo
+from cart_qdrant.training.train import TrainOptions, train
 
 DIM = 24
 THINGS = ["dog", "cat", "horse", "child", "woman", "man", "bird", "truck", "boat", "bike"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cart_qdrant.index.embedders import lite_available
+from cart_qdrant.embedders.registry import lite_available
 from tests import media_factory as media
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,9 +20,9 @@ LIMIT_MB = 2000
 RUN = """
 import json, resource, sys
 from pathlib import Path
-from cart_qdrant.index.embedders import open_embedder
+from cart_qdrant.embedders.registry import open_embedder
 from cart_qdrant.index.ingest import Ingest, IngestOptions
-from cart_qdrant.index.library import Library
+from cart_qdrant.index.index import Library
 
 folder = Path(sys.argv[1])
 with Library.create(folder / ".cartq", open_embedder("lite")) as library, library.folder.lock():

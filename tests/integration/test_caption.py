@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cart_qdrant.captions.models import EndpointCaptioner, HubCaptioner, Spoken, open_captioner
 from cart_qdrant.errors import CaptionError, UsageError
-from cart_qdrant.index.captioner import EndpointCaptioner, HubCaptioner, Spoken, open_captioner
+from cart_qdrant.index.annotate import DOUBTFUL, caption_index
+from cart_qdrant.index.index import Library
 from cart_qdrant.index.ingest import IngestReport
-from cart_qdrant.index.ingest_report import Silent
-from cart_qdrant.index.library import Library
-from cart_qdrant.learn.caption import DOUBTFUL, caption_index
-from cart_qdrant.learn.pairs import read_corpus
-from cart_qdrant.search.engine import Retriever
+from cart_qdrant.progress import Silent
+from cart_qdrant.search.retriever import Retriever
+from cart_qdrant.training.corpus import read_corpus
 from tests import media_factory as media
 from tests.conftest import points
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.crash import run_trials
-from cart_qdrant.index.embedders import lite_available
+from cart_qdrant.embedders.registry import lite_available
 
 pytestmark = [
     pytest.mark.slow,

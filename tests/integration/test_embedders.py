@@ -14,15 +14,16 @@ import pytest
 import torch
 from PIL import Image
 
+from cart_qdrant.embedders.imagebind.model import ImageBind, ImageBindConfig
+from cart_qdrant.embedders.imagebind.weights import convert
+from cart_qdrant.embedders.registry import open_embedder
 from cart_qdrant.errors import MediaError, MismatchError, MissingExtraError, UsageError
-from cart_qdrant.index.embedders import Clip, open_embedder
-from cart_qdrant.index.imagebind import ImageBind, ImageBindConfig
-from cart_qdrant.index.imagebind_weights import convert
+from cart_qdrant.index.index import Library
 from cart_qdrant.index.ingest import IngestReport
-from cart_qdrant.index.library import Library
-from cart_qdrant.learn.train import TrainOptions, train
+from cart_qdrant.media.clip import Clip
 from cart_qdrant.records import Modality
-from cart_qdrant.search.engine import Retriever
+from cart_qdrant.search.retriever import Retriever
+from cart_qdrant.training.train import TrainOptions, train
 from tests import media_factory as media
 from tests.goldens import inputs
 
@@ -215,7 +216,7 @@ def test_models_that_cannot_be_used_are_told_in_one_line(
             open_embedder(name)
         assert ("the hub does not answer" in caught.value.what) == (str(tmp_path) not in name)
         assert "\n" not in caught.value.what
-    from cart_qdrant.index.embedders import text_encoder_folder
+    from cart_qdrant.embedders.text.folder import text_encoder_folder
 
     with pytest.raises(UsageError, match="embeds text, but text and pictures or sound"):
         open_embedder(f"st:{text_encoder_folder()}")

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 from qdrant_client import models
+from tests.unit.index.test_library import _Fitted
 
+from cart_qdrant.embedders.zero_shot import Lexicon
 from cart_qdrant.errors import MismatchError, UsageError
 from cart_qdrant.index import writer
 from cart_qdrant.index.identify import check, load_codec, load_trie, read_vectors, renew
+from cart_qdrant.index.index import Library
 from cart_qdrant.index.ingest import Ingest, IngestOptions
-from cart_qdrant.index.lexicon import Lexicon
-from cart_qdrant.index.library import Library
 from cart_qdrant.records import Identifier
 from tests import media_factory as media
 from tests.conftest import PatchEmbedder, points, tree_of
-from tests.unit.index.test_library import _Fitted
 
 Run = Callable[..., Any]
 

@@ -14,12 +14,13 @@ from qdrant_client import QdrantClient, models
 from cart_qdrant.errors import MismatchError, StoreError, UsageError
 from cart_qdrant.index import migrate as migration
 from cart_qdrant.index.backup import backup, restore
+from cart_qdrant.index.folder import IndexFolder
 from cart_qdrant.index.identify import check
-from cart_qdrant.index.library import Library
+from cart_qdrant.index.index import Library
+from cart_qdrant.index.manifest import StoreInfo
 from cart_qdrant.index.migrate import migrate
-from cart_qdrant.index.store_client import ClientStore
-from cart_qdrant.persistence import IndexFolder, StoreInfo
-from cart_qdrant.search.engine import Retriever
+from cart_qdrant.search.retriever import Retriever
+from cart_qdrant.storage.server import ClientStore
 from tests.conftest import points
 
 PLACE = StoreInfo(kind="client", collection="media")

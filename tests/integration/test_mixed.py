@@ -9,10 +9,10 @@ import pytest
 from qdrant_client import models
 
 from cart_qdrant.index.identify import renew
-from cart_qdrant.index.library import Library
-from cart_qdrant.learn.train import TrainOptions, train
+from cart_qdrant.index.index import Library
 from cart_qdrant.records import Modality, Segment
-from cart_qdrant.search.engine import Lane, Retriever
+from cart_qdrant.search.retriever import Lane, Retriever
+from cart_qdrant.training.train import TrainOptions, train
 from tests.conftest import PatchEmbedder
 
 COLOURS = ["red", "blue", "green", "white", "black", "brown", "grey", "pink", "golden", "striped"]

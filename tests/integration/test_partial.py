@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cart_qdrant.errors import MediaError
-from cart_qdrant.index.embedders import Clip
+from cart_qdrant.media.clip import Clip
 from cart_qdrant.records import Modality
 from tests import media_factory as media
 from tests.conftest import PatchEmbedder, points

@@ -11,8 +11,8 @@ from PIL import Image
 
 from cart_qdrant.errors import MediaError, UsageError
 from cart_qdrant.records import Modality
-from cart_qdrant.search.engine import LANES, MIXED, Retriever
 from cart_qdrant.search.query import Mixer, Part, Query
+from cart_qdrant.search.retriever import LANES, MIXED, Retriever
 from cart_qdrant_cli.search import _query
 from tests import media_factory as media
 

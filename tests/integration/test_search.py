@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 
 from cart_qdrant.errors import IndexMissingError, MismatchError, UsageError
+from cart_qdrant.evaluation.evaluate import EvalQuery, evaluate, load_queries
+from cart_qdrant.files import file_hash
+from cart_qdrant.generator.beam_search import Beams
+from cart_qdrant.identifiers.item_table import KINDS, ItemTable, keys_of
 from cart_qdrant.index.identify import load_table, load_trie
-from cart_qdrant.index.item_table import KINDS, ItemTable, keys_of
-from cart_qdrant.index.library import Library
-from cart_qdrant.learn.beam import Beams
-from cart_qdrant.persistence import Artifact, file_hash
-from cart_qdrant.search.engine import LANES, Retriever
-from cart_qdrant.search.evaluate import EvalQuery, evaluate, load_queries
-from cart_qdrant.search.facts import FactFinder
+from cart_qdrant.index.index import Library
+from cart_qdrant.index.manifest import Artifact
 from cart_qdrant.search.filters import parse_filter
+from cart_qdrant.search.item_features import FactFinder
+from cart_qdrant.search.retriever import LANES, Retriever
 
 
 @pytest.mark.parametrize("lane", LANES)

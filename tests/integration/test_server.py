@@ -12,15 +12,15 @@ from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 from qdrant_client import models
 
+from cart_qdrant.embedders.registry import open_embedder
 from cart_qdrant.errors import IndexMissingError, MismatchError, StoreError
-from cart_qdrant.index.embedders import open_embedder
 from cart_qdrant.index.identify import check
+from cart_qdrant.index.index import Library
 from cart_qdrant.index.ingest import Ingest, IngestOptions
-from cart_qdrant.index.library import Library
-from cart_qdrant.index.store import MEDIA, CollectionSpec
-from cart_qdrant.index.store_client import ClientStore
-from cart_qdrant.learn.train import TrainOptions, train
-from cart_qdrant.search.engine import Retriever
+from cart_qdrant.search.retriever import Retriever
+from cart_qdrant.storage.protocol import MEDIA, CollectionSpec
+from cart_qdrant.storage.server import ClientStore
+from cart_qdrant.training.train import TrainOptions, train
 from tests.conftest import Server
 from tests.congruence.test_stores import SPEC, TwoStores
 

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from cart_qdrant.captions.models import Transcriber, open_captioner
 from cart_qdrant.errors import UsageError
-from cart_qdrant.index.captioner import Transcriber, open_captioner
 from tests.whisper_factory import write_whisper
 
 pytest.importorskip("faster_whisper", reason="faster-whisper is not installed")

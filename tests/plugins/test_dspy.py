@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from cart_qdrant.search.engine import Retriever
 from cart_qdrant.search.filters import parse_filter
+from cart_qdrant.search.retriever import Retriever
 
 pytest.importorskip("dspy", reason='not installed: pip install "cart-qdrant[dspy]"')
 

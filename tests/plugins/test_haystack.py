@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from cart_qdrant.errors import UsageError
-from cart_qdrant.index.qdrant import to_client
-from cart_qdrant.search.engine import Retriever
+from cart_qdrant.search.retriever import Retriever
+from cart_qdrant.storage.requests import to_client
 
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # before the import
 pytest.importorskip("haystack", reason='not installed: pip install "cart-qdrant[haystack]"')

@@ -16,7 +16,7 @@ from langchain_tests.integration_tests import RetrieversIntegrationTests
 from qdrant_client import models
 
 from cart_qdrant.errors import UsageError
-from cart_qdrant.search.engine import Retriever
+from cart_qdrant.search.retriever import Retriever
 from cart_qdrant_langchain import CartQdrantRetriever
 
 IMAGES = models.Filter(

@@ -19,7 +19,7 @@ from llama_index.core.vector_stores.types import (
 )
 
 from cart_qdrant.errors import UsageError
-from cart_qdrant.search.engine import Retriever
+from cart_qdrant.search.retriever import Retriever
 from cart_qdrant_llamaindex import CartQdrantRetriever
 from cart_qdrant_llamaindex.filters import to_filter
 

@@ -19,7 +19,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from cart_qdrant.search.engine import Retriever
+from cart_qdrant.search.retriever import Retriever
 
 pytest.importorskip("mcp", reason='not installed: pip install "cart-qdrant[mcp]"')
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cart_qdrant.index.embedders import text_encoder_folder
-from cart_qdrant.index.quick_text import QuickTextEncoder
+from cart_qdrant.embedders.text.folder import text_encoder_folder
+from cart_qdrant.embedders.text.onnx_encoder import QuickTextEncoder
 
 ROOT = Path(__file__).parents[2] / "cart_qdrant"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from cart_qdrant.errors import UsageError
-from cart_qdrant.index import qdrant
 from cart_qdrant.search.filters import value_compares, value_in, value_is
+from cart_qdrant.storage import requests as qdrant
 
 _RANGES = {">": "gt", ">=": "gte", "<": "lt", "<=": "lte"}
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from cart_qdrant.errors import MissingExtraError
 from cart_qdrant.records import Hit
-from cart_qdrant.search.engine import Lane, Retriever, SearchOptions
 from cart_qdrant.search.filters import merge_filters
+from cart_qdrant.search.retriever import Lane, Retriever, SearchOptions
 from cart_qdrant_haystack.filters import to_filter
 
 try:

@@ -1,7 +1,7 @@
 """LangChain retriever over a cart-qdrant index.
 
 ```python
-from cart_qdrant.search.engine import Retriever
+from cart_qdrant.search.retriever import Retriever
 from cart_qdrant_langchain import CartQdrantRetriever
 
 with Retriever.open(".cartq") as engine:

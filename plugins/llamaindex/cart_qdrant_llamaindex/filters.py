@@ -10,8 +10,8 @@ from llama_index.core.vector_stores.types import (
 )
 
 from cart_qdrant.errors import UsageError
-from cart_qdrant.index import qdrant
 from cart_qdrant.search.filters import value_compares, value_in, value_is
+from cart_qdrant.storage import requests as qdrant
 
 _RANGES = {
     FilterOperator.GT: "gt",

@@ -1,7 +1,7 @@
 """Model Context Protocol server over a cart-qdrant index.
 
 ```python
-from cart_qdrant.search.engine import Retriever
+from cart_qdrant.search.retriever import Retriever
 from cart_qdrant_mcp import make_server
 
 with Retriever.open(".cartq") as engine:

@@ -12,10 +12,10 @@ from pydantic import BaseModel, Field
 
 from cart_qdrant import __version__
 from cart_qdrant.errors import CartError, MissingExtraError
+from cart_qdrant.media.thumbnails import thumbnail
 from cart_qdrant.records import Caption, Hit, Item, Modality
-from cart_qdrant.search.engine import Retriever
 from cart_qdrant.search.filters import parse_filter
-from cart_qdrant.search.thumbnails import thumbnail
+from cart_qdrant.search.retriever import Retriever
 
 try:
     from mcp.server.mcpserver import MCPServer

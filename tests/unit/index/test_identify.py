@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 from qdrant_client import models
 
+from cart_qdrant.arrays import spill as rows
 from cart_qdrant.errors import MismatchError
-from cart_qdrant.index import rows
-from cart_qdrant.index.identifiers import Counters
+from cart_qdrant.files import folder_hash
+from cart_qdrant.identifiers.codec import Counters
+from cart_qdrant.identifiers.hubness import Querybank
+from cart_qdrant.identifiers.item_table import KINDS, file_number, keys_of
 from cart_qdrant.index.identify import (
     adopt,
     assign_new,
@@ -29,10 +32,8 @@ from cart_qdrant.index.identify import (
     renew,
     write_identifiers,
 )
-from cart_qdrant.index.item_table import KINDS, file_number, keys_of
-from cart_qdrant.index.library import QUERYBANK, Library
-from cart_qdrant.index.querybank import Querybank
-from cart_qdrant.persistence import Artifact, GeneratorInfo, folder_hash
+from cart_qdrant.index.index import QUERYBANK, Library
+from cart_qdrant.index.manifest import Artifact, GeneratorInfo
 from cart_qdrant.records import Identifier, Modality, Segment
 
 Open = Callable[..., Library]

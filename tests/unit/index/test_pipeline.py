@@ -14,9 +14,9 @@ import pytest
 from cart_qdrant.config import SegmentConfig
 from cart_qdrant.errors import MediaError
 from cart_qdrant.index import pipeline as module
-from cart_qdrant.index.embedders import Clip
 from cart_qdrant.index.pipeline import Pipeline
-from cart_qdrant.index.scan import FileEntry, content_hash, scan
+from cart_qdrant.media.clip import Clip
+from cart_qdrant.media.scan import FileEntry, content_hash, scan
 from cart_qdrant.records import Modality
 from tests import media_factory as media
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from qdrant_client import QdrantClient, models
 
 from cart_qdrant.errors import UsageError
-from cart_qdrant.index.qdrant import FieldCondition, Filter, to_client
 from cart_qdrant.records import Modality
 from cart_qdrant.search.filters import merge_filters, parse_filter
+from cart_qdrant.storage.requests import FieldCondition, Filter, to_client
 
 VALUES = [
     2020, "2020", 2020.0, 2021, "2021", -3, 1.5, "1.5", True, "true", "True", False, "false",

@@ -1,0 +1,19 @@
+"""Types of arrays, by what they hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+AnyArray = npt.NDArray[Any]
+ByteArray = npt.NDArray[np.uint8]
+FloatArray = npt.NDArray[np.float32]
+IndexArray = npt.NDArray[np.intp]
+"""Rows of other arrays."""
+IntArray = npt.NDArray[np.int32]
+"""Codes of identifiers."""
+KeyArray = npt.NDArray[np.bytes_]
+"""Point ids of 16 bytes."""
+MaskArray = npt.NDArray[np.bool_]

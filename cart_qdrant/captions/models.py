@@ -1,0 +1,277 @@
+"""Models that put media into words: protocols and adapters.
+
+Shape legend: H height, W width, T time.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from cart_qdrant.arrays.types import FloatArray
+from cart_qdrant.embedders.hub import only_local
+from cart_qdrant.errors import CaptionError, MissingExtraError, UsageError, first_line
+
+if TYPE_CHECKING:
+    from faster_whisper import WhisperModel
+
+Frame = npt.NDArray[np.uint8]
+
+PROMPT = "Describe this picture in one short sentence: what is seen, and what happens."
+KEY_VARIABLE = "CARTQ_CAPTION_KEY"
+OPENAI = "https://api.openai.com/"
+TRIES = 4
+LONGEST = 60
+"""Tokens of a caption at most."""
+_TASKS = {"florence": "<DETAILED_CAPTION>"}
+"""Prompts of model families that read a task's name, not a sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """What is said from `start` to `end` (seconds)."""
+
+    start: float
+    end: float
+    text: str
+
+
+@runtime_checkable
+class Captioner(Protocol):
+    """Describes pictures."""
+
+    @property
+    def name(self) -> str:
+        """Model; kept with each caption."""
+
+    def caption(self, images: Sequence[Frame]) -> list[str]:
+        """One text for each RGB picture (H, W, 3).
+
+        Raises:
+            CaptionError: The model failed.
+        """
+
+
+@runtime_checkable
+class Transcriber(Protocol):
+    """Writes down what is said."""
+
+    @property
+    def name(self) -> str:
+        """Model; kept with each caption."""
+
+    def transcribe(self, samples: FloatArray, rate: int) -> list[Spoken]:
+        """What is said in mono sound (T,), in time order; nothing where nobody speaks.
+
+        Raises:
+            CaptionError: The model failed.
+        """
+
+
+def open_captioner(name: str, *, model: str | None = None) -> Captioner | Transcriber:
+    """A captioner or transcriber.
+
+    Args:
+        name: `hf:MODEL` (a name of the hub, or a folder), `whisper` or `whisper:MODEL`, or the URL
+            of an endpoint that speaks OpenAI's chat protocol.
+        model: Of the endpoint.
+
+    Raises:
+        UsageError: An unknown name, a model that cannot be had, an endpoint without its model.
+        MissingExtraError: What it needs is not installed.
+    """
+    if name.startswith(("http://", "https://")):
+        if model is None:
+            raise UsageError(f"The endpoint {name} needs a model.", "Add --model NAME")
+        return EndpointCaptioner(name, model)
+    if name.startswith("hf:"):
+        return HubCaptioner(name.removeprefix("hf:"))
+    kind, _, size = name.partition(":")
+    if kind == "whisper":
+        return WhisperTranscriber(size or "small")
+    raise UsageError(
+        f"--captioner is {name!r}, but must be labels, hf:MODEL, whisper, whisper:MODEL or a URL.",
+        "cartq caption --help",
+    )
+
+
+class HubCaptioner:
+    """Any image-text-to-text model of transformers: BLIP, Florence-2, Qwen-VL and others."""
+
+    def __init__(self, model: str) -> None:
+        try:
+            import torch
+            from transformers import AutoModelForImageTextToText, AutoProcessor
+        except ImportError as error:
+            raise MissingExtraError(
+                "A captioning model needs transformers.", 'pip install "cart-qdrant[caption]"'
+            ) from error
+        self.name = f"hf:{model}"
+        try:
+            # Their types do not tell what a name loads.
+            load_processor: Any = AutoProcessor.from_pretrained
+            load_model: Any = AutoModelForImageTextToText.from_pretrained
+            local = only_local(model)
+            self._processor = load_processor(model, local_files_only=local)
+            self._model = load_model(model, local_files_only=local)
+            self._model.eval()
+            tokenizer = getattr(self._processor, "tokenizer", None)
+            if tokenizer is not None and not self._model.config.is_encoder_decoder:
+                tokenizer.padding_side = "left"  # what is generated follows the prompt
+        # Hub, folder, configuration, weights: each fails with its own kind of error.
+        except Exception as error:
+            raise UsageError(
+                f"The captioning model {model!r} cannot be loaded: {first_line(error)}",
+                "Name a model of the hub, or a folder that holds one: --captioner hf:FOLDER",
+            ) from error
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model.to(self._device)
+
+    def caption(self, images: Sequence[Frame]) -> list[str]:
+        """See `Captioner`."""
+        import torch
+
+        pictures = [Image.fromarray(image) for image in images]
+        try:
+            inputs = self._inputs(pictures).to(self._device)
+            with torch.inference_mode():
+                found = self._model.generate(**inputs, max_new_tokens=LONGEST, do_sample=False)
+            read = inputs.get("input_ids")
+            if read is not None and not self._model.config.is_encoder_decoder:
+                # A decoder gives its prompt back, where it has not embedded it.
+                length = read.shape[1]
+                whole = found.shape[1] > length and bool((found[:, :length] == read).all())
+                found = found[:, length:] if whole else found
+            texts: list[str] = self._processor.batch_decode(found, skip_special_tokens=True)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise CaptionError(f"{self.name} failed: {first_line(error)}.") from error
+        return texts
+
+    def _inputs(self, pictures: list[Image.Image]) -> Any:
+        family = self._model.config.model_type
+        task = next((text for key, text in _TASKS.items() if key in family), None)
+        if task is not None:
+            return self._processor(
+                images=pictures, text=[task] * len(pictures), return_tensors="pt"
+            )
+        if getattr(self._processor, "chat_template", None):
+            content = [{"type": "image"}, {"type": "text", "text": PROMPT}]
+            prompt = self._processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True
+            )
+            return self._processor(
+                images=[[picture] for picture in pictures], text=[prompt] * len(pictures),
+                return_tensors="pt", padding=True,
+            )  # fmt: skip
+        return self._processor(images=pictures, return_tensors="pt")
+
+
+class WhisperTranscriber:
+    """Speech by faster-whisper."""
+
+    def __init__(self, model: str) -> None:
+        try:
+            from faster_whisper import WhisperModel
+        except ImportError as error:
+            raise MissingExtraError(
+                "Speech needs faster-whisper.", 'pip install "cart-qdrant[speech]"'
+            ) from error
+        self.name = f"whisper:{model}"
+        try:
+            self._model: WhisperModel = WhisperModel(
+                model, compute_type="auto", local_files_only=only_local(model)
+            )
+        except Exception as error:
+            raise UsageError(
+                f"The speech model {model!r} cannot be loaded: {first_line(error)}",
+                "Name one of faster-whisper's sizes, or a folder: --captioner whisper:FOLDER",
+            ) from error
+
+    def transcribe(self, samples: FloatArray, rate: int) -> list[Spoken]:
+        """See `Transcriber`."""
+        if rate != 16_000:
+            raise UsageError(f"Sound has {rate} samples a second, but speech is read at 16000.")
+        try:
+            segments, _ = self._model.transcribe(samples, vad_filter=True)
+            # Whisper pads sound to 30 seconds, and may tell of seconds that are not there.
+            length = len(samples) / rate
+            return [
+                Spoken(segment.start, min(segment.end, length), segment.text.strip())
+                for segment in segments
+                if segment.text.strip() and segment.start < min(segment.end, length)
+            ]
+        except (RuntimeError, ValueError) as error:
+            raise CaptionError(f"{self.name} failed: {first_line(error)}.") from error
+
+
+class EndpointCaptioner:
+    """A vision model behind an endpoint that speaks OpenAI's chat protocol.
+
+    Its key is read from CARTQ_CAPTION_KEY; OpenAI's own also from OPENAI_API_KEY.
+    """
+
+    def __init__(self, url: str, model: str, *, wait: float = 1.0) -> None:
+        self.name = model
+        self._url = url.rstrip("/") + "/chat/completions"
+        self._wait = wait
+        key = os.environ.get(KEY_VARIABLE)
+        if not key and url.startswith(OPENAI):
+            key = os.environ.get("OPENAI_API_KEY")  # no other server is told that one
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+
+    def caption(self, images: Sequence[Frame]) -> list[str]:
+        """See `Captioner`; one request a picture."""
+        return [self._ask(image) for image in images]
+
+    def _ask(self, image: Frame) -> str:
+        import httpx
+
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=90)
+        picture = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+        content = [
+            {"type": "text", "text": PROMPT},
+            {"type": "image_url", "image_url": {"url": picture}},
+        ]
+        body = {
+            "model": self.name, "max_tokens": LONGEST,
+            "messages": [{"role": "user", "content": content}],
+        }  # fmt: skip
+        for attempt in range(TRIES):
+            try:
+                response = httpx.post(self._url, json=body, headers=self._headers, timeout=120.0)
+                busy = response.status_code == 429 or response.status_code >= 500
+                if not busy:
+                    response.raise_for_status()
+                    text = response.json()["choices"][0]["message"]["content"]
+                    if not isinstance(text, str):
+                        raise CaptionError(f"{self.name} gives no text for a picture.")
+                    return text
+                reason = f"it answers {response.status_code}"
+            except httpx.InvalidURL as error:
+                raise CaptionError(f"{self._url} is no address: {error}.") from error
+            except httpx.TransportError as error:
+                reason = str(error) or type(error).__name__
+            except httpx.HTTPStatusError as error:
+                raise CaptionError(
+                    f"{self._url} refuses with {error.response.status_code}: "
+                    f"{error.response.text[:200]}.",
+                    f"Check --model, and the key in {KEY_VARIABLE}.",
+                ) from error
+            except (ValueError, LookupError, TypeError) as error:
+                raise CaptionError(f"{self._url} does not speak the chat protocol.") from error
+            if attempt + 1 < TRIES:
+                time.sleep(self._wait * 2**attempt)
+        raise CaptionError(
+            f"{self._url} does not answer: {reason}.",
+            "Run the command again: it goes on from here.",
+        )

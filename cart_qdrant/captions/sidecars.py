@@ -1,0 +1,102 @@
+"""Caption files of one media file: `NAME.txt`, `NAME.json`, `NAME.srt`, `NAME.vtt`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cart_qdrant.captions.subtitles import parse_subtitles
+from cart_qdrant.captions.tables import Problem, Row, decode, parse_captions, parse_object
+from cart_qdrant.captions.text import make_captions, text_key
+from cart_qdrant.records import Caption, CaptionSource
+
+TABLES = ("metadata.jsonl", "metadata.csv")
+SUBTITLES = (".srt", ".vtt")
+NOTES = (".txt", ".json")
+SUFFIXES = frozenset({*SUBTITLES, *NOTES, ".jsonl", ".csv"})
+MAX_BYTES = 16 * 2**20
+"""Bytes; a larger caption file of one media file is refused."""
+
+# `NAME.en.srt`, `NAME.pt-BR.vtt`, `NAME.en.forced.srt`
+_LANGUAGE = re.compile(r"(?:\.(?:[A-Za-z]{2,3}(?:-[A-Za-z0-9]{2,8})*|forced|sdh|cc|auto|orig))+$")
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """The caption files of a folder: its tables, and the others by the name they start with."""
+
+    tables: tuple[Path, ...]
+    by_name: dict[str, tuple[Path, ...]]
+
+    def beside(self, path: Path) -> list[Path]:
+        """Caption files of the media file `path`: `NAME.txt` and `NAME.mp4.txt` alike."""
+        found = (*self.by_name.get(path.name, ()), *self.by_name.get(path.stem, ()))
+        return list(dict.fromkeys(found))
+
+
+def list_folder(folder: Path) -> Folder:
+    """Look once through a folder.
+
+    Raises:
+        OSError: The folder cannot be listed.
+    """
+    tables: list[Path] = []
+    by_name: dict[str, list[Path]] = {}
+    with os.scandir(folder) as entries:
+        names = sorted(e.name for e in entries if e.name.lower().endswith(tuple(SUFFIXES)))
+    for name in names:
+        stem, suffix = os.path.splitext(name)  # noqa: PTH122 - a million names: no Path each
+        if name in TABLES:
+            tables.append(folder / name)
+        elif suffix.lower() in SUBTITLES:
+            for key in {stem, _LANGUAGE.sub("", stem)}:
+                by_name.setdefault(key, []).append(folder / name)
+        elif suffix.lower() in NOTES:
+            by_name.setdefault(stem, []).append(folder / name)
+    tables.sort(key=lambda path: TABLES.index(path.name))
+    return Folder(tuple(tables), {key: tuple(paths) for key, paths in by_name.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecar:
+    """What a caption file of one media file says, and what could not be read in it."""
+
+    row: Row
+    problems: Sequence[Problem] = ()
+
+
+def read_sidecar(path: Path, media: Path) -> Sidecar:
+    """Read a caption file by its suffix. A text that only repeats the media's name is dropped.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        return Sidecar(Row(), ((0, f"{size:,} bytes, more than the {MAX_BYTES:,} allowed"),))
+    text = decode(path.read_bytes())
+    suffix = path.suffix.lower()
+    if suffix in SUBTITLES:
+        subtitles = parse_subtitles(text)
+        cues = [Caption(c.text, CaptionSource.SUBTITLE, c.start, c.end) for c in subtitles.cues]
+        return Sidecar(Row(tuple(cues)), subtitles.problems)
+    if suffix == ".txt":
+        return Sidecar(Row(tuple(make_captions(text.splitlines(), CaptionSource.TXT))))
+    try:
+        row = _from_json(text)
+    except (ValueError, RecursionError) as error:  # no JSON, or JSON of another form
+        return Sidecar(Row(), ((0, str(error)),))
+    own_names = {text_key(media.name), text_key(media.stem)}
+    kept = tuple(c for c in row.captions if text_key(c.text) not in own_names)
+    return Sidecar(Row(kept, row.meta))
+
+
+def _from_json(text: str) -> Row:
+    value = json.loads(text)
+    if isinstance(value, dict):
+        return parse_object(value, CaptionSource.JSON, titles=True)
+    return Row(tuple(parse_captions(value, CaptionSource.JSON, "the file")))

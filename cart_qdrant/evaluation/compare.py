@@ -1,0 +1,132 @@
+"""Embedders and lengths of segments beside each other, on one's own media and queries.
+
+Each is ingested into an index of its own, which is thrown away.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cart_qdrant.config import SegmentConfig
+from cart_qdrant.embedders.registry import open_embedder
+from cart_qdrant.evaluation.evaluate import EvalQuery, LaneScore, evaluate
+from cart_qdrant.index.index import Library
+from cart_qdrant.index.ingest import Ingest, IngestOptions
+from cart_qdrant.progress import Reporter, Silent
+from cart_qdrant.search.retriever import Lane, Retriever
+from cart_qdrant.storage import requests as qdrant
+from cart_qdrant.training.train import TrainOptions, train
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """One way to make an index.
+
+    Attributes:
+        embedder: Name, as `--embedder`.
+        seconds: Length of a window of film or sound at most; None for the defaults.
+    """
+
+    embedder: str
+    seconds: float | None = None
+
+    def segments(self) -> SegmentConfig:
+        """How files are cut."""
+        config = SegmentConfig()
+        if self.seconds is None:
+            return config
+        shortest = min(config.min_shot, self.seconds)
+        return replace(
+            config, max_shot=self.seconds, min_shot=shortest, audio_window=self.seconds,
+            min_audio=min(config.min_audio, self.seconds),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What one setup reached.
+
+    Attributes:
+        dim: Width of its vectors.
+        segments: Items that the media became.
+        failed: Files that could not be used with it.
+        ingest_seconds: All of the ingestion.
+        embed_seconds: Of it, within the embedder.
+        scores: By lane.
+    """
+
+    setup: Setup
+    dim: int
+    segments: int
+    failed: int
+    ingest_seconds: float
+    embed_seconds: float
+    scores: Sequence[LaneScore]
+
+    def to_json(self) -> dict[str, Any]:
+        """The `--json` contract."""
+        return {
+            "embedder": self.setup.embedder,
+            "seconds": self.setup.seconds,
+            "dim": self.dim,
+            "segments": self.segments,
+            "failed": self.failed,
+            "ingest_seconds": round(self.ingest_seconds, 2),
+            "embed_seconds": round(self.embed_seconds, 2),
+            "lanes": [score.to_json() for score in self.scores],
+        }
+
+
+def stored_files(library: Library) -> list[Path]:
+    """The files that an index holds, as far as they are still there."""
+    names = {
+        str((record.payload or {}).get("path"))
+        for record in library.store.scroll(with_payload=["path"])
+    }
+    paths = (library.folder.base / name for name in sorted(names))
+    return [path for path in paths if path.exists()]
+
+
+def compare(
+    files: Sequence[Path],
+    queries: Sequence[EvalQuery],
+    setups: Sequence[Setup],
+    *,
+    lanes: Sequence[Lane] = ("dense", "auto"),
+    ks: Sequence[int] = (1, 5, 10),
+    profile: str | None = None,
+    filter: qdrant.AnyFilter | None = None,
+    reporter: Reporter | None = None,
+) -> Iterator[Comparison]:
+    """Ingest files once for each setup, and ask the queries; results come as they are done.
+
+    Args:
+        files: Media files; captions are read from where they lie.
+        profile: Of training; None asks untrained indexes.
+
+    Raises:
+        UsageError: An embedder cannot be had.
+    """
+    reporter = reporter or Silent()
+    for setup in setups:
+        with tempfile.TemporaryDirectory(prefix="cartq-compare-") as folder:
+            root = Path(folder) / ".cartq"
+            embedder = open_embedder(setup.embedder, say=reporter.say)
+            reporter.say(f"{setup.embedder}: {len(files)} files")
+            with Library.create(root, embedder) as library, library.folder.lock():
+                options = IngestOptions(paths=list(files), segments=setup.segments())
+                report = Ingest(library, options, reporter).run()
+                if profile is not None:
+                    train(library, TrainOptions(profile=profile), reporter)
+            with Retriever.open(root) as retriever:
+                scores = evaluate(
+                    retriever, queries, lanes=lanes, ks=ks, filter=filter, reporter=reporter
+                )
+            yield Comparison(
+                setup, embedder.dim, report.segments, len(report.failed), report.seconds,
+                report.embed_seconds, scores,
+            )  # fmt: skip

@@ -1,0 +1,90 @@
+"""Files that are replaced as a whole and survive a power cut, and their hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+def file_hash(path: Path) -> str:
+    """blake2b (16 bytes, hex) of a file."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_atomic(path: Path, data: bytes, drafts: Path | None = None) -> None:
+    """Replace a file's content: a reader sees the old or the new, also after a power cut.
+
+    Args:
+        drafts: Folder on the same disk where the new content is written first; that of `path` if
+            not given.
+    """
+    draft = draft_path(path.parent if drafts is None else drafts, path.name)
+    with draft.open("wb") as file:
+        file.write(data)
+    rename_durably(draft, path)
+
+
+def draft_path(folder: Path, name: str) -> Path:
+    """A path for a file that is not finished; its folder is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"draft-{uuid.uuid4().hex[:8]}-{name}"
+
+
+def rename_durably(source: Path, target: Path) -> None:
+    """Rename a finished file, or a folder of files, to a name where a file may be replaced; both
+    content and name survive a power cut."""
+    if source.is_dir():
+        for file in source.iterdir():
+            _sync(file)
+    _sync(source)
+    source.replace(target)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save_arrays(
+    path: Path, arrays: Mapping[str, npt.NDArray[Any]], drafts: Path | None = None
+) -> str:
+    """Write a safetensors file as `write_atomic` does; returns its hash."""
+    from safetensors.numpy import save
+
+    write_atomic(path, save({k: np.ascontiguousarray(v) for k, v in arrays.items()}), drafts)
+    return file_hash(path)
+
+
+def load_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Read a safetensors file."""
+    from safetensors.numpy import load_file
+
+    return load_file(path)
+
+
+def artifact_hash(path: Path) -> str:
+    """Hash of a file, or of a folder's files."""
+    return folder_hash(path) if path.is_dir() else file_hash(path)
+
+
+def folder_hash(folder: Path) -> str:
+    """blake2b over the names and hashes of a folder's files."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(folder.iterdir()):
+        digest.update(f"{path.name}\0{file_hash(path)}\n".encode())
+    return digest.hexdigest()

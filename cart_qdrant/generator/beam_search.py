@@ -1,0 +1,250 @@
+"""Beam search constrained by the prefix tree: only stored identifiers come out.
+
+The decoder sees ids only. Scores of a level come from a `Scorer`, for all queries at once. With as
+many beams as leaves the result is the full enumeration.
+Shape legend: B queries, K beams of a query, C their children, R beams of all queries, V codes,
+L levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from cart_qdrant.arrays.types import FloatArray, IndexArray, IntArray
+from cart_qdrant.errors import ConfigError
+from cart_qdrant.generator.prior import NodeGains
+from cart_qdrant.identifiers.trie import Trie, spans
+
+
+class Scorer(Protocol):
+    """Scores the codes of one level."""
+
+    @property
+    def per_prefix(self) -> bool:
+        """Whether there is a row for each prefix; else one for each query."""
+
+    def __call__(
+        self, level: int, query_R: IndexArray, prefix_RL: IntArray, parent_R: IndexArray
+    ) -> FloatArray:
+        """Scores of every code after each prefix.
+
+        Args:
+            level: Level to score, from 0; asked in order.
+            query_R: Which query each prefix belongs to.
+            prefix_RL: Codes chosen so far (R, level).
+            parent_R: Which prefix of the call before each one continues; a query at level 0.
+
+        Returns:
+            (R, V) if `per_prefix`; else (B, V), and beam search tells it no prefixes, but asks as
+            at level 0.
+        """
+
+
+class PriorScorer:
+    """`q . c_k`, then `q . e_{m,v}`: the approximated inner product, level by level.
+
+    Args:
+        levels_BV: Scores of each semantic level, (B, V) each; -inf marks codes of other spaces.
+    """
+
+    per_prefix = False
+
+    def __init__(self, levels_BV: Sequence[FloatArray]) -> None:
+        self.levels_BV = list(levels_BV)
+
+    def __call__(
+        self,
+        level: int,
+        query_R: IndexArray,  # noqa: ARG002 - of the protocol
+        prefix_RL: IntArray,  # noqa: ARG002
+        parent_R: IndexArray,  # noqa: ARG002
+    ) -> FloatArray:
+        """(B, V): a residual code's score does not depend on the prefix."""
+        return self.levels_BV[level]
+
+
+def places(rows_NL: IntArray) -> dict[bytes, int]:
+    """Where each identifier stands, see `Beams.items`."""
+    return {row.tobytes(): n for n, row in enumerate(np.ascontiguousarray(rows_NL))}
+
+
+@dataclass(frozen=True, slots=True)
+class Beams:
+    """Decoded identifiers of one query, best first.
+
+    Attributes:
+        rows_KL: Identifiers with counter (K, L + 1).
+        scores_K: Summed score of each.
+        leaf_K: Their places among all of the tree.
+    """
+
+    rows_KL: IntArray
+    scores_K: FloatArray
+    leaf_K: IndexArray
+
+    @classmethod
+    def none(cls, depth: int = 1) -> Beams:
+        """No identifiers, of that many codes."""
+        none = np.empty(0, np.float32)
+        return cls(np.empty((0, depth), np.int32), none, np.empty(0, np.intp))
+
+    @classmethod
+    def joined(cls, found: Sequence[Beams]) -> Beams:
+        """Beams of several decodings, by their shares in each, best first."""
+        scores = np.concatenate([b.log_probs() for b in found])
+        order = np.argsort(-scores, kind="stable")
+        rows = np.concatenate([b.rows_KL for b in found])
+        leaves = np.concatenate([b.leaf_K for b in found])
+        return cls(rows[order], scores[order], leaves[order])
+
+    def ids(self) -> list[str]:
+        """Identifiers as stored in `cart.id`."""
+        form = "-".join(["%d"] * self.rows_KL.shape[1])
+        return [form % tuple(row) for row in self.rows_KL.tolist()]
+
+    def items(self, place_of: Mapping[bytes, int]) -> IndexArray:
+        """Places (K,) of the identifiers in the rows that `places` was made of."""
+        rows = np.ascontiguousarray(self.rows_KL)
+        return np.asarray([place_of[row.tobytes()] for row in rows], dtype=np.intp)
+
+    def log_probs(self) -> FloatArray:
+        """Log of the beams' shares of the probability that all beams have together."""
+        if len(self.scores_K) == 0:
+            return self.scores_K
+        shifted = self.scores_K - self.scores_K.max()
+        return np.asarray(shifted - np.log(np.exp(shifted).sum()), dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class _Front:
+    """Beams of one query after some levels, best first.
+
+    Attributes:
+        node_K: Nodes in the level that they have reached.
+        score_K: Summed scores.
+        row_KL: Codes so far.
+        parent_K: Which beam of the level before each continues.
+        hub_K: Mean hubness under the nodes, where it counts.
+    """
+
+    node_K: IndexArray
+    score_K: FloatArray
+    row_KL: IntArray
+    parent_K: IndexArray
+    hub_K: FloatArray | None
+
+
+def beam_search(
+    trie: Trie,
+    scorer: Scorer,
+    queries: int,
+    width: int,
+    gains: NodeGains | None = None,
+) -> list[Beams]:
+    """The best identifiers of the tree for each query.
+
+    Args:
+        trie: Stored identifiers; its last level is the counter, which no scorer is asked for.
+        scorer: Scores of the semantic levels.
+        queries: B.
+        width: Beams kept of each query at every level.
+        gains: Added to the score where a beam enters a node, whatever the query.
+
+    Raises:
+        ConfigError: `width` is under 1.
+    """
+    if width < 1:
+        raise ConfigError(f"The beam width is {width}, but must be at least 1.")
+    depth = trie.depth
+    if len(trie) == 0 or queries == 0:
+        return [Beams.none(depth)] * queries
+    zero = np.zeros(1, dtype=np.intp)
+    hub = None if gains is None else gains.hub(-1, zero)
+    root = _Front(zero, np.zeros(1, np.float32), np.empty((1, 0), np.int32), zero, hub)
+    fronts, each = [root] * queries, np.arange(queries)
+    above = starts = np.arange(queries + 1)  # of each query's beams among those of all
+    for level in range(depth):
+        tables: Sequence[FloatArray | None] = [None] * queries
+        if level < depth - 1 and scorer.per_prefix:
+            query_R = each.repeat(np.diff(starts))
+            prefix_RL = np.concatenate([front.row_KL for front in fronts])
+            parents = [f.parent_K + begin for f, begin in zip(fronts, above, strict=False)]
+            table_RV = scorer(level, query_R, prefix_RL, np.concatenate(parents))
+            tables = [table_RV[begin:end] for begin, end in pairwise(starts)]
+        elif level < depth - 1:
+            tables = list(scorer(level, each, root.row_KL.repeat(queries, axis=0), each))
+        # Query by query: the children of one query's beams stay in the processor's cache.
+        fronts = [
+            _advance(trie, level, front, scores, width, gains)
+            for front, scores in zip(fronts, tables, strict=True)
+        ]
+        above, starts = starts, np.cumsum([0, *(len(front.node_K) for front in fronts)])
+    return [Beams(front.row_KL, front.score_K, front.node_K) for front in fronts]
+
+
+def _advance(
+    trie: Trie,
+    level: int,
+    front: _Front,
+    table: FloatArray | None,
+    width: int,
+    gains: NodeGains | None,
+) -> _Front:
+    """The best children of one query's beams.
+
+    Args:
+        level: That the children are in.
+        table: Scores of its codes, (V,) or of each beam (K, V); None where it has none.
+    """
+    tokens = trie.levels[level].tokens
+    if level:
+        first = trie.levels[level - 1].first
+        begin_K = first.take(front.node_K)
+        count_K = first.take(front.node_K + 1) - begin_K
+    else:
+        begin_K, count_K = np.zeros(1, np.intp), np.asarray([len(tokens)])
+    node_C = spans(begin_K, count_K)
+    parent_C: IndexArray = np.arange(len(count_K)).repeat(count_K)
+    score_C = front.score_K.take(parent_C)
+    if table is not None:
+        token_C: npt.NDArray[Any] = tokens.take(node_C)
+        if table.ndim == 2:
+            token_C = token_C + parent_C * table.shape[1]
+        score_C += table.reshape(-1).take(token_C)
+        finite = np.isfinite(score_C)
+        if not finite.all():  # codes of other spaces, and of far clusters: most of them, maybe
+            seen = np.flatnonzero(finite)
+            node_C, parent_C, score_C = node_C.take(seen), parent_C.take(seen), score_C.take(seen)
+    hub_C: FloatArray | None = None
+    if gains is not None and front.hub_K is not None:
+        hub_C = gains.hub(level, node_C)
+        score_C += gains.enter(hub_C, front.hub_K.take(parent_C))
+    keep = _best(score_C, width)
+    node_K, parent_K = node_C.take(keep), parent_C.take(keep)
+    row_KL = np.empty((len(keep), level + 1), dtype=np.int32)
+    row_KL[:, :level] = front.row_KL.take(parent_K, axis=0)
+    row_KL[:, level] = tokens.take(node_K)
+    hub_K = None if hub_C is None else hub_C.take(keep)
+    return _Front(node_K, score_C.take(keep), row_KL, parent_K, hub_K)
+
+
+def _best(score_C: FloatArray, width: int) -> IndexArray:
+    """Positions of the best `width` of finite scores, best first; ties by order."""
+    candidates = np.arange(len(score_C))
+    if len(score_C) > width:
+        # A partial sort is enough before the full one. Ties at the edge must stay in order, so all
+        # that reach it are kept for the sort below.
+        edge = np.partition(score_C, len(score_C) - width)[len(score_C) - width]
+        candidates = np.flatnonzero(score_C >= edge)
+    found = score_C.take(candidates)
+    order = (-found).argsort()  # unlike a stable sort, in the processor's vector units
+    best = found.take(order)
+    if (best[1:] == best[:-1]).any():
+        order = (-found).argsort(kind="stable")
+    return candidates.take(order[:width])

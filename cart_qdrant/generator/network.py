@@ -1,0 +1,363 @@
+"""The generator: writes an identifier, code by code, for an encoded query.
+
+Coarse and fine fusion of the encoder's layers E1..E3 as in CART (arXiv 2406.17507, section 3.2),
+each switchable. Its logits *correct* the prior of `beam.PriorScorer`:
+`log p(v | prefix) = log softmax(scale_m * q . e_{m,v} + gate_m * h_m . w_{m,v})`, so that an item
+that training never saw keeps the fair score of its code vectors. The memory may be text, a vector
+of the media space (an item's own, where it has no caption), or both.
+Shape legend: B queries, R prefixes, T codes of a prefix, S memory, W width, V codes, L levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from cart_qdrant.arrays.types import FloatArray, IndexArray, IntArray, MaskArray
+from cart_qdrant.errors import ConfigError
+
+TAPS = 3
+"""Encoder layers that are fused: E1, E2, E3."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratorConfig:
+    """Shape of a generator."""
+
+    sizes: tuple[int, ...]
+    """Codes per level: coarse clusters, then codes of each residual level."""
+    media_dim: int
+    """Width of a media vector."""
+    text_width: int = 384
+    """Width of the query encoder's states."""
+    width: int = 256
+    heads: int = 4
+    layers: int = 2
+    prefix: int = 2
+    """Memory vectors made of one media vector."""
+    dropout: float = 0.1
+    coarse_fusion: bool = True
+    fine_fusion: bool = True
+    fine_gates: bool = True
+    """Whether fine fusion weighs each encoder layer by a learned gate, or averages them."""
+
+    def __post_init__(self) -> None:
+        if not (self.coarse_fusion or self.fine_fusion):
+            raise ConfigError("coarse_fusion and fine_fusion are both off: nothing is read.")
+        if self.width % self.heads:
+            raise ConfigError(f"width is {self.width}, but must be a multiple of {self.heads}.")
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> GeneratorConfig:
+        """Inverse of `to_json`."""
+        return cls(**{**data, "sizes": tuple(data["sizes"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What the decoder reads: each tap (B, S, W), and a mask (B, 1, 1, S) of what is there."""
+
+    taps: tuple[Tensor, ...]
+    mask: Tensor
+
+
+KeyValues = tuple[Tensor, Tensor]
+"""Keys and values, (B, heads, S, W / heads) each."""
+
+
+class _Attention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def keys(self, x_BSW: Tensor) -> KeyValues:
+        """What can be read of a sequence."""
+        b, s, _ = x_BSW.shape
+        k, v = self.kv(x_BSW).view(b, s, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return k, v
+
+    def forward(self, x_BTW: Tensor, keys: KeyValues, mask: Tensor | None) -> Tensor:
+        b, t, w = x_BTW.shape
+        q = self.q(x_BTW).view(b, t, self.heads, -1).transpose(1, 2)
+        y = F.scaled_dot_product_attention(q, *keys, attn_mask=mask)
+        out: Tensor = self.out(y.transpose(1, 2).reshape(b, t, w))
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A memory as one layer reads it."""
+
+    coarse: KeyValues | None
+    fine: tuple[KeyValues, ...]
+    mask: Tensor
+
+
+class _Layer(nn.Module):
+    """Causal self-attention over the prefix, fused cross-attention over the taps, feed-forward."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        w = config.width
+        self.own = _Attention(w, config.heads)
+        self.coarse = _Attention(w, config.heads) if config.coarse_fusion else None
+        self.coarse_gate = nn.Linear(w, w) if config.coarse_fusion else None
+        self.fine = nn.ModuleList()
+        self.fine_gates = nn.ModuleList()
+        if config.fine_fusion:
+            self.fine.extend(_Attention(w, config.heads) for _ in range(TAPS))
+            if config.fine_gates:
+                self.fine_gates.extend(nn.Linear(2 * w, w) for _ in range(TAPS))
+        self.norms = nn.ModuleList(nn.LayerNorm(w) for _ in range(3))
+        self.up, self.down = nn.Linear(w, 4 * w), nn.Linear(4 * w, w)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def read(self, memory: Memory, fused_BSW: Tensor | None) -> _Read:
+        """Keys and values of a memory."""
+        coarse = None
+        if self.coarse is not None:
+            assert fused_BSW is not None
+            coarse = self.coarse.keys(fused_BSW)
+        fine = [
+            attention.keys(tap)
+            for attention, tap in zip(self.fine, memory.taps, strict=False)  # none when it is off
+            if isinstance(attention, _Attention)
+        ]
+        return _Read(coarse, tuple(fine), memory.mask)
+
+    def forward(
+        self, x_RTW: Tensor, read: _Read, queries: int, past: KeyValues | None = None
+    ) -> tuple[Tensor, KeyValues]:
+        """New states, and the keys and values of all codes so far.
+
+        Args:
+            past: Those of earlier codes; T is then 1.
+        """
+        r, t, w = x_RTW.shape
+        y = self.norms[0](x_RTW)
+        own = self.own.keys(y)
+        if past is not None:
+            own = (torch.cat([past[0], own[0]], dim=2), torch.cat([past[1], own[1]], dim=2))
+        causal = torch.ones(t, t, dtype=torch.bool).tril() if t > 1 else None
+        x = x_RTW + self.dropout(self.own(y, own, causal))
+        # All beams of a query read one memory: they stand side by side in the time axis.
+        y = self.norms[1](x).reshape(queries, (r // queries) * t, w)
+        found = torch.zeros_like(y)
+        if self.coarse is not None and self.coarse_gate is not None:
+            assert read.coarse is not None
+            c = self.coarse(y, read.coarse, read.mask)
+            found = found + torch.sigmoid(self.coarse_gate(c)) * c
+        for n, (attention, keys) in enumerate(zip(self.fine, read.fine, strict=True)):
+            c = attention(y, keys, read.mask)
+            if self.fine_gates:
+                c = c * torch.sigmoid(self.fine_gates[n](torch.cat([y, c], dim=-1)))
+            else:
+                c = c / TAPS
+            found = found + c
+        x = x + self.dropout(found.reshape(r, t, w))
+        out: Tensor = x + self.dropout(self.down(F.gelu(self.up(self.norms[2](x)))))
+        return out, own
+
+
+class Generator(nn.Module):
+    """See the module's docstring."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        w = config.width
+        self.taps_in = nn.ModuleList(nn.Linear(config.text_width, w) for _ in range(TAPS))
+        self.media_in = nn.Linear(config.media_dim, TAPS * config.prefix * w)
+        self.fuse = nn.Linear(TAPS * w, w) if config.coarse_fusion else None
+        self.start = nn.Parameter(torch.randn(w) * 0.02)
+        self.places = nn.Parameter(torch.randn(len(config.sizes), w) * 0.02)
+        self.codes = nn.ModuleList(nn.Embedding(v, w) for v in config.sizes)
+        for table in self.codes:
+            assert isinstance(table, nn.Embedding)
+            nn.init.normal_(table.weight, std=w**-0.5)
+        self.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(w)
+
+    def memory(
+        self,
+        taps: Sequence[Tensor] | None,
+        mask_BS: Tensor | None,
+        media_BD: Tensor | None,
+    ) -> Memory:
+        """Memory of text states, of a media vector, or of both.
+
+        Raises:
+            ConfigError: Neither is given.
+        """
+        parts: list[list[Tensor]] = [[] for _ in range(TAPS)]
+        masks: list[Tensor] = []
+        if media_BD is not None:
+            b = len(media_BD)
+            made = self.media_in(media_BD).view(b, TAPS, self.config.prefix, -1)
+            for n in range(TAPS):
+                parts[n].append(made[:, n])
+            masks.append(torch.ones(b, self.config.prefix, dtype=torch.bool))
+        if taps is not None and mask_BS is not None:
+            for n, (project, tap) in enumerate(zip(self.taps_in, taps, strict=True)):
+                parts[n].append(project(tap))
+            masks.append(mask_BS)
+        if not masks:
+            raise ConfigError("A generator's memory needs text states or a media vector.")
+        return Memory(
+            tuple(torch.cat([p.to(part[0].dtype) for p in part], dim=1) for part in parts),
+            torch.cat(masks, dim=1)[:, None, None, :],
+        )
+
+    def forward(self, memory: Memory, prefix_RT: Tensor) -> Tensor:
+        """Hidden states after the start and after each code of a prefix.
+
+        Args:
+            memory: Of B queries.
+            prefix_RT: Codes (R, T), R a multiple of B, beams of a query together.
+
+        Returns:
+            (R, T + 1, W): state `t` scores the codes of level `t`.
+        """
+        r, t = prefix_RT.shape
+        x = [self.start.expand(r, 1, -1)]
+        x += [self.codes[n](prefix_RT[:, n : n + 1]) for n in range(t)]
+        x_RTW = torch.cat(x, dim=1) + self.places[: t + 1]
+        for layer, read in zip(self.layers, self.read(memory), strict=True):
+            x_RTW, _ = layer(x_RTW, read, len(memory.mask))
+        out: Tensor = self.norm(x_RTW)
+        return out
+
+    def read(self, memory: Memory) -> list[_Read]:
+        """A memory as each layer reads it; the same for every step of a decoding."""
+        fused = self.fuse(torch.cat(memory.taps, dim=-1)) if self.fuse is not None else None
+        layers = (layer for layer in self.layers if isinstance(layer, _Layer))
+        return [layer.read(memory, fused) for layer in layers]
+
+    def step(
+        self, reads: Sequence[_Read], code_R: Tensor | None, level: int, past: Sequence[KeyValues]
+    ) -> tuple[Tensor, list[KeyValues]]:
+        """One step of `forward`: the state (R, W) that scores `level`, after one more code.
+
+        Args:
+            reads: See `read`; of B queries, R a multiple of B.
+            code_R: Codes of the level before; None at level 0, where R is B.
+            past: Keys and values that each layer returned for these prefixes; none at level 0.
+
+        Returns:
+            The state, and the keys and values of each layer, prefixes of length `level` included.
+        """
+        queries = len(reads[0].mask)
+        if code_R is None:
+            x_R1W = self.start.expand(queries, 1, -1)
+        else:
+            x_R1W = self.codes[level - 1](code_R)[:, None]
+        x_R1W = x_R1W + self.places[level]
+        kept: list[KeyValues] = []
+        for n, (layer, read) in enumerate(zip(self.layers, reads, strict=True)):
+            x_R1W, own = layer(x_R1W, read, queries, past[n] if past else None)
+            kept.append(own)
+        return self.norm(x_R1W[:, 0]), kept
+
+    def logits(self, state_RW: Tensor, level: int) -> Tensor:
+        """Scores (R, V) of one level's codes."""
+        table = self.codes[level]
+        assert isinstance(table, nn.Embedding)
+        return state_RW @ table.weight.T
+
+
+def load_generator(path: Path, config: Mapping[str, Any]) -> Generator:
+    """A generator from its safetensors file, for inference.
+
+    Raises:
+        RuntimeError: The file holds another architecture's weights.
+    """
+    generator = Generator(GeneratorConfig.from_json(dict(config)))
+    generator.load_state_dict(load_file(path))
+    return generator.eval().requires_grad_(False)
+
+
+class GeneratorScorer:
+    """Prior and gated correction as log-probabilities, for `beam_search`.
+
+    Args:
+        generator: In eval mode.
+        memory: Of B queries.
+        levels_BV: Prior logits of each level, see `PriorScorer`.
+        gates: Weight of the correction at each level.
+    """
+
+    per_prefix = True
+
+    def __init__(
+        self,
+        generator: Generator,
+        memory: Memory,
+        levels_BV: Sequence[FloatArray],
+        gates: Sequence[float],
+    ) -> None:
+        self._generator = generator
+        self._levels, self._gates = levels_BV, gates
+        self._queries = len(memory.mask)
+        self._past: list[KeyValues] = []
+        self._place: IndexArray = np.arange(self._queries)
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+            self._reads = generator.read(memory)
+
+    @classmethod
+    def of(
+        cls,
+        generator: Generator,
+        taps: Sequence[FloatArray] | Sequence[Tensor] | None,
+        mask_BS: MaskArray | Tensor | None,
+        media_BD: FloatArray,
+        levels_BV: Sequence[FloatArray],
+        gates: Sequence[float],
+    ) -> GeneratorScorer:
+        """A scorer that reads queries: their text states and their vectors in a media space."""
+        states = None if taps is None else [torch.as_tensor(tap) for tap in taps]
+        mask = None if mask_BS is None else torch.as_tensor(mask_BS)
+        with torch.inference_mode():
+            memory = generator.memory(states, mask, torch.from_numpy(media_BD))
+        return cls(generator, memory, levels_BV, gates)
+
+    @torch.inference_mode()
+    def __call__(
+        self, level: int, query_R: IndexArray, prefix_RL: IntArray, parent_R: IndexArray
+    ) -> FloatArray:
+        """Log-probabilities (R, V). Levels are asked in their order, beginning with 0."""
+        prior = torch.from_numpy(self._levels[level])[query_R]
+        if not any(self._gates[level:]):
+            return np.asarray(F.log_softmax(prior, dim=-1).numpy())
+        counts = np.bincount(query_R, minlength=self._queries)
+        slot = np.arange(len(query_R)) - np.repeat(np.cumsum(counts) - counts, counts)
+        # Queries with fewer beams are padded with prefix 0, whose scores are dropped.
+        widest = max(int(counts.max()), 1)
+        place = query_R * widest + slot
+        code, past = None, self._past
+        if level:
+            codes = np.zeros(self._queries * widest, dtype=np.int64)
+            codes[place] = prefix_RL[:, -1]
+            before = np.zeros(self._queries * widest, dtype=np.int64)
+            before[place] = self._place[parent_R]
+            code, rows = torch.from_numpy(codes), torch.from_numpy(before)
+            past = [(k[rows], v[rows]) for k, v in past]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            state, self._past = self._generator.step(self._reads, code, level, past)
+        self._place = place
+        correction = self._generator.logits(state.float()[torch.from_numpy(place)], level)
+        return np.asarray(F.log_softmax(prior + self._gates[level] * correction, dim=-1).numpy())

@@ -1,0 +1,341 @@
+"""Identifiers `(k, v1 .. vM, u)`: K-Means cluster, residual codes, counter.
+
+A vector is approximated by its centre plus one code vector a level,
+`x ~ c_k + sum_m e_{m, v_m}` (CART, arXiv 2406.17507, section 3.1). That approximation is what the
+decoder scores, so it serves items that no caption ever described.
+Shape legend: N items, D vector width, K coarse clusters, M residual levels, V codes per level,
+L = 1 + M semantic levels.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
+
+import numpy as np
+
+from cart_qdrant.arrays.types import FloatArray, IntArray
+from cart_qdrant.arrays.vectors import unique_ratio
+from cart_qdrant.errors import ConfigError
+from cart_qdrant.identifiers.fit import ManyFit
+from cart_qdrant.identifiers.quantizer import GROUPED, Codec, Groups, Quantizer, nearest
+
+__all__ = [
+    "Codec",
+    "Counters",
+    "Groups",
+    "IdentifierConfig",
+    "LevelReport",
+    "Quantizer",
+    "fit_codec",
+    "fit_quantizer",
+    "level_reports",
+    "unique_ratio",
+]
+
+Method = Literal["rkmeans", "rvq"]
+
+CELLS = 50
+"""Possible identifiers for each item under which a size is not tried."""
+
+CLUSTER = 24
+"""Items of a coarse cluster, about: few beams then lead to most of what is near
+(docs/experiments.md)."""
+MAX_COARSE = 65_536
+"""Coarse clusters at most."""
+LEARNED = 20_000
+"""Vectors up to which all are looked at again and again, and `auto` also tries a learned quantiser;
+more are fitted as in `fit_many` (docs/experiments.md)."""
+
+# V and M, tried in order until U is reached. M grows last: a level more costs a decoder step more.
+_LADDER = (
+    (1, 3), (4, 3), (8, 3), (16, 3), (32, 3), (64, 3), (128, 3), (256, 3), (256, 4), (256, 5)
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdentifierConfig:
+    """How identifiers are fitted."""
+
+    target_u: float = 0.95
+    """Share of items whose semantic part is theirs alone, at least."""
+    method: Literal["auto", "rkmeans", "rvq"] = "auto"
+    """Residual k-means, a learned residual quantiser, or of few vectors the better by U."""
+    fit_limit: int = 100_000
+    """Vectors that place coarse clusters; more where there are many, see `fit_many`."""
+    coarse: int | None = None
+    """K; chosen by U when not given."""
+    codes: int | None = None
+    """V; chosen by U when not given."""
+    levels: int | None = None
+    """M; chosen by U when not given."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.target_u <= 1:
+            raise ConfigError(f"target_u is {self.target_u!r}, but must be in (0, 1].")
+        given = (self.coarse, self.codes, self.levels)
+        if any(g is not None for g in given) and not all(g is not None and g > 0 for g in given):
+            raise ConfigError(f"coarse, codes, levels are {given!r}, but all three must be given.")
+
+
+@dataclass(slots=True)
+class Counters:
+    """Hands out the counter `u` of each semantic part."""
+
+    taken: MutableMapping[tuple[int, ...], int] = field(default_factory=dict)
+
+    def assign(self, codes_NL: IntArray) -> IntArray:
+        """Next free counters (N,), and marks them as taken."""
+        out = np.empty(len(codes_NL), dtype=np.int32)
+        for n, key in enumerate(map(tuple, codes_NL.tolist())):
+            out[n] = self.taken.get(key, 0)
+            self.taken[key] = int(out[n]) + 1
+        return out
+
+    def complete(self, codes_NL: IntArray) -> IntArray:
+        """Codes with their next free counters: whole identifiers (N, L + 1)."""
+        return np.concatenate([codes_NL, self.assign(codes_NL)[:, None]], axis=1)
+
+
+def _kmeans(x_ND: FloatArray, k: int, seed: int) -> FloatArray:
+    from sklearn.cluster import KMeans  # a second; searches do without
+    from sklearn.exceptions import ConvergenceWarning
+
+    # Copies share a cluster: no more clusters than distinct vectors.
+    k = min(k, len(x_ND), len(np.unique(x_ND, axis=0)))
+    model = KMeans(k, n_init=1, max_iter=50, random_state=seed)
+    with warnings.catch_warnings():
+        # Near copies that are one to it: spare centres are never chosen.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return np.asarray(model.fit(x_ND).cluster_centers_, dtype=np.float32)
+
+
+def _residual_kmeans(rest_ND: FloatArray, v: int, m: int, seed: int) -> FloatArray:
+    """Code books (M, V, D) by k-means on what the levels before leave over."""
+    books = np.zeros((m, v, rest_ND.shape[1]), dtype=np.float32)
+    for level in range(m):
+        book = _kmeans(rest_ND, v, seed + 1 + level)
+        # Fewer points than codes: the spare codes repeat the first and are never chosen.
+        books[level] = book[np.arange(v) % len(book)] if len(book) < v else book
+        rest_ND = rest_ND - book[nearest(rest_ND, book)]
+    return books
+
+
+def _residual_vq(rest_ND: FloatArray, v: int, m: int, seed: int) -> FloatArray:
+    """Code books (M, V, D) by a residual VQ trained on whole-corpus batches, then frozen.
+
+    Small batches ruin it and dead codes cost a third of U, hence `kmeans_init` and
+    `threshold_ema_dead_code` (measured: docs/experiments.md).
+    """
+    import torch
+    from vector_quantize_pytorch import ResidualVQ
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        # Unit scale: the library's k-means starts from random rows and its EMA has an epsilon.
+        scale = float(np.sqrt((rest_ND**2).mean())) or 1.0
+        x = torch.from_numpy(np.ascontiguousarray(rest_ND / scale))[None]
+        vq = ResidualVQ(
+            dim=rest_ND.shape[1], num_quantizers=m, codebook_size=v, decay=0.8,
+            kmeans_init=True, kmeans_iters=20, threshold_ema_dead_code=2,
+        )  # fmt: skip
+        vq.train()
+        with torch.no_grad():
+            for _ in range(20):
+                vq(x)
+        books = torch.stack([layer.codebook for layer in vq.layers]).reshape(m, v, -1)
+    return np.asarray(books.numpy() * scale, dtype=np.float32)
+
+
+def fit_quantizer(
+    x_ND: FloatArray,
+    *,
+    k: int,
+    v: int,
+    m: int,
+    method: Method = "rkmeans",
+    metric_DD: FloatArray | None = None,
+    seed: int = 0,
+    offset: int = 0,
+    coarse: dict[int, FloatArray] | None = None,
+) -> Quantizer:
+    """Fit one quantiser of a given size.
+
+    Args:
+        x_ND: Unit vectors, at least one.
+        metric_DD: Invertible map in which distances are taken.
+        coarse: Centres of each K that were found before for the same vectors, metric and seed;
+            added to. More than `LEARNED` vectors take no notice of it.
+    """
+    if len(x_ND) > LEARNED or k > GROUPED:
+        fit = _Many(x_ND, metric_DD, IdentifierConfig(seed=seed))
+        return replace(fit(k, v, m, method)[0], offset=offset)
+    y_ND = x_ND @ metric_DD if metric_DD is not None else x_ND
+    coarse = {} if coarse is None else coarse
+    if k not in coarse:
+        coarse[k] = _kmeans(y_ND, k, seed)
+    centers = coarse[k]
+    rest = y_ND - centers[nearest(y_ND, centers)]
+    v = max(1, min(v, len(x_ND)))
+    fit_books = _residual_kmeans if method == "rkmeans" or len(x_ND) < 2 * v else _residual_vq
+    books = fit_books(rest, v, m, seed)
+    if metric_DD is not None:
+        inverse = np.linalg.inv(metric_DD.astype(np.float64))
+        centers = (centers @ inverse).astype(np.float32)
+        books = (books @ inverse).astype(np.float32)
+    q = Quantizer(centers, books, offset, metric_DD, 0.0, len(x_ND), method)
+    return replace(q, error=q.relative_error(x_ND))
+
+
+def _sizes(n: int, config: IdentifierConfig) -> Iterator[tuple[int, int, int]]:
+    if config.coarse and config.codes and config.levels:
+        yield config.coarse, config.codes, config.levels
+        return
+    # A power of two: a larger collection of the same kind often keeps its size.
+    clusters = min(1 << max(n // CLUSTER, 1).bit_length() - 1, MAX_COARSE)
+    for wanted, m in _LADDER:
+        v = min(wanted, max(n, 1))
+        k = max(v, clusters)
+        # Items crowd: with few cells for each, U was never reached (docs/experiments.md).
+        if v < n and k * v**m < CELLS * n:
+            continue
+        yield k, v, m
+        if wanted >= n:
+            return
+
+
+class _Fit(Protocol):
+    """Fits quantisers of several sizes to the vectors of one space."""
+
+    distinct: int
+    """Vectors that differ: copies clash whatever the size, so they do not count against it."""
+    methods: tuple[Method, ...]
+    """What `auto` tries."""
+
+    def __call__(self, k: int, v: int, m: int, method: Method) -> tuple[Quantizer, float]:
+        """A quantiser with its error, and its U among vectors that differ."""
+        ...
+
+    def again(self, k: int, v: int, m: int) -> Quantizer:
+        """Another size, after the choice."""
+        ...
+
+
+class _Few:
+    """Fits to all vectors, sizes and methods one by one."""
+
+    methods: tuple[Method, ...] = ("rkmeans", "rvq")
+
+    def __init__(self, x_ND: FloatArray, metric: FloatArray | None, config: IdentifierConfig):
+        self._x_ND, self._metric, self._seed = x_ND, metric, config.seed
+        self._distinct_ND = np.unique(x_ND, axis=0)
+        self.distinct = len(self._distinct_ND)
+        self._coarse: dict[int, FloatArray] = {}
+
+    def __call__(self, k: int, v: int, m: int, method: Method) -> tuple[Quantizer, float]:
+        q = fit_quantizer(
+            self._distinct_ND, k=k, v=v, m=m, method=method, metric_DD=self._metric,
+            seed=self._seed, coarse=self._coarse,
+        )  # fmt: skip
+        return q, unique_ratio(q.encode(self._x_ND)) / (self.distinct / len(self._x_ND))
+
+    def again(self, k: int, v: int, m: int) -> Quantizer:
+        return fit_quantizer(self._x_ND, k=k, v=v, m=m, metric_DD=self._metric, seed=self._seed)
+
+
+class _Many:
+    """Fits as `ManyFit` does."""
+
+    methods: tuple[Method, ...] = ("rkmeans",)
+
+    def __init__(self, x_ND: FloatArray, metric: FloatArray | None, config: IdentifierConfig):
+        self._fit = ManyFit(x_ND, metric, limit=config.fit_limit, seed=config.seed)
+        self.distinct = self._fit.distinct
+        self._count = len(x_ND)
+
+    def __call__(self, k: int, v: int, m: int, method: Method) -> tuple[Quantizer, float]:
+        q, u = self._fit.fit(k, v, m, _residual_vq if method == "rvq" else None)
+        return replace(q, fitted_on=self._count, method=method), u
+
+    def again(self, k: int, v: int, m: int) -> Quantizer:
+        return self(k, v, m, "rkmeans")[0]
+
+
+def fit_codec(
+    vectors: Mapping[str, FloatArray],
+    config: IdentifierConfig | None = None,
+    metrics_DD: Mapping[str, FloatArray] | None = None,
+) -> Codec:
+    """Fit the identifiers of an index: per space the smallest size that reaches the target U.
+
+    Args:
+        vectors: Unit vectors (N, D) of each space that has items; may be mapped from files.
+        metrics_DD: Query metric per space, see `Quantizer.metric_DD`.
+
+    Returns:
+        Quantisers with equal M, the largest that any space asked for.
+    """
+    config = config or IdentifierConfig()
+    metric = metrics_DD or {}
+    fits: dict[str, _Fit] = {}
+    for space, x_ND in vectors.items():
+        kind = _Many if len(x_ND) > LEARNED or (config.coarse or 0) > GROUPED else _Few
+        fits[space] = kind(x_ND, metric.get(space), config)
+    chosen = {space: _choose(fit, config) for space, fit in fits.items()}
+    most = max(m for _, (_, _, m) in chosen.values())
+    out: dict[str, Quantizer] = {}
+    offset = 0
+    for space, (q, (k, v, m)) in chosen.items():
+        if m != most:
+            q = fits[space].again(k, v, most)
+        out[space] = replace(q, offset=offset, fitted_on=len(vectors[space]))
+        offset += len(q.centers_KD)
+    return Codec(out)
+
+
+def _choose(fit: _Fit, config: IdentifierConfig) -> tuple[Quantizer, tuple[int, int, int]]:
+    """The smallest size whose U reaches the target, else the best; and K, V, M as asked for."""
+    methods = fit.methods if config.method == "auto" else (config.method,)
+    best: tuple[float, float, Quantizer, tuple[int, int, int]] | None = None
+    for size in _sizes(fit.distinct, config):
+        for method in methods:
+            q, u = fit(*size, method)
+            if best is None or (round(u, 3), -q.error) > best[:2]:
+                best = (round(u, 3), -q.error, q, size)
+            if u >= config.target_u:
+                return q, size
+    assert best is not None
+    return best[2:]
+
+
+@dataclass(frozen=True, slots=True)
+class LevelReport:
+    """Use of the codes of one level."""
+
+    level: int
+    codes: int
+    used: int
+    entropy: float
+    """Entropy over the maximum for the codes that could be used; 1 is even use."""
+
+    @property
+    def dead(self) -> int:
+        """Codes that no item has."""
+        return self.codes - self.used
+
+
+def level_reports(codes_NL: IntArray, sizes: list[int]) -> list[LevelReport]:
+    """Use of each level's codes over all items."""
+    out = []
+    for level, size in enumerate(sizes):
+        counts = np.array(list(Counter(codes_NL[:, level].tolist()).values()), dtype=np.float64)
+        total = counts.sum()
+        p = counts / total if total else counts
+        top = np.log(max(min(size, total), 1.0))
+        entropy = float(-(p * np.log(p)).sum() / top) if top > 0 else 1.0
+        out.append(LevelReport(level, size, len(counts), entropy))
+    return out

@@ -1,0 +1,93 @@
+"""Hubness: how near an item is to whatever is asked, and queries to measure it by.
+
+A few items are near to every query and take the places of the right ones. An item's hubness is its
+likeness to a bank of training queries, `h(x) = log mean_b exp(T b . x) / T`; taking a share of it
+from `q . x` is the inverted softmax (Smith et al., arXiv 1702.03859; for cross-modal retrieval:
+Bogolin et al., QB-Norm, arXiv 2112.12777). It is one number an item, so it is stored with the
+identifier, and in the tree, where the decoder sees it before any item.
+Shape legend: N items, Q queries of a bank, D vector width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cart_qdrant.arrays.types import FloatArray
+from cart_qdrant.files import load_arrays, save_arrays
+
+BANK = 4_096
+"""Queries kept for each space; 28,000 gain nothing over them (docs/experiments.md)."""
+CAPTION = "caption"
+"""Name of the caption space in a bank; media spaces have theirs, with the prefix `media.`."""
+_BLOCK = 2_048
+
+
+def media_space(space: str) -> str:
+    """Name of a media space in a bank."""
+    return f"media.{space}"
+
+
+@dataclass(frozen=True, slots=True)
+class Querybank:
+    """See the module's docstring.
+
+    Attributes:
+        banks: Query vectors (Q, D) by space, see `media_space` and `CAPTION`.
+        sharpness: T of each space.
+    """
+
+    banks: Mapping[str, FloatArray]
+    sharpness: Mapping[str, float]
+
+    @classmethod
+    def sample(
+        cls, banks: Mapping[str, FloatArray], sharpness: Mapping[str, float], seed: int = 0
+    ) -> Querybank:
+        """A bank of at most `BANK` of the queries of each space; spaces without one are left out.
+
+        Queries are rounded to float16, as they are stored: hubness is the same ever after.
+        """
+        rng = np.random.default_rng(seed)
+        kept: dict[str, FloatArray] = {}
+        for space, q_QD in banks.items():
+            if len(q_QD):
+                rows = np.sort(rng.permutation(len(q_QD))[:BANK])
+                kept[space] = q_QD[rows].astype(np.float16).astype(np.float32)
+        return cls(kept, {space: sharpness[space] for space in kept})
+
+    def hubness(self, x_ND: FloatArray, space: str) -> FloatArray:
+        """h (N,) of unit vectors; NaN where the space has no bank."""
+        bank_QD = self.banks.get(space)
+        if bank_QD is None:
+            return np.full(len(x_ND), np.nan, dtype=np.float32)
+        t = self.sharpness[space]
+        out = np.empty(len(x_ND), dtype=np.float32)
+        for begin in range(0, len(x_ND), _BLOCK):
+            logits = t * (x_ND[begin : begin + _BLOCK] @ bank_QD.T)
+            top = logits.max(axis=1)
+            mean = np.exp(logits - top[:, None]).mean(axis=1)
+            out[begin : begin + len(top)] = (top + np.log(mean)) / t
+        return out
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file."""
+        arrays: dict[str, npt.NDArray[np.float16] | FloatArray] = {}
+        for space, bank in self.banks.items():
+            arrays[f"bank.{space}"] = bank.astype(np.float16)
+            arrays[f"sharpness.{space}"] = np.asarray([self.sharpness[space]], dtype=np.float32)
+        save_arrays(path, arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> Querybank:
+        """Inverse of `save`."""
+        arrays = load_arrays(path)
+        spaces = [name.removeprefix("bank.") for name in arrays if name.startswith("bank.")]
+        return cls(
+            {s: arrays[f"bank.{s}"].astype(np.float32) for s in spaces},
+            {s: float(arrays[f"sharpness.{s}"][0]) for s in spaces},
+        )

@@ -1,0 +1,86 @@
+"""K-means on many vectors: Lloyd's steps as products of matrices, weak clusters seeded anew.
+
+K-means++ takes lone vectors for centres. In hundreds of dimensions such a centre is far from all
+others, whatever they have in common, so that one centre near the mean takes them all
+(docs/experiments.md). Centres start at random vectors here, and while a cluster stays small, a
+large one is split with its centre. Shape legend: N vectors, D width, K clusters.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from cart_qdrant.arrays.types import FloatArray
+from cart_qdrant.identifiers.quantizer import Places, nearest
+
+STEPS = 20
+"""Lloyd's steps at most; weak clusters are seeded anew in the first half of them."""
+WEAK = 0.5
+"""Vectors of a weak cluster over those of a mean one, at most."""
+SPLIT = 0.1
+"""How far the second centre of a cluster that is split lies from the first, towards one of its
+vectors: near enough to share the others with it."""
+SETTLED = 1e-3
+"""Share of vectors that change their cluster in the last step."""
+
+
+class ClusterMeans:
+    """Sums of vectors by cluster, block by block."""
+
+    def __init__(self, k: int, dim: int) -> None:
+        self._sums_KD = np.zeros((k, dim), dtype=np.float32)
+        self.counts_K = np.zeros(k, dtype=np.int64)
+
+    def add(self, x_BD: FloatArray, of_B: Places) -> None:
+        """Vectors and their clusters."""
+        from scipy import sparse  # type: ignore[import-untyped]  # a second; searches do without
+
+        # Of many clusters a block reaches a part.
+        touched, of_B = np.unique(of_B, return_inverse=True)
+        shape = (len(x_BD), len(touched))
+        ones = np.ones(len(x_BD), dtype=np.float32)
+        member_BT = sparse.csr_matrix((ones, of_B, np.arange(len(x_BD) + 1)), shape=shape)
+        self._sums_KD[touched] += member_BT.T.tocsr() @ x_BD
+        self.counts_K[touched] += np.bincount(of_B, minlength=len(touched))
+
+    def update(self, centers_KD: FloatArray) -> None:
+        """Move centres to their means, in place; those of empty clusters stay."""
+        found = np.flatnonzero(self.counts_K)
+        centers_KD[found] = self._sums_KD[found] / self.counts_K[found, None].astype(np.float32)
+
+
+def balanced_kmeans(x_ND: FloatArray, k: int, seed: int) -> FloatArray:
+    """Centres (K, D) of vectors in memory; as many as there are vectors, at most."""
+    rng = np.random.default_rng(seed)
+    k = min(k, len(x_ND))
+    centers_KD = x_ND[np.sort(rng.choice(len(x_ND), k, replace=False))].copy()
+    before_N: Places | None = None
+    for step in range(STEPS):
+        of_N = nearest(x_ND, centers_KD)
+        means = ClusterMeans(k, x_ND.shape[1])
+        means.add(x_ND, of_N)
+        means.update(centers_KD)
+        split = step < STEPS // 2 and _split(x_ND, of_N, centers_KD, means.counts_K, rng)
+        settled = before_N is not None and (of_N != before_N).mean() < SETTLED
+        if settled and not split:
+            break
+        before_N = of_N
+    return centers_KD
+
+
+def _split(
+    x_ND: FloatArray,
+    of_N: Places,
+    centers_KD: FloatArray,
+    counts_K: npt.NDArray[np.int64],
+    rng: np.random.Generator,
+) -> bool:
+    """Give the centres of weak clusters to the largest, one to each; whether there were any."""
+    weak = np.flatnonzero(counts_K < WEAK * counts_K.mean())
+    large = np.argsort(-counts_K, kind="stable")[: len(weak)]
+    large = large[counts_K[large] > counts_K.mean()]
+    for one, other in zip(weak, large, strict=False):
+        x_D = x_ND[rng.choice(np.flatnonzero(of_N == other))]
+        centers_KD[one] = centers_KD[other] + SPLIT * (x_D - centers_KD[other])
+    return len(large) > 0

@@ -1,0 +1,321 @@
+"""Residual quantisers: frozen centres and code books, by which vectors are coded and scored.
+
+Shape legend: N items, B queries, D vector width, K coarse clusters, G groups of them, M residual
+levels, V codes per level, L = 1 + M semantic levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cart_qdrant.arrays.types import FloatArray, IntArray
+from cart_qdrant.errors import MismatchError
+
+Places = npt.NDArray[np.intp]
+
+GROUPED = 4_096
+"""More coarse clusters than this are searched by groups: a query or an item is compared with the
+groups, then with the clusters of the nearest ones."""
+PROBED_BY_QUERY, PROBED_BY_ITEM = 32, 12
+"""Groups whose clusters are compared (docs/experiments.md)."""
+
+_PART = 128
+"""Rows that are multiplied at once with one query."""
+BLOCK = 16_384
+"""Vectors coded together."""
+_ERROR_BLOCK = 20_000
+"""Vectors whose error is summed in float32."""
+
+
+def square_norms(x_ND: FloatArray) -> FloatArray:
+    """|x|^2 of rows (N,)."""
+    return np.asarray((x_ND**2).sum(axis=1), dtype=np.float32)
+
+
+def nearest(x_ND: FloatArray, book_VD: FloatArray, norm_V: FloatArray | None = None) -> Places:
+    """The nearest entry of a book (N,), in blocks; `norm_V`: its `square_norms`, if known."""
+    norm_V = square_norms(book_VD) if norm_V is None else norm_V
+    out = np.empty(len(x_ND), dtype=np.intp)
+    for begin in range(0, len(x_ND), BLOCK):
+        far = _distances(x_ND[begin : begin + BLOCK], book_VD, norm_V)
+        far.argmin(axis=1, out=out[begin : begin + len(far)])
+    return out
+
+
+def _distances(x_ND: FloatArray, book_VD: FloatArray, norm_V: FloatArray) -> FloatArray:
+    """Squared distances (N, V), less |x|^2."""
+    far_NV = x_ND @ book_VD.T
+    far_NV *= -2
+    far_NV += norm_V
+    return far_NV
+
+
+def _products(q_BD: FloatArray, book_VD: FloatArray) -> FloatArray:
+    """`q . e_v` (B, V); of one query part by part, so that BLAS wakes no second thread: it spins on
+    when it is done, for longer than a search takes, where the next text would be encoded."""
+    if len(q_BD) > 1 or len(book_VD) <= _PART:
+        return q_BD @ book_VD.T
+    parts = range(0, len(book_VD), _PART)
+    return np.concatenate([book_VD[v : v + _PART] @ q_BD[0] for v in parts])[None]
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Coarse clusters that lie together, so that not all need to be looked at.
+
+    Attributes:
+        first_G: Where each group's clusters begin; the last entry is K.
+        means_GD: Mean centre of each group.
+    """
+
+    first_G: IntArray
+    means_GD: FloatArray
+
+    @classmethod
+    def of(cls, centers_KD: FloatArray, first_G: IntArray) -> Groups:
+        """Groups of centres that stand in their order."""
+        counts = np.diff(first_G)[:, None]
+        sums = np.add.reduceat(centers_KD, first_G[:-1], axis=0)
+        return cls(first_G, (sums / counts).astype(np.float32))
+
+    def scores(self, q_BD: FloatArray, centers_KD: FloatArray) -> FloatArray:
+        """`q . c_k` (B, K) where the group is among the nearest to the query; else -inf."""
+        probed = min(PROBED_BY_QUERY, len(self.means_GD))
+        top_BP = np.argpartition(-(q_BD @ self.means_GD.T), probed - 1, axis=1)[:, :probed]
+        first = self.first_G
+        out = np.full((len(q_BD), len(centers_KD)), -np.inf, dtype=np.float32)
+        if len(q_BD) < PROBED_BY_QUERY // 4:
+            for q_D, row, groups in zip(q_BD, out, top_BP, strict=True):
+                for g in groups:
+                    part = slice(first[g], first[g + 1])
+                    row[part] = centers_KD[part] @ q_D
+            return out
+        near_BG = np.zeros((len(q_BD), len(self.means_GD)), dtype=bool)
+        np.put_along_axis(near_BG, top_BP, True, axis=1)
+        for g in range(len(self.means_GD)):
+            rows = np.flatnonzero(near_BG[:, g])
+            part = slice(first[g], first[g + 1])
+            out[rows, part] = q_BD[rows] @ centers_KD[part].T
+        return out
+
+    def nearest(
+        self, x_ND: FloatArray, centers_KD: FloatArray, norm_K: FloatArray | None = None
+    ) -> Places:
+        """The nearest centre (N,) among those of the nearest groups, see `nearest`."""
+        norm_K = square_norms(centers_KD) if norm_K is None else norm_K
+        parts = [
+            self._nearest(x_ND[begin : begin + BLOCK], centers_KD, norm_K)
+            for begin in range(0, len(x_ND), BLOCK)
+        ]
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.intp)
+
+    def _nearest(self, x_ND: FloatArray, centers_KD: FloatArray, norm_K: FloatArray) -> Places:
+        probed = min(PROBED_BY_ITEM, len(self.means_GD))
+        far_NG = _distances(x_ND, self.means_GD, square_norms(self.means_GD))
+        top_NP = np.argpartition(far_NG, probed - 1, axis=1)[:, :probed]
+        # Narrow, so that they are sorted by radix: which vectors look into which group.
+        wanted = top_NP.astype(np.uint16 if len(self.means_GD) < 65_536 else np.int32).ravel()
+        row_NP = np.argsort(wanted, kind="stable") // probed
+        ends = np.cumsum(np.bincount(wanted, minlength=len(self.means_GD))).tolist()
+        best = np.full(len(x_ND), np.inf, dtype=np.float32)
+        out = np.zeros(len(x_ND), dtype=np.intp)
+        for (begin, end), (from_, to) in zip(
+            pairwise(self.first_G.tolist()), pairwise([0, *ends]), strict=True
+        ):
+            rows = row_NP[from_:to]
+            far = _distances(x_ND[rows], centers_KD[begin:end], norm_K[begin:end])
+            at = far.argmin(axis=1)
+            distance = far[np.arange(len(rows)), at]
+            better = distance < best[rows]
+            best[rows[better]], out[rows[better]] = distance[better], begin + at[better]
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class _Books:
+    """What vectors are compared with: the books in the metric, their squared lengths, groups."""
+
+    books: list[FloatArray]
+    norms: list[FloatArray]
+    groups: Groups | None
+
+    def codes(self, x_ND: FloatArray) -> IntArray:
+        """Codes (N, L), greedy level by level."""
+        out_NL = np.empty((len(x_ND), len(self.books)), dtype=np.int32)
+        rest = x_ND
+        for level, (book, norm) in enumerate(zip(self.books, self.norms, strict=True)):
+            if level == 0 and self.groups is not None:
+                codes = self.groups.nearest(rest, book, norm)
+            else:
+                codes = nearest(rest, book, norm)
+            out_NL[:, level] = codes
+            if level + 1 < len(self.books):
+                rest = np.subtract(rest, book[codes], out=rest if level else None)
+        return out_NL
+
+
+@dataclass(frozen=True, slots=True)
+class Quantizer:
+    """Frozen centres and code books of one vector space.
+
+    Attributes:
+        centers_KD: K-Means centres.
+        books_MVD: Residual code books.
+        offset: Added to the coarse code, so that spaces share no cluster.
+        metric_DD: Codes are chosen by distance after this map; None for plain distance. Set to
+            the square root of the queries' covariance, it spends codes where queries look.
+        error: Mean squared distance to the approximation at fitting (relative to mean |x|^2).
+        fitted_on: Items seen at fitting.
+        method: How the residual books were made.
+        groups: Of the centres, where they are many.
+    """
+
+    centers_KD: FloatArray
+    books_MVD: FloatArray
+    offset: int = 0
+    metric_DD: FloatArray | None = None
+    error: float = 0.0
+    fitted_on: int = 0
+    method: str = "rkmeans"
+    groups: Groups | None = None
+    _mapped: _Books | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def levels(self) -> int:
+        """Semantic levels L."""
+        return 1 + len(self.books_MVD)
+
+    @property
+    def dim(self) -> int:
+        """Vector width D."""
+        return int(self.centers_KD.shape[1])
+
+    def encode(self, x_ND: FloatArray) -> IntArray:
+        """Codes (N, L) of vectors, greedy level by level, in blocks of bounded memory.
+
+        Raises:
+            MismatchError: Another vector width than at fitting.
+        """
+        if x_ND.shape[1] != self.dim:
+            raise MismatchError(
+                f"Vectors are {x_ND.shape[1]} wide, but the identifiers were fitted on {self.dim}.",
+                "Rebuild them with `cartq doctor --fix`.",
+            )
+        books = self._books()
+        out_NL = np.empty((len(x_ND), self.levels), dtype=np.int32)
+        for begin in range(0, len(x_ND), BLOCK):
+            block = x_ND[begin : begin + BLOCK]
+            if self.metric_DD is not None:
+                block = block @ self.metric_DD
+            out_NL[begin : begin + len(block)] = books.codes(block)
+        out_NL[:, 0] += self.offset
+        return out_NL
+
+    def _books(self) -> _Books:
+        """Made at the first use and kept: mapping many centres takes longer than coding a page."""
+        if self._mapped is None:
+            books, groups = [self.centers_KD, *self.books_MVD], self.groups
+            if self.metric_DD is not None:
+                books = [b @ self.metric_DD for b in books]
+                groups = groups and Groups.of(books[0], groups.first_G)
+            mapped = _Books(books, [square_norms(b) for b in books], groups)
+            object.__setattr__(self, "_mapped", mapped)
+        assert self._mapped is not None
+        return self._mapped
+
+    def decode(self, codes_NL: IntArray) -> FloatArray:
+        """Approximated vectors (N, D) of codes."""
+        x_ND = self.centers_KD[codes_NL[:, 0] - self.offset].copy()
+        for level, book in enumerate(self.books_MVD, start=1):
+            x_ND += book[codes_NL[:, level]]
+        return x_ND
+
+    def relative_error(self, x_ND: FloatArray, codes_NL: IntArray | None = None) -> float:
+        """Mean squared reconstruction error over mean squared length; 0 is exact."""
+        codes = self.encode(x_ND) if codes_NL is None else codes_NL
+        lost = length = 0.0
+        for begin in range(0, len(x_ND), _ERROR_BLOCK):
+            block = x_ND[begin : begin + _ERROR_BLOCK]
+            rest = block - self.decode(codes[begin : begin + _ERROR_BLOCK])
+            lost += float((rest**2).sum())
+            length += float((block**2).sum())
+        return lost / max(length, 1e-12)
+
+    def level_scores(self, q_BD: FloatArray) -> list[FloatArray]:
+        """`q . c_k` and `q . e_{m,v}` per level, (B, K) then (B, V): the prior of the decoder.
+
+        Of many centres, those of far groups are -inf.
+        """
+        if self.groups is None:
+            coarse = _products(q_BD, self.centers_KD)
+        else:
+            coarse = self.groups.scores(q_BD, self.centers_KD)
+        return [coarse, *(q_BD @ book.T for book in self.books_MVD)]
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """The quantisers of all spaces of an index; levels are equal, coarse codes disjoint."""
+
+    quantizers: Mapping[str, Quantizer]
+
+    @property
+    def levels(self) -> int:
+        """Semantic levels L."""
+        return next(iter(self.quantizers.values())).levels
+
+    @property
+    def coarse(self) -> int:
+        """Coarse clusters of all spaces together."""
+        return sum(len(q.centers_KD) for q in self.quantizers.values())
+
+    @property
+    def codes(self) -> int:
+        """V: codes of the largest residual book."""
+        return max((q.books_MVD.shape[1] for q in self.quantizers.values()), default=0)
+
+    def to_arrays(self) -> dict[str, FloatArray | IntArray]:
+        """Arrays for a safetensors file; `to_meta` holds the rest."""
+        out: dict[str, FloatArray | IntArray] = {}
+        for space, q in self.quantizers.items():
+            out[f"{space}.centers"], out[f"{space}.books"] = q.centers_KD, q.books_MVD
+            if q.metric_DD is not None:
+                out[f"{space}.metric"] = q.metric_DD
+            if q.groups is not None:
+                out[f"{space}.groups"] = q.groups.first_G
+                out[f"{space}.group_means"] = q.groups.means_GD
+        return out
+
+    def to_meta(self) -> dict[str, Any]:
+        """JSON beside `to_arrays`."""
+        return {
+            space: {
+                "offset": q.offset,
+                "error": q.error,
+                "fitted_on": q.fitted_on,
+                "method": q.method,
+            }
+            for space, q in self.quantizers.items()
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> Codec:
+        """Inverse of `to_arrays` and `to_meta`."""
+        out: dict[str, Quantizer] = {}
+        for space, info in meta.items():
+            centers, first = arrays[f"{space}.centers"], arrays.get(f"{space}.groups")
+            means = arrays.get(f"{space}.group_means")  # not kept by older versions
+            groups = None
+            if first is not None:
+                groups = Groups.of(centers, first) if means is None else Groups(first, means)
+            out[space] = Quantizer(
+                centers, arrays[f"{space}.books"], metric_DD=arrays.get(f"{space}.metric"),
+                groups=groups, **info,
+            )  # fmt: skip
+        return cls(out)

@@ -1,0 +1,468 @@
+"""Captions by models for items of an index, and how well each fits its item.
+
+Safe to kill: points are written as they are done, and carry the names of the models that have
+looked at them, so that the next run goes on from there.
+Shape legend: N items, D vector width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from cart_qdrant.arrays.types import FloatArray
+from cart_qdrant.captions.models import Captioner, Transcriber
+from cart_qdrant.captions.reader import segment_captions
+from cart_qdrant.captions.text import make_captions
+from cart_qdrant.config import SegmentConfig
+from cart_qdrant.errors import CaptionError, CartError, MediaError, UsageError
+from cart_qdrant.index.identify import assign_new, vector_of
+from cart_qdrant.index.index import Library
+from cart_qdrant.index.writer import MADE_BY, PointWriter, caption_means, identifier_payload
+from cart_qdrant.media.clip import Clip
+from cart_qdrant.media.segments import decode
+from cart_qdrant.progress import Reporter
+from cart_qdrant.records import MADE_SOURCES, Caption, CaptionSource, Failure, Modality
+from cart_qdrant.storage import requests as qdrant
+from cart_qdrant.storage.protocol import CAPTION, MEDIA
+from cart_qdrant.training.trained_model import Model
+
+TOGETHER = 8
+"""Pictures captioned together."""
+WRITE = 64
+"""Points written together."""
+COMPARED = 200
+"""Other items that a caption is compared with."""
+DOUBTFUL = 0.5
+"""Confidence under which a caption is listed."""
+LABELS = "labels"
+"""Name of the captioner that knows the embedder's texts alone."""
+PATIENCE = 3
+"""Failures before the first caption from which on the model is at fault."""
+LONGEST_SPEECH = 300.0
+"""Seconds of sound transcribed at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """A caption that fits its item worse than most others."""
+
+    path: str
+    start: float
+    text: str
+    confidence: float
+
+
+@dataclass(slots=True)
+class CaptionReport:
+    """What a run did."""
+
+    captioner: str
+    items: int = 0
+    """Items that were looked at."""
+    captions: int = 0
+    skipped: int = 0
+    """Items that had been looked at before, or have captions already."""
+    failed: list[Failure] = field(default_factory=list)
+    doubtful: list[Doubt] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The `--json` contract."""
+        return {
+            "captioner": self.captioner,
+            "items": self.items,
+            "captions": self.captions,
+            "skipped": self.skipped,
+            "failed": [failure.to_json() for failure in self.failed],
+            "doubtful": [
+                {"path": d.path, "start": d.start, "text": d.text, "confidence": d.confidence}
+                for d in self.doubtful
+            ],
+            "seconds": round(self.seconds, 2),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """A stored point that is due."""
+
+    id: str
+    path: str
+    modality: Modality
+    start: float
+    end: float
+
+
+def caption_index(
+    library: Library,
+    captioner: Captioner | Transcriber | None,
+    reporter: Reporter,
+    *,
+    every: bool = False,
+    limit: int | None = None,
+) -> CaptionReport:
+    """Let a model look at the items of an index, and store what it says.
+
+    Pictures and shots are described, each by its middle frame; of sound it is written down what is
+    said, as captions with times, on the sound and on the pictures that are seen meanwhile. The
+    caller holds `library.folder.lock()`.
+
+    Args:
+        captioner: None takes the label that the embedder knows for each item, a weak caption.
+        every: Also for items that people have described.
+        limit: Items looked at, about; of a sound, all windows.
+
+    Raises:
+        CaptionError: The model fails from the beginning.
+        UsageError: Labels are asked of an embedder that knows no text; or the index is attached.
+    """
+    library.require_own()
+    begin = time.perf_counter()
+    run = _Run(library, captioner, reporter, every=every, limit=limit)
+    run.go()
+    run.report.seconds = time.perf_counter() - begin
+    return run.report
+
+
+class _Run:
+    def __init__(
+        self,
+        library: Library,
+        captioner: Captioner | Transcriber | None,
+        reporter: Reporter,
+        *,
+        every: bool,
+        limit: int | None,
+    ) -> None:
+        self.library, self.captioner, self.reporter = library, captioner, reporter
+        self.every, self.limit = every, limit
+        self.name = LABELS if captioner is None else captioner.name
+        self.report = CaptionReport(self.name)
+        self.writer = PointWriter(library)
+        self.encoder = library.text_encoder()  # fails before anything is written
+        self.fits = _Fits(library)
+        self.waiting: list[tuple[_Item, list[Caption]]] = []
+        self.refused = 0
+        """Answers that the model did not give, before its first one."""
+
+    @property
+    def done(self) -> bool:
+        """Whether as many items were looked at as were asked for."""
+        return self.limit is not None and self.report.items >= self.limit
+
+    def go(self) -> None:
+        self.writer.recover()
+        speech = isinstance(self.captioner, Transcriber)
+        kinds = {Modality.AUDIO} if speech else {Modality.IMAGE, Modality.VIDEO}
+        if self.captioner is None:
+            kinds = set(Modality)
+        due, others = self._due(kinds, speech=speech)
+        count = sum(map(len, due.values()))
+        self.reporter.phase("captions", count if self.limit is None else min(count, self.limit))
+        try:
+            if self.captioner is None:
+                self._label([item for items in due.values() for item in items])
+            elif speech:
+                for path, items in due.items():
+                    if not self.done:
+                        self._transcribe(path, items, others.get(path, []))
+            else:
+                self._describe(due)
+        finally:
+            self._flush()
+            if self.writer.changed:
+                assign_new(self.library)  # captions change how near an item is to all queries
+                self.writer.settle()
+
+    def _due(
+        self, kinds: set[Modality], *, speech: bool
+    ) -> tuple[dict[str, list[_Item]], dict[str, list[_Item]]]:
+        """Items to look at by file, and for speech the other items of these files."""
+        due: dict[str, list[_Item]] = defaultdict(list)
+        others: dict[str, list[_Item]] = defaultdict(list)
+        keys = ["hash", "path", "modality", "start", "end", "captions", MADE_BY]
+        for record in self.library.store.scroll(with_payload=keys):
+            payload = record.payload or {}
+            if "hash" not in payload:
+                continue
+            item = _Item(
+                str(record.id), payload["path"], Modality(payload["modality"]),
+                float(payload["start"]), float(payload["end"]),
+            )  # fmt: skip
+            if item.modality not in kinds:
+                if speech and item.modality is Modality.VIDEO:
+                    others[item.path].append(item)
+                continue
+            captions = map(Caption.from_payload, payload.get("captions", ()))
+            told = any(not c.is_weak and c.source not in MADE_SOURCES for c in captions)
+            if self.name in payload.get(MADE_BY, ()) or (told and not self.every and not speech):
+                self.report.skipped += 1
+            else:
+                due[item.path].append(item)
+        return due, others
+
+    def _label(self, items: Sequence[_Item]) -> None:
+        lexicon = self.library.lexicon()
+        if lexicon is None or not len(lexicon.texts):
+            raise UsageError(
+                f"The embedder {self.library.manifest.embedder.name} knows no texts to label with.",
+                "Take a model: --captioner hf:MODEL",
+            )
+        for begin in range(0, len(items), WRITE):
+            block = items[begin : begin + WRITE]
+            records = self.library.store.retrieve(
+                [item.id for item in block], with_payload=False, with_vectors=[MEDIA]
+            )
+            vectors = {str(record.id): vector_of(record) for record in records}
+            for item in block:
+                if self.done:
+                    return
+                space, x = self.library.space(item.modality), vectors.get(item.id)
+                names = None if x is None else lexicon.name(np.asarray([x], np.float32), str(space))
+                self._put(item, self._made(names or [], CaptionSource.LABEL))
+
+    def _made(
+        self,
+        texts: Sequence[str],
+        source: CaptionSource,
+        start: float | None = None,
+        end: float | None = None,
+    ) -> list[Caption]:
+        """Captions of what a model says, cleaned; none of what says nothing."""
+        return [
+            replace(one, by=self.name, start=start, end=end) for one in make_captions(texts, source)
+        ]
+
+    def _describe(self, due: Mapping[str, list[_Item]]) -> None:
+        assert isinstance(self.captioner, Captioner)
+        pictures = (
+            (item, clip) for path, items in due.items() for item, clip in self._decoded(path, items)
+        )
+        while not self.done:
+            left = TOGETHER if self.limit is None else self.limit - self.report.items
+            block = list(islice(pictures, min(TOGETHER, left)))
+            if not block:
+                return
+            frames = [clip.frames[len(clip.frames) // 2] for _, clip in block]
+            items = [item for item, _ in block]
+            texts: Sequence[str | None]
+            try:
+                texts = self.captioner.caption(frames)
+            except CaptionError:
+                texts = [self._one(item, frame) for item, frame in zip(items, frames, strict=True)]
+            for item, text in zip(items, texts, strict=True):
+                if text is not None:
+                    whole = item.modality is Modality.IMAGE
+                    times = (None, None) if whole else (item.start, item.end)
+                    self._put(item, self._made([text], CaptionSource.GENERATED, *times))
+
+    def _one(self, item: _Item, frame: Any) -> str | None:
+        """The caption of one picture, where several together failed."""
+        assert isinstance(self.captioner, Captioner)
+        try:
+            (text,) = self.captioner.caption([frame])
+        except CaptionError as error:
+            self._fail(item.path, error)
+            return None
+        return text
+
+    def _fail(self, path: str, error: CaptionError) -> None:
+        """One medium may be at fault; if none goes through, it is the model."""
+        self.report.failed.append(Failure(path, error.what))
+        if not self.report.items:
+            self.refused += 1
+            if self.refused >= PATIENCE:
+                raise error
+
+    def _transcribe(self, path: str, items: list[_Item], others: list[_Item]) -> None:
+        assert isinstance(self.captioner, Transcriber)
+        said: list[Caption] = []
+        heard: list[_Item] = []
+        try:
+            for begin, samples, rate in _stretches(self._decoded(path, items), heard):
+                for one in self.captioner.transcribe(samples, rate):
+                    start, end = round(begin + one.start, 2), round(begin + one.end, 2)
+                    said += self._made([one.text], CaptionSource.SPEECH, start, end)
+        except CaptionError as error:
+            self._fail(path, error)
+            return
+        # Pictures first: sound that is marked as heard makes no file due again.
+        for item in others if len(heard) == len(items) else ():
+            self.waiting.append((item, [c for c in said if c.covers(item.start, item.end)]))
+        for item in heard:
+            self._put(item, [c for c in said if c.covers(item.start, item.end)])
+
+    def _decoded(self, path: str, items: Sequence[_Item]) -> Iterator[tuple[_Item, Clip]]:
+        """The content of a file's items, in time order."""
+        due = {item.id: item for item in items}
+        file = self.library.folder.base / path
+        kinds = {item.modality for item in items}
+        try:
+            for segment, clip in decode(file, path, SegmentConfig(), wanted=kinds):
+                item = due.pop(segment.id, None)
+                if item is not None:
+                    yield item, clip
+        except MediaError as error:
+            self.report.failed.append(Failure(path, error.what))
+            return
+        if due:
+            reason = f"{len(due)} of its segments are cut otherwise now; ingest it again"
+            self.report.failed.append(Failure(path, reason))
+
+    def _put(self, item: _Item, made: list[Caption]) -> None:
+        self.report.items += 1
+        self.report.captions += len(made)
+        self.reporter.advance()
+        self.waiting.append((item, made))
+        if len(self.waiting) >= WRITE:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Write what waits: vectors, then captions with the mark that they were made."""
+        if not self.waiting:
+            return
+        records = self.library.store.retrieve(
+            [item.id for item, _ in self.waiting], with_vectors=[MEDIA]
+        )
+        payloads = {str(r.id): r.payload or {} for r in records}
+        waiting = [(item, made) for item, made in self.waiting if item.id in payloads]
+        judged = self.fits.judge(waiting, {str(r.id): vector_of(r) for r in records})
+        updates: list[tuple[str, dict[str, Any]]] = []
+        described: list[tuple[str, list[Caption]]] = []
+        for (item, _), made in zip(waiting, judged, strict=True):
+            for one in made:
+                if one.confidence is not None and one.confidence < DOUBTFUL:
+                    self.report.doubtful.append(
+                        Doubt(item.path, item.start, one.text, round(one.confidence, 3))
+                    )
+            payload = payloads[item.id]
+            update: dict[str, Any] = {MADE_BY: sorted({*payload.get(MADE_BY, ()), self.name})}
+            if made:
+                old = map(Caption.from_payload, payload.get("captions", ()))
+                merged = segment_captions((*old, *made), item.start, item.end)
+                described.append((item.id, merged))
+                update["captions"] = [c.to_payload() for c in merged]
+                update |= identifier_payload(payload)  # its hubness is measured anew
+            updates.append((item.id, update))
+        if described:
+            self.writer.mark_changed()
+            means = caption_means(self.encoder, [captions for _, captions in described])
+            vectors = zip(described, means, strict=True)
+            self.library.store.update_vectors(
+                CAPTION, [(one, x.tolist()) for (one, _), x in vectors if x is not None]
+            )
+        self.library.store.set_payload(updates)
+        self.waiting = []
+
+
+def _stretches(
+    windows: Iterator[tuple[_Item, Clip]], heard: list[_Item]
+) -> Iterator[tuple[float, FloatArray, int]]:
+    """Windows of sound that follow each other, joined: where it begins, samples, rate.
+
+    Args:
+        heard: Told the items as they come.
+    """
+    joined: list[FloatArray] = []
+    begin = end = 0.0
+    rate = 0
+    for item, clip in windows:
+        assert clip.samples is not None
+        heard.append(item)
+        apart = abs(item.start - end) > 0.01 or item.end - begin > LONGEST_SPEECH
+        if joined and apart:
+            yield begin, np.concatenate(joined), rate
+            joined = []
+        if not joined:
+            begin = item.start
+        joined.append(clip.samples)
+        end, rate = item.end, clip.rate
+    if joined:
+        yield begin, np.concatenate(joined), rate
+
+
+class _Fits:
+    """Tells how well captions fit: the share of other items that they fit worse than their own.
+
+    Text reaches media vectors by the trained query tower, else as the embedder knows it; where it
+    does not, nothing is told.
+    """
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+        self._others: dict[str, FloatArray] = {}
+        self._read: Callable[[list[str], str], FloatArray | None] | None = None
+
+    def judge(
+        self,
+        waiting: Sequence[tuple[_Item, list[Caption]]],
+        vectors: Mapping[str, list[float] | None],
+    ) -> list[list[Caption]]:
+        """The captions with their confidence.
+
+        Args:
+            vectors: Media vectors by item.
+        """
+        by_space: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        for n, (item, made) in enumerate(waiting):
+            space = self._library.space(item.modality)
+            # What is said need not be seen.
+            judged = [k for k, c in enumerate(made) if c.source is not CaptionSource.SPEECH]
+            known = vectors.get(item.id) is not None
+            by_space[str(space)] += [(n, k) for k in judged] if known else []
+        out = [list(made) for _, made in waiting]
+        for space, places in by_space.items():
+            if not places:
+                continue
+            texts = [out[n][k].text for n, k in places]
+            q_BD = self._vectors(texts, space)
+            others_ND = self._sample(space)
+            if q_BD is None or len(others_ND) < 2:
+                continue
+            own_BD = np.asarray([vectors[waiting[n][0].id] for n, _ in places], np.float32)
+            own_B = (q_BD * own_BD).sum(axis=1)
+            worse_B = (q_BD @ others_ND.T < own_B[:, None]).mean(axis=1)
+            for (n, k), share in zip(places, worse_B, strict=True):
+                out[n][k] = replace(out[n][k], confidence=float(share))
+        return out
+
+    def _sample(self, space: str) -> FloatArray:
+        if space not in self._others:
+            kinds = [m for m, s in self._library.manifest.embedder.spaces.items() if s == space]
+            match = qdrant.FieldCondition(key="modality", match=qdrant.MatchAny(any=kinds))
+            records = self._library.store.scroll(
+                qdrant.Filter(must=[match]), with_payload=False, with_vectors=[MEDIA]
+            )
+            rows = [x for r in islice(records, COMPARED) if (x := vector_of(r)) is not None]
+            self._others[space] = np.asarray(rows, dtype=np.float32)
+        return self._others[space]
+
+    def _vectors(self, texts: list[str], space: str) -> FloatArray | None:
+        if self._read is None:
+            self._read = self._reader()
+        return self._read(texts, space)
+
+    def _reader(self) -> Callable[[list[str], str], FloatArray | None]:
+        library = self._library
+        generator = library.manifest.generator
+        if generator is not None:
+            folder = library.folder.path(generator.folder)
+            encoder = Model.load(folder, library.text_encoder()).encoder
+            return lambda texts, space: (
+                encoder.media_vectors(texts, space) if space in encoder.heads else None
+            )
+        lexicon = library.lexicon()
+        if lexicon is not None:
+            return lambda texts, space: lexicon.embed(library.text_encoder().embed(texts), space)
+        try:
+            embedder = library.embedder()
+        except CartError:
+            return lambda _texts, _space: None
+        return embedder.embed_text

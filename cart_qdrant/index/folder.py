@@ -1,0 +1,233 @@
+"""The folder of an index: what lies where, and how it changes without ever being half changed.
+
+```
+.cartq/
+  manifest.json          names and hashes of everything below; replacing it is the flip
+  embedder.safetensors   statistics of the embedder, where it has some
+  embedder-lexicon-HASH.safetensors   texts whose vectors it knows
+  identifiers-N.safetensors, trie-HASH.safetensors, items-HASH.safetensors
+  generator-N/           safetensors and JSON of the trained generator
+  store/                 the embedded engine
+  work/                  drafts, and unfinished work, so that a killed run resumes
+  lock                   held by the one process that writes; says that the folder is an index
+```
+Files get a new name for every version and are drafted in `work/`; the manifest is replaced last;
+files of older versions are removed afterwards, by exact patterns of names. A crash leaves the old
+version or the new one. An index is made in a new or empty folder, never among other files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cart_qdrant.errors import IndexMissingError, MismatchError, StoreError, UsageError
+from cart_qdrant.files import artifact_hash, write_atomic
+from cart_qdrant.index.manifest import Artifact, Manifest
+
+SEEN = "checked.json"
+"""File of an index folder with sizes and times of the artefacts that were checked."""
+COPIED = "copied-from"
+"""File in a folder that is a copy for reading: it names the original."""
+MARK = b"This folder is an index of cart-qdrant.\n"
+"""Content of the lock file, from before there is a manifest."""
+_VERSIONED = re.compile(
+    r"(identifiers-\d+|(trie|items)-[0-9a-f]{12}|embedder-lexicon-[0-9a-f]+)\.safetensors"
+    r"|generator-\d+"
+)
+"""Names of files and folders of one version of an index: the only ones that are ever removed."""
+_DRAFT = re.compile(r"draft-[0-9a-f]{8}-.+")
+
+
+@dataclass(frozen=True, slots=True)
+class IndexFolder:
+    """Paths of one index."""
+
+    root: Path
+
+    @property
+    def base(self) -> Path:
+        """Folder that stored paths are relative to."""
+        return self.root.parent
+
+    @property
+    def manifest(self) -> Path:
+        """The manifest."""
+        return self.root / "manifest.json"
+
+    @property
+    def store(self) -> Path:
+        """The embedded engine's folder."""
+        return self.root / "store"
+
+    @property
+    def work(self) -> Path:
+        """Drafts and unfinished work."""
+        return self.root / "work"
+
+    @property
+    def lock_file(self) -> Path:
+        """Held by the process that writes; its content is `MARK`."""
+        return self.root / "lock"
+
+    def exists(self) -> bool:
+        """Whether there is an index."""
+        return self.manifest.is_file()
+
+    def read(self) -> Manifest:
+        """The manifest in force.
+
+        Raises:
+            IndexMissingError: There is none.
+            MismatchError: It is of another format, or no manifest at all.
+        """
+        try:
+            data = self.manifest.read_bytes()
+        except FileNotFoundError:
+            raise IndexMissingError(
+                f"There is no index at {self.root}.", "Make one with `cartq ingest FOLDER`."
+            ) from None
+        return Manifest.from_bytes(data, str(self.manifest))
+
+    def claim(self) -> None:
+        """Make the folder, or make sure that it is an index or that one may be made in it.
+
+        Raises:
+            UsageError: It holds other files than those of an index.
+            MismatchError: Its manifest.json is that of another program.
+        """
+        if self.manifest.exists():
+            self.read()
+            return
+        if self.root.exists() and not self.root.is_dir():
+            raise UsageError(f"{self.root} is a file.", "Name a folder with --index.")
+        if self.root.exists() and any(self.root.iterdir()) and not self._marked():
+            raise UsageError(
+                f"{self.root} holds files that are not an index.",
+                f"Name a folder of its own: --index {self.root / '.cartq'}",
+            )
+        self.root.mkdir(parents=True, exist_ok=True)
+        with self.lock_file.open("ab") as file:
+            if file.tell() == 0:
+                file.write(MARK)
+
+    def _marked(self) -> bool:
+        try:
+            return self.lock_file.read_bytes() == MARK
+        except OSError:
+            return False
+
+    def only_locked(self) -> bool:
+        """Whether there is nothing but the lock file of a run that has made no index."""
+        return self._marked() and len(list(self.root.iterdir())) == 1
+
+    def write(self, manifest: Manifest) -> None:
+        """Put a manifest in force (the flip) and remove files of versions it no longer names."""
+        write_atomic(self.manifest, manifest.to_bytes(), self.work)
+        # Whoever writes an artefact has just hashed it.
+        seen = self._seen()
+        known = {a.name: a for a in manifest.artifacts() if (self.root / a.name).exists()}
+        fresh = {
+            name: self._state(a) for name, a in known.items()
+            if seen.get(name, {}).get("hash") != a.hash
+        }  # fmt: skip
+        self._remember({name: one for name, one in seen.items() if name in known} | fresh)
+        self._sweep(manifest)
+
+    def path(self, artifact: Artifact, *, anew: bool = False) -> Path:
+        """Path of an artefact, after its content was checked.
+
+        Files that have the sizes and times that they had when they were last checked are taken to
+        be unchanged: hashing takes longer than a search.
+
+        Args:
+            anew: Whether to hash them all the same.
+
+        Raises:
+            MismatchError: It is missing, or its hash is not that of the manifest.
+        """
+        path = self.root / artifact.name
+        if not path.exists():
+            raise MismatchError(
+                f"{path} is missing, but the manifest names it.", "Mend: `cartq doctor --fix`."
+            )
+        state = self._state(artifact)
+        seen = self._seen()
+        if not anew and seen.get(artifact.name) == state:
+            return path
+        found = artifact_hash(path)
+        if found != artifact.hash:
+            raise MismatchError(
+                f"{path} has hash {found}, but the manifest says {artifact.hash}.",
+                "Mend: `cartq doctor --fix`.",
+            )
+        if seen.get(artifact.name) != state:
+            self._remember({**seen, artifact.name: state})
+        return path
+
+    def _state(self, artifact: Artifact) -> dict[str, Any]:
+        """What is remembered of a checked artefact."""
+        path = self.root / artifact.name
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        stats = [(file.name, file.stat()) for file in files]
+        return {
+            "hash": artifact.hash,
+            "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+        }
+
+    def _seen(self) -> dict[str, Any]:
+        """States of checked artefacts; whatever is wrong with the file, it means none."""
+        try:
+            found = json.loads((self.root / SEEN).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _remember(self, states: Mapping[str, Any]) -> None:
+        with contextlib.suppress(OSError):  # a folder that may only be read is checked each time
+            write_atomic(self.root / SEEN, json.dumps(states).encode(), self.work)
+
+    def _sweep(self, manifest: Manifest) -> None:
+        named = {artifact.name for artifact in manifest.artifacts()}
+        old = [
+            entry for entry in self.root.iterdir()
+            if entry.name not in named and _VERSIONED.fullmatch(entry.name)
+        ]  # fmt: skip
+        old += [entry for entry in self.work.iterdir() if _DRAFT.fullmatch(entry.name)]
+        for entry in old:
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)  # a reader's draft may just have got its name
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other writers out; released also when the process is killed.
+
+        Raises:
+            StoreError: Another process writes to the index.
+            UsageError: The folder is a copy for reading, or holds files that are not an index.
+        """
+        copied = self.root / COPIED
+        if copied.exists():
+            raise UsageError(
+                f"{self.root} is a copy of {copied.read_text().strip()}, for reading.",
+                "Write to the original.",
+            )
+        self.claim()
+        with self.lock_file.open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StoreError(
+                    f"Another process is writing to {self.root}.",
+                    "Wait until it ends, or stop it.",
+                ) from None
+            yield

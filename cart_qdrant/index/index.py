@@ -1,0 +1,492 @@
+"""An open index: its folder, manifest, store and embedder, bound to each other."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from cart_qdrant.embedders.external import FOREIGN, ForeignEmbedder
+from cart_qdrant.embedders.protocol import Embedder, FittedEmbedder
+from cart_qdrant.embedders.registry import open_embedder
+from cart_qdrant.embedders.text.folder import text_encoder_folder
+from cart_qdrant.errors import IndexMissingError, MismatchError, StoreError, UsageError
+from cart_qdrant.files import load_arrays, save_arrays
+from cart_qdrant.index.folder import IndexFolder
+from cart_qdrant.index.manifest import Artifact, EmbedderInfo, Manifest, StoreInfo
+from cart_qdrant.records import Modality
+from cart_qdrant.storage.attachment import Attachment
+from cart_qdrant.storage.factory import open_store
+from cart_qdrant.storage.protocol import CAPTION, CAPTION_TEXTS, MEDIA, CollectionSpec, Store
+
+if TYPE_CHECKING:
+    from qdrant_client import QdrantClient
+
+    from cart_qdrant.embedders.text.minilm import TextEncoder
+    from cart_qdrant.embedders.text.onnx_encoder import QuickTextEncoder
+    from cart_qdrant.embedders.zero_shot import Lexicon
+    from cart_qdrant.identifiers.hubness import Querybank
+
+TEXT_DIM = 384
+"""Width of a caption vector (all-MiniLM-L6-v2)."""
+QUERYBANK = "querybank.safetensors"
+"""File of a generator's folder with the queries that hubness is measured by."""
+TEACHER = "teacher.safetensors"
+"""File of a generator's folder with texts and the vectors that the embedder's text tower gave."""
+KEY = "cart"
+"""Payload field of identifiers, unless a collection of others has it."""
+TOLD = "cart-qdrant"
+"""Key of a collection's metadata; the payload field follows."""
+OLD_LEVELS = 6
+"""Semantic levels whose prefixes had a keyword index in older versions."""
+
+
+def _say_nothing(_line: str) -> None:
+    return
+
+
+def identifier_fields(field: str) -> list[str]:
+    """Payload fields by which identifiers are looked up, and that have an index: each one more
+    makes opening the store slower (docs/experiments.md)."""
+    return [f"{field}.id", f"{field}.p1"]
+
+
+def _collection(dim: int, key: str) -> CollectionSpec:
+    return CollectionSpec(
+        vectors={MEDIA: dim, CAPTION: TEXT_DIM},
+        keywords=[*identifier_fields(key), "modality", "path", "hash"],
+        texts=[CAPTION_TEXTS],
+    )
+
+
+def check_claim(store: Store, key: str, index: str | None) -> Mapping[str, str] | None:
+    """Refuse a collection that belongs to another index.
+
+    Args:
+        key: Payload field of its identifiers.
+        index: Id of the index that asks; None for one that is yet to be.
+
+    Returns:
+        What `make_claim` told the collection; None where nobody has claimed it.
+
+    Raises:
+        MismatchError: Both are named.
+    """
+    told: Mapping[str, str] | None = store.info().metadata.get(f"{TOLD}:{key}")
+    if told is not None and told.get("index") != index:
+        raise MismatchError(
+            f"The collection at {store.location} belongs to the index {told.get('index')}, not to "
+            f"{index or 'a new one'}.",
+            "Open that index, or use another collection; delete the collection if that index is "
+            "gone.",
+        )
+    return told
+
+
+def make_claim(store: Store, key: str, index: str, flip: str, before: str | None = None) -> None:
+    """Tell a collection whose it is, and which model wrote it.
+
+    Args:
+        flip: Mark of the manifest in force.
+        before: Mark of the one that is right, too, until the flip.
+    """
+    told = {"index": index, "model": flip}
+    store.tell(f"{TOLD}:{key}", told if before is None else {**told, "before": before})
+
+
+class Library:
+    """One index, open for reading and, under `folder.lock()`, for writing.
+
+    Use `Library.open` or `Library.create`; it is a context manager that closes the store.
+    """
+
+    def __init__(self, folder: IndexFolder, manifest: Manifest, store: Store) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.store = store
+        self.vectors_file: Path | None = None
+        self._embedder: Embedder | None = None
+        self._text: TextEncoder | None = None
+        self._quick: QuickTextEncoder | None = None
+        self._lexicon: Lexicon | None = None
+        self._taught: Lexicon | None = None
+
+    @classmethod
+    def open(
+        cls,
+        root: Path,
+        *,
+        url: str | None = None,
+        api_key: str | None = None,
+        collection: str | None = None,
+        embedder: str | None = None,
+        client: QdrantClient | None = None,
+        trust_folder: bool = False,
+    ) -> Library:
+        """Open an existing index.
+
+        Args:
+            root: The `.cartq` folder.
+            url: Server it must be on, if given; None takes the manifest's.
+            api_key: Key of the server.
+            collection: Collection it must be in, if given.
+            embedder: Name it must be bound to, if given.
+            client: Client of your own to reach its server by; you close it.
+            trust_folder: Take the folder for right, whatever the collection was told.
+
+        Raises:
+            IndexMissingError: There is none.
+            MismatchError: It is bound to another embedder or collection, or the collection was
+                written with another model; both are named.
+            StoreError: The store cannot be opened.
+        """
+        folder = IndexFolder(Path(root).absolute())
+        manifest = folder.read()
+        bound = manifest.embedder.name
+        if embedder not in (None, "auto", bound):
+            raise MismatchError(
+                f"The index at {root} is bound to the embedder {bound!r}, not {embedder!r}.",
+                f"Use `--embedder {bound}`, or another `--index`.",
+            )
+        info = manifest.store
+        for name, wanted, stored in (
+            ("server", url, info.url),
+            ("collection", collection, info.collection),
+        ):
+            if wanted is not None and stored is not None and wanted != stored:
+                raise MismatchError(
+                    f"The index at {root} is in the {name} {stored!r}, not {wanted!r}.",
+                    "Use another `--index`.",
+                )
+        if url is not None and info.url is None:
+            raise MismatchError(
+                f"The index at {root} is in the embedded store, not at {url!r}.",
+                "Use another `--index`.",
+            )
+        if client is not None and info.kind == "edge":
+            raise MismatchError(
+                f"The index at {root} is in the embedded store, not with a client.",
+                "Leave the client out, or move the index: `cartq migrate --to URL`.",
+            )
+        store = cls.reach(folder, info, api_key, client)
+        try:
+            if not store.exists():
+                raise IndexMissingError(
+                    f"The points of the index {root} are gone from {store.location}.",
+                    "Delete the folder and ingest again.",
+                )
+            library = cls(folder, manifest, store)
+            if not trust_folder:
+                library._check_told()
+        except BaseException:
+            store.close()
+            raise
+        return library
+
+    @classmethod
+    def create(
+        cls,
+        root: Path,
+        embedder: Embedder,
+        *,
+        url: str | None = None,
+        api_key: str | None = None,
+        collection: str | None = None,
+    ) -> Library:
+        """Create an index and its collection.
+
+        Raises:
+            UsageError: The folder holds files that are not an index.
+            MismatchError: The collection has points already and belongs to no index of ours.
+            StoreError: The store cannot be made.
+        """
+        folder = IndexFolder(Path(root).absolute())
+        folder.claim()
+        info = StoreInfo()
+        if url is not None:
+            info = StoreInfo(kind="server", url=url, collection=collection or "media")
+        store = cls.reach(folder, info, api_key)
+        try:
+            # An empty one may be left by a run that was killed before the manifest was written.
+            if store.exists() and (points := store.count()):
+                raise MismatchError(
+                    f"The collection at {store.location} has {points} points, but the index "
+                    f"{root} has no manifest that says how they were made.",
+                    "Bring back its manifest.json, or use another `--index` or `--collection`.",
+                )
+            store.create(_collection(embedder.dim, KEY))
+            check_claim(store, KEY, None)
+        except BaseException:
+            store.close()
+            raise
+        spaces = {str(m): s for m, s in embedder.spaces.items()}
+        manifest = Manifest(
+            id=str(uuid.uuid4()),
+            embedder=EmbedderInfo(
+                name=embedder.name, version=embedder.version, dim=embedder.dim, spaces=spaces
+            ),
+            store=info,
+        )
+        library = cls(folder, manifest, store)
+        library._embedder = embedder
+        library.put(manifest)
+        return library
+
+    @staticmethod
+    def reach(
+        folder: IndexFolder,
+        info: StoreInfo,
+        api_key: str | None = None,
+        client: QdrantClient | None = None,
+    ) -> Store:
+        """The collection of an index; nothing is opened or sent yet.
+
+        Raises:
+            StoreError: It is reached through a client of the caller's, and none is given.
+        """
+        store: Store
+        collection = info.collection or "media"
+        if client is not None:
+            from cart_qdrant.storage.server import ClientStore
+
+            store = ClientStore(client, collection, owned=False)
+        elif info.kind == "client":
+            raise StoreError(
+                f"The index at {folder.root} is reached through a client of your own.",
+                "Give it again: Retriever.open(root, client=...).",
+            )
+        elif info.url is not None:
+            store = open_store(info.url, collection, api_key)
+        elif info.path is not None:
+            from cart_qdrant.storage.edge import EdgeStore
+
+            store = EdgeStore(Path(info.path), sidecar=False)
+        else:
+            store = open_store(folder.store)
+        if info.attachment is not None:
+            from cart_qdrant.storage.attached import AttachedStore
+
+            store = AttachedStore(store, info.attachment)
+        return store
+
+    @property
+    def attachment(self) -> Attachment | None:
+        """How a collection that others fill is read; None where the collection is ours."""
+        return self.manifest.store.attachment
+
+    @property
+    def key(self) -> str:
+        """Payload field of the first identifiers; later ones have a number behind it."""
+        return KEY if self.attachment is None else self.attachment.key
+
+    @property
+    def field(self) -> str:
+        """Payload field of the identifiers in force, or of those that come first."""
+        info = self.manifest.identifiers
+        return self.key if info is None else info.field
+
+    @property
+    def keeps_captions(self) -> bool:
+        """Whether the collection has room for caption vectors."""
+        return self.attachment is None or self.attachment.caption_vector is not None
+
+    def require_own(self) -> None:
+        """Refuse what would write points.
+
+        Raises:
+            UsageError: The index is attached to a collection that others fill.
+        """
+        if self.attachment is not None:
+            raise UsageError(
+                f"The collection at {self.store.location} is filled by others.",
+                "Follow it with `cartq sync`, or ingest into another --index.",
+            )
+
+    def _check_told(self) -> None:
+        """Refuse an index folder that is not the one that the collection was written with."""
+        if self.manifest.store.kind == "edge":
+            return
+        told = check_claim(self.store, self.key, self.manifest.id)
+        if told is None:
+            return
+        if self.manifest.flip not in (told.get("model"), told.get("before")):
+            self.manifest = self.folder.read()  # it may just have flipped
+        if self.manifest.flip not in (told.get("model"), told.get("before")):
+            raise MismatchError(
+                f"The collection at {self.store.location} was last written with the model "
+                f"{told.get('model')!r}, but {self.folder.root} has {self.manifest.flip!r}.",
+                "Copy the folder of that model here; or, if it is lost or the collection was set "
+                "back, take this one: `cartq doctor --fix`.",
+            )
+
+    def claim(self) -> bool:
+        """Tell a server's collection that this folder is right, if it was told otherwise.
+
+        Returns:
+            Whether it was.
+
+        Raises:
+            MismatchError: The collection belongs to another index.
+        """
+        try:
+            self._check_told()
+        except MismatchError:
+            self.put(self.manifest)
+            return True
+        return False
+
+    def embedder(self, say: Callable[[str], None] = _say_nothing) -> Embedder:
+        """The embedder that the index is bound to, with its frozen statistics.
+
+        Raises:
+            MismatchError: The installed one has another version or width.
+        """
+        info = self.manifest.embedder
+        if self._embedder is None and info.name == FOREIGN:
+            spaces = {Modality(m): space for m, space in info.spaces.items()}
+            self._embedder = ForeignEmbedder(info.dim, spaces)
+        elif self._embedder is None:
+            self._embedder = open_embedder(info.name, vectors=self.vectors_file, say=say)
+        found = self._embedder
+        if (found.name, found.version, found.dim) != (info.name, info.version, info.dim):
+            raise MismatchError(
+                f"The index was made with the embedder {info.name} {info.version} "
+                f"({info.dim}-d), but this one is {found.name} {found.version} ({found.dim}-d).",
+                "Ingest into another `--index`.",
+            )
+        if isinstance(found, FittedEmbedder) and info.statistics is not None:
+            found.load_arrays(load_arrays(self.folder.path(info.statistics)))
+        return found
+
+    def set_embedder(self, embedder: Embedder) -> None:
+        """Use an embedder that is already open."""
+        self._embedder = embedder
+
+    def freeze_statistics(self, embedder: FittedEmbedder) -> None:
+        """Store the embedder's statistics and bind the index to them."""
+        name = "embedder.safetensors"
+        digest = save_arrays(self.folder.root / name, embedder.to_arrays(), self.folder.work)
+        info = replace(self.manifest.embedder, statistics=Artifact(name, digest))
+        self.put(replace(self.manifest, embedder=info))
+
+    def keep_lexicon(self, lexicon: Lexicon) -> None:
+        """Store the texts whose vectors the embedder knows."""
+        name = f"embedder-lexicon-{lexicon.digest()}.safetensors"
+        kept = self.manifest.embedder.lexicon
+        if kept is not None and kept.name == name:
+            return
+        digest = lexicon.save(self.folder.root / name, self.folder.work)
+        info = replace(self.manifest.embedder, lexicon=Artifact(name, digest))
+        self.put(replace(self.manifest, embedder=info))
+        self._lexicon = lexicon
+
+    def taught(self) -> Lexicon | None:
+        """The texts through which others reach the media spaces without the embedder: its own, or
+        those that training has learned from; None where there are none."""
+        own, generator = self.lexicon(), self.manifest.generator
+        if own is not None or generator is None:
+            return own
+        if self._taught is None:
+            path = self.folder.path(generator.folder) / TEACHER
+            if not path.exists():
+                return None
+            from cart_qdrant.embedders.zero_shot import Lexicon
+
+            self._taught = Lexicon.load(path)
+        return self._taught
+
+    def lexicon(self) -> Lexicon | None:
+        """The texts whose vectors the embedder knows; None where it embeds any text itself."""
+        kept = self.manifest.embedder.lexicon
+        if self._lexicon is None and kept is not None:
+            from cart_qdrant.embedders.zero_shot import Lexicon
+
+            self._lexicon = Lexicon.load(self.folder.path(kept))
+        return self._lexicon
+
+    def querybank(self) -> Querybank | None:
+        """Queries that hubness is measured by; None before training, or of an older version."""
+        generator = self.manifest.generator
+        if generator is None:
+            return None
+        path = self.folder.path(generator.folder) / QUERYBANK
+        if not path.exists():
+            return None
+        from cart_qdrant.identifiers.hubness import Querybank
+
+        return Querybank.load(path)
+
+    def text_encoder(self) -> TextEncoder:
+        """The text encoder, loaded once."""
+        if self._text is None:
+            from cart_qdrant.embedders.text.minilm import TextEncoder
+
+            self._text = TextEncoder(text_encoder_folder())
+        return self._text
+
+    def query_text_encoder(self) -> QuickTextEncoder:
+        """The text encoder for searches, without torch, loaded once."""
+        if self._quick is None:
+            from cart_qdrant.embedders.text.onnx_encoder import QuickTextEncoder
+
+            self._quick = QuickTextEncoder(text_encoder_folder())
+        return self._quick
+
+    def add_indexes(self) -> None:
+        """Make payload indexes that an index of an older version lacks."""
+        self.make_collection(self.store)
+
+    def make_collection(self, store: Store) -> None:
+        """Make the collection of this index in a store, or the payload indexes that it lacks."""
+        store.create(_collection(self.manifest.embedder.dim, self.field))
+
+    def put(self, manifest: Manifest) -> None:
+        """Flip to another manifest.
+
+        A server's collection is told before and after: a run that is killed in between leaves
+        both models right.
+
+        Raises:
+            MismatchError: The collection belongs to another index by now.
+        """
+        before, manifest = self.manifest.flip, replace(manifest, flip=uuid.uuid4().hex[:12])
+        shared = manifest.store.kind != "edge"
+        if shared:
+            check_claim(self.store, self.key, manifest.id)
+            make_claim(self.store, self.key, manifest.id, manifest.flip, before)
+        self.folder.write(manifest)
+        self.manifest = manifest
+        if shared:
+            make_claim(self.store, self.key, manifest.id, manifest.flip)
+
+    def clear_work(self, names: Sequence[str]) -> None:
+        """Remove finished work of a step."""
+        for name in names:
+            path = self.folder.work / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.exists():
+                path.unlink()
+
+    def space(self, modality: str) -> str | None:
+        """Vector space of a modality; None when the embedder does not know it."""
+        return self.manifest.embedder.spaces.get(modality)
+
+    def close(self) -> None:
+        """Close the store."""
+        self.store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,163 @@
+"""What an index is made of: one frozen record, written as JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cart_qdrant.errors import MismatchError
+from cart_qdrant.storage.attachment import Attachment
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A file or folder of the index, by name within it, and the hash of its content."""
+
+    name: str
+    hash: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedderInfo:
+    """The embedder that an index is bound to."""
+
+    name: str
+    version: str
+    dim: int
+    spaces: dict[str, str]
+    """Space of each modality."""
+    statistics: Artifact | None = None
+    lexicon: Artifact | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdentifierInfo:
+    """The identifiers in force: code books, payload field, tree, and what ranks the items."""
+
+    version: int
+    field: str
+    books: Artifact
+    trie: Artifact
+    meta: dict[str, Any]
+    levels: int
+    count: int
+    U: float
+    items: Artifact | None = None
+    """None in an index of an older version: payloads are read instead."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratorInfo:
+    """The trained generator and what it was trained for."""
+
+    version: int
+    folder: Artifact
+    identifiers: int
+    """Version of the identifiers that it writes."""
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreInfo:
+    """Where the points are: in the index's own folder unless a URL or another folder is named."""
+
+    kind: str = "edge"
+    url: str | None = None
+    collection: str | None = None
+    path: str | None = None
+    attachment: Attachment | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Binds embedder, identifiers, tree, generator and collection of one index."""
+
+    id: str
+    embedder: EmbedderInfo
+    store: StoreInfo
+    identifiers: IdentifierInfo | None = None
+    generator: GeneratorInfo | None = None
+    stale_fields: list[str] = field(default_factory=list)
+    """Payload fields of older identifiers that are still to be removed."""
+    flip: str = ""
+    """Random, of the last change; what a server's collection is told."""
+    format: int = FORMAT
+
+    @property
+    def version(self) -> str:
+        """Short hash of all that decides an answer."""
+        text = json.dumps(asdict(replace(self, flip="")), sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+    def artifacts(self) -> list[Artifact]:
+        """All files and folders that it names."""
+        named = [self.embedder.statistics, self.embedder.lexicon]
+        if self.identifiers is not None:
+            named += [self.identifiers.books, self.identifiers.trie, self.identifiers.items]
+        if self.generator is not None:
+            named.append(self.generator.folder)
+        return [one for one in named if one is not None]
+
+    def to_bytes(self) -> bytes:
+        """JSON form."""
+        return (json.dumps(asdict(self), indent=2, sort_keys=True) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Manifest:
+        """Inverse of `to_bytes`, after parsing."""
+
+        def artifact(value: dict[str, Any] | None) -> Artifact | None:
+            return None if value is None else Artifact(**value)
+
+        embedder = dict(data["embedder"])
+        for name in ("statistics", "lexicon"):
+            embedder[name] = artifact(embedder.get(name))
+        identifiers, generator = data.get("identifiers"), data.get("generator")
+        if identifiers is not None:
+            files = {name: artifact(identifiers.get(name)) for name in ("books", "trie", "items")}
+            identifiers = IdentifierInfo(**{**identifiers, **files})
+        if generator is not None:
+            generator = GeneratorInfo(**{**generator, "folder": artifact(generator["folder"])})
+        store = dict(data["store"])
+        if store.get("attachment") is not None:
+            store["attachment"] = Attachment(**store["attachment"])
+        return cls(
+            id=data["id"],
+            embedder=EmbedderInfo(**embedder),
+            store=StoreInfo(**store),
+            identifiers=identifiers,
+            generator=generator,
+            stale_fields=data["stale_fields"],
+            flip=data.get("flip", ""),
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> Manifest:
+        """Inverse of `to_bytes`.
+
+        Raises:
+            MismatchError: It is of another format, or no manifest at all.
+        """
+        try:
+            found = json.loads(data)
+        except ValueError as error:
+            raise MismatchError(f"{where} is not readable as JSON: {error}.") from error
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            format_ = found.get("format") if isinstance(found, dict) else None
+            raise MismatchError(
+                f"{where} has index format {format_!r}, but this version reads {FORMAT}.",
+                "Ingest again into a new folder with `--index`.",
+            )
+        try:
+            manifest = cls.from_json(found)
+        except (KeyError, TypeError) as error:
+            raise MismatchError(f"{where} lacks or misnames {error}.") from error
+        for artifact in manifest.artifacts():
+            if Path(artifact.name).name != artifact.name:
+                raise MismatchError(f"{where} names {artifact.name!r}, which is no plain name.")
+        return manifest

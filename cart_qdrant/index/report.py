@@ -1,0 +1,88 @@
+"""What a run of the ingestion is told, tells on its way, and did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cart_qdrant.config import SegmentConfig
+from cart_qdrant.records import Failure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngestOptions:
+    """What to ingest and how."""
+
+    paths: Sequence[Path]
+    captions: Path | None = None
+    """A caption table given by name."""
+    use_captions: bool = True
+    """False leaves captions of every kind unread; other columns are still kept."""
+    exclude: Sequence[str] = ()
+    prune: bool = False
+    """Remove points of files that are gone from under `paths`."""
+    dry_run: bool = False
+    segments: SegmentConfig = field(default_factory=SegmentConfig)
+
+
+@dataclass(slots=True)
+class IngestReport:
+    """What a run did, or would do if it is dry; `to_json` is the `--json` contract.
+
+    Attributes:
+        files: Media files found.
+        segments: Points written for new or changed content.
+        unchanged: Files whose content and captions are stored already.
+        removed: Files whose points were removed.
+        renamed: Files that kept the vectors of a name that is gone.
+        recaptioned: Files of which only captions or columns changed.
+        embed_seconds: Part of `seconds` that embedding of media and captions took.
+        wait_seconds: Part in which the embedder waited for something to be decoded.
+        write_seconds: Part that writing points took, their identifiers not counted.
+        identify_seconds: Part that identifiers took: fitted or assigned, and written.
+        media_seconds: Length of the sounds and videos that were embedded.
+    """
+
+    files: int = 0
+    segments: int = 0
+    unchanged: int = 0
+    removed: int = 0
+    renamed: int = 0
+    recaptioned: int = 0
+    would_ingest: list[str] = field(default_factory=list)
+    would_remove: list[str] = field(default_factory=list)
+    dry_run: bool = False
+    failed: list[Failure] = field(default_factory=list)
+    warnings: list[Failure] = field(default_factory=list)
+    identifiers: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    embed_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    write_seconds: float = 0.0
+    identify_seconds: float = 0.0
+    media_seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """One object: the contract's keys, and what else is known."""
+        out: dict[str, Any] = {
+            "files": self.files,
+            "segments": self.segments,
+            "unchanged": self.unchanged,
+            "removed": self.removed,
+            "renamed": self.renamed,
+            "recaptioned": self.recaptioned,
+            "failed": [failure.to_json() for failure in self.failed],
+            "warnings": [failure.to_json() for failure in self.warnings],
+            "identifiers": self.identifiers,
+            "seconds": round(self.seconds, 3),
+            "embed_seconds": round(self.embed_seconds, 3),
+            "wait_seconds": round(self.wait_seconds, 3),
+            "write_seconds": round(self.write_seconds, 3),
+            "identify_seconds": round(self.identify_seconds, 3),
+            "media_seconds": round(self.media_seconds, 3),
+        }
+        if self.dry_run:
+            out |= {"would_ingest": self.would_ingest, "would_remove": self.would_remove}
+        return out

@@ -1,0 +1,102 @@
+"""Items of an index by name: an id, a path, or PATH@SECONDS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cart_qdrant.errors import StoreError, UsageError
+from cart_qdrant.index.index import Library
+from cart_qdrant.media.scan import relative_name
+from cart_qdrant.records import Caption, Identifier, Item, Modality
+from cart_qdrant.storage import requests as qdrant
+from cart_qdrant.storage.protocol import MEDIA
+from cart_qdrant.storage.validation import as_id
+
+
+def find_record(library: Library, name: str) -> qdrant.AnyRecord:
+    """The point of an item, with its media vector. Of a file without a moment, its first segment.
+
+    Raises:
+        UsageError: There is none.
+    """
+    record = _by_id(library, name) or _by_path(library, name)
+    if record is None:
+        raise UsageError(
+            f"No item of the index is {name!r}.",
+            "Name one by its id or its path, with @SECONDS for a moment: --like clip.mp4@12",
+        )
+    return record
+
+
+def find_item(library: Library, name: str) -> Item:
+    """An item with all that is known of it.
+
+    Raises:
+        UsageError: There is none.
+    """
+    record = find_record(library, name)
+    payload = record.payload or {}
+    if payload.get("modality") not in list(Modality):
+        raise UsageError(
+            f"The item {name!r} is of the kind {payload.get('modality')!r}, which is none of "
+            f"{', '.join(Modality)}."
+        )
+    info = library.manifest.identifiers
+    cart = payload.get(info.field) if info is not None else None
+    return Item(
+        id=str(record.id),
+        path=payload["path"],
+        modality=Modality(payload["modality"]),
+        start=float(payload["start"]),
+        end=float(payload["end"]),
+        identifier=Identifier.from_payload(cart) if cart else None,
+        captions=tuple(Caption.from_payload(one) for one in payload.get("captions") or ()),
+        payload=payload,
+    )
+
+
+def _by_id(library: Library, name: str) -> qdrant.AnyRecord | None:
+    try:
+        one = as_id(name)
+    except StoreError:
+        return None
+    found = library.store.retrieve([one], with_vectors=[MEDIA])
+    return found[0] if found else None
+
+
+def _by_path(library: Library, name: str) -> qdrant.AnyRecord | None:
+    """The segment of a file that holds a moment; its first one without a moment."""
+    whole = _segments(library, name)
+    if whole:
+        return whole[0]
+    path, _, seconds = name.rpartition("@")
+    try:
+        moment = float(seconds)
+    except ValueError:
+        return None
+    segments = _segments(library, path)
+
+    def distance(record: qdrant.AnyRecord) -> tuple[float, float]:
+        payload = record.payload or {}
+        begin, end = float(payload["start"]), float(payload["end"])
+        # Pictures before sound, where both hold the moment.
+        sound = payload["modality"] == Modality.AUDIO
+        return max(begin - moment, moment - end, 0.0), float(sound)
+
+    return min(segments, key=distance, default=None)
+
+
+def _segments(library: Library, path: str) -> list[qdrant.AnyRecord]:
+    """A file's points in time order, named as stored, or as seen from here."""
+    for name in dict.fromkeys([path, relative_name(Path(path), library.folder.base)]):
+        match = qdrant.FieldCondition(key="path", match=qdrant.MatchValue(value=name))
+        found = list(library.store.scroll(qdrant.Filter(must=[match]), with_vectors=[MEDIA]))
+        if found:
+            return sorted(found, key=_order)
+    return []
+
+
+def _order(record: qdrant.AnyRecord) -> tuple[float, bool]:
+    """Time, and pictures before the sound that goes with them."""
+    payload = record.payload or {}
+    return float(payload["start"]), payload["modality"] == Modality.AUDIO

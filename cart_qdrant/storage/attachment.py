@@ -1,0 +1,36 @@
+"""How a collection that others fill is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """How a collection that others fill is read. Payload fields are dotted paths: `meta.url`.
+
+    Attributes:
+        vector: Name of its media vector; "" where it has no name.
+        key: Payload field that identifiers are written to, and the only one that is written.
+        modality: Kind of all items, unless `kind` names a field that tells.
+        kind: Field that holds `image`, `video` or `audio`; items of other kinds are left alone.
+        kinds: Kinds that the embedder knows.
+        path: Field that names the file; None takes the point's id.
+        start: Field of the first second of an item.
+        end: Field of its last second.
+        captions: Fields that hold texts, lists of texts, or lists of objects with a `text`.
+        words: Field whose words are searched.
+        caption_vector: Vector that holds caption vectors; None where there is none.
+    """
+
+    vector: str
+    key: str = "cart"
+    modality: str = "image"
+    kind: str | None = None
+    kinds: list[str] = field(default_factory=lambda: ["image", "video", "audio"])
+    path: str | None = None
+    start: str | None = None
+    end: str | None = None
+    captions: list[str] = field(default_factory=list)
+    words: str | None = None
+    caption_vector: str | None = None

@@ -1,0 +1,165 @@
+"""The `Store` protocol: the little of Qdrant that this package needs, in the names of its client.
+
+Two implementations: `store_edge.EdgeStore` (the Rust engine in-process, the embedded default) and
+`store_client.ClientStore` (a server, a cloud, or `:memory:`). The congruence tests hold them to
+the same answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from cart_qdrant.storage import requests as qdrant
+
+if TYPE_CHECKING:
+    from qdrant_client import models
+
+
+MEDIA = "media"
+CAPTION = "caption"
+CAPTION_TEXTS = "captions[].text"
+"""Payload field whose words are indexed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectionSpec:
+    """What a collection holds.
+
+    Attributes:
+        vectors: Width of each named vector; all are compared by cosine.
+        keywords: Payload fields with a keyword index, made before the first upsert.
+        texts: Payload fields with a full-text index.
+    """
+
+    vectors: Mapping[str, int]
+    keywords: Sequence[str] = field(default=())
+    texts: Sequence[str] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class VectorInfo:
+    """One named vector of a collection.
+
+    Attributes:
+        size: Width.
+        distance: How it is compared, in Qdrant's words: `Cosine`, `Dot`, ...
+        multi: Whether a point has several of it.
+    """
+
+    size: int
+    distance: str = "Cosine"
+    multi: bool = False
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether scores of unit vectors are cosines."""
+        return not self.multi and self.distance in ("Cosine", "Dot")
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionInfo:
+    """What is there, whoever made it.
+
+    Attributes:
+        vectors: Dense vectors by name; "" is the one without a name.
+        indexed: Payload fields with an index of any kind.
+        metadata: What is told of the whole collection.
+    """
+
+    vectors: Mapping[str, VectorInfo]
+    indexed: frozenset[str]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Store(Protocol):
+    """A collection of points. Ids are strings: UUIDs, or whole numbers of 64 bits.
+
+    Every method raises `StoreError` (locked, full, unreachable, corrupt, missing) or
+    `VectorError` (wrong name, width, zero or non-finite values: checked before anything of the
+    batch is written) and no foreign exception.
+    """
+
+    @property
+    def location(self) -> str:
+        """Path or URL, for messages."""
+
+    def exists(self) -> bool:
+        """Whether the collection is there."""
+
+    def create(self, spec: CollectionSpec) -> None:
+        """Create the collection with its payload indexes; nothing happens when it is the same.
+
+        Raises:
+            MismatchError: It exists with other vectors; both sizes are named.
+        """
+
+    def info(self) -> CollectionInfo:
+        """What the collection is, asked anew."""
+
+    def create_keyword_index(self, field: str) -> None:
+        """Index one more payload field for exact matches."""
+
+    def drop_index(self, field: str) -> None:
+        """Remove the index of a payload field; nothing happens where there is none."""
+
+    def create_text_index(self, field: str) -> None:
+        """Index the words of one more payload field, to rank by them where the store can."""
+
+    def add_vector(self, name: str, size: int) -> None:
+        """Let points have one more named vector, compared by cosine."""
+
+    def tell(self, key: str, value: Mapping[str, Any]) -> None:
+        """Put a value into the collection's metadata; an embedded store keeps none."""
+
+    def upsert(self, points: Sequence[models.PointStruct]) -> None:
+        """Write points whole (vectors and payload), replacing those with the same id."""
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Remove points by id; unknown ids are ignored."""
+
+    def set_payload(self, updates: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        """Set top-level payload keys of each named point, keeping its other keys."""
+
+    def delete_payload_key(self, key: str) -> None:
+        """Remove a top-level payload key from every point."""
+
+    def update_vectors(self, name: str, updates: Sequence[tuple[str, Sequence[float]]]) -> None:
+        """Replace one named vector of each named point."""
+
+    def delete_vectors(self, name: str, ids: Sequence[str]) -> None:
+        """Remove one named vector of each named point."""
+
+    def retrieve(
+        self, ids: Sequence[str], *, with_payload: bool = True, with_vectors: Sequence[str] = ()
+    ) -> Sequence[qdrant.AnyRecord]:
+        """Points by id, in the order asked; unknown ids are left out."""
+
+    def scroll(
+        self,
+        filter: qdrant.AnyFilter | None = None,
+        *,
+        with_payload: bool | Sequence[str] = True,
+        with_vectors: Sequence[str] = (),
+        batch: int = 1000,
+    ) -> Iterator[qdrant.AnyRecord]:
+        """Every point that matches, in order of id, read in pages of `batch`."""
+
+    def query_batch(self, requests: Sequence[qdrant.AnyQuery]) -> Sequence[Sequence[qdrant.AnyHit]]:
+        """Answers of several searches in one round trip, each best first."""
+
+    def query_ids(self, requests: Sequence[qdrant.AnyQuery]) -> list[qdrant.FoundIds]:
+        """As `query_batch`, ids and scores alone."""
+
+    def count(self, filter: qdrant.AnyFilter | None = None) -> int:
+        """Exact number of points that match."""
+
+    def optimize(self) -> None:
+        """Build the vector indexes now (embedded: may take long and blocks the process)."""
+
+    def flush(self) -> None:
+        """Return when all that was written survives a crash of the machine."""
+
+    def close(self) -> None:
+        """Flush and release; using the store afterwards raises `StoreError`."""

@@ -1,0 +1,78 @@
+"""The query encoder as an ONNX graph, see `bert_graph`.
+
+Shape legend: B batch, S tokens, W encoder width, D vector width.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cart_qdrant.arrays.types import FloatArray
+from cart_qdrant.embedders.text.onnx_graph import FUSED, Affine, GraphWriter, Layer, Words
+from cart_qdrant.training.query_encoder import SHARED, CaptionHead, Head, QueryEncoder
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def write_query_graph(encoder: QueryEncoder, path: Path) -> None:
+    """Write `query_graph` to a file."""
+    path.write_bytes(query_graph(encoder))
+
+
+def query_graph(encoder: QueryEncoder) -> bytes:
+    """The graph of an encoder.
+
+    Inputs are `ids` (B, S) and `mask` (B, S), int32; outputs `text` (B, W), `caption` (B, W), the
+    vectors (B, D) of each media space under `media.SPACE`, and the states `tap1..3` (B, S, W).
+    """
+    bert = encoder.bert
+    writer = GraphWriter(float(bert.norm.eps))
+    places_PW = _numpy(bert.positions.weight) + _numpy(bert.types.weight)[0]
+    low = writer.words(Words(_numpy(bert.words.weight), places_PW, _affine(bert.norm)))
+    for layer in bert.layers[:SHARED]:
+        low = writer.layer(low, _layer(layer))
+    x = low
+    for layer in bert.layers[SHARED:]:
+        x = writer.layer(x, _layer(layer))
+    text = writer.pooled(x)
+    states = [low]
+    for layer in encoder.tuned:
+        states.append(writer.layer(states[-1], _layer(layer)))
+    features = writer.node("Concat", [writer.pooled(states[-1]), text], axis=1)
+    outputs = {"text": text, "caption": _caption(writer, features, text, encoder.caption)}
+    for space, head in encoder.heads.items():
+        outputs[f"media.{space}"] = _head(writer, features, head)
+    taps = (low, states[-2], states[-1])
+    return writer.finish(outputs | {f"tap{n}": tap for n, tap in enumerate(taps, start=1)})
+
+
+def _head(writer: GraphWriter, features: str, head: nn.Module) -> str:
+    """Unit vectors (B, D), see `Head`."""
+    assert isinstance(head, Head)
+    inner = writer.node("Gelu", [writer.linear(features, _affine(head.up))], domain=FUSED)
+    skip = writer.linear(features, _affine(head.skip))
+    return writer.unit(writer.node("Add", [skip, writer.linear(inner, _affine(head.down))]))
+
+
+def _caption(writer: GraphWriter, features: str, text: str, head: nn.Module) -> str:
+    """Unit vectors (B, W), see `CaptionHead`."""
+    assert isinstance(head, CaptionHead)
+    inner = writer.node("Gelu", [writer.linear(features, _affine(head.up))], domain=FUSED)
+    return writer.unit(writer.node("Add", [text, writer.linear(inner, _affine(head.down))]))
+
+
+def _layer(layer: nn.Module) -> Layer:
+    module: Any = layer
+    names = ("qkv", "out", "norm1", "up", "down", "norm2")
+    parts = {name: _affine(getattr(module, name)) for name in names}
+    return Layer(**parts, heads=module.heads)
+
+
+def _affine(module: nn.Linear | nn.LayerNorm) -> Affine:
+    return Affine(_numpy(module.weight), _numpy(module.bias))
+
+
+def _numpy(weight: Tensor) -> FloatArray:
+    return weight.detach().float().numpy()

@@ -1,0 +1,95 @@
+"""How to train, and what training did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cart_qdrant.errors import UsageError
+from cart_qdrant.search.fusion import Calibration
+from cart_qdrant.training.generator_fit import FitConfig
+from cart_qdrant.training.read_diagnostics import MEANINGFUL
+from cart_qdrant.training.tower import TowerConfig
+
+PROFILES: Mapping[str, tuple[TowerConfig, FitConfig]] = {
+    "quick": (TowerConfig(epochs=1, min_steps=60), FitConfig(epochs=1, min_steps=30)),
+    "default": (TowerConfig(epochs=4), FitConfig(epochs=1)),
+    "thorough": (TowerConfig(epochs=8, patience=3), FitConfig(epochs=20)),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOptions:
+    """How to train."""
+
+    profile: str = "default"
+    seed: int = 0
+    resume: bool = True
+
+    def __post_init__(self) -> None:
+        if self.profile not in PROFILES:
+            raise UsageError(
+                f"--profile is {self.profile!r}, but must be one of {', '.join(PROFILES)}."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReport:
+    """What training did; `history` has a row an epoch."""
+
+    profile: str
+    items: int
+    pairs: int
+    val_r10: float
+    U: float
+    seconds: float
+    calibration: Calibration
+    history: list[dict[str, float | str]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """One object."""
+        return {
+            "profile": self.profile,
+            "items": self.items,
+            "pairs": self.pairs,
+            "val_r10": self.val_r10,
+            "identifiers": {"U": round(self.U, 4)},
+            "seconds": round(self.seconds, 1),
+            "router": {
+                "strong": self.calibration.strong,
+                "weak": self.calibration.weak,
+                "threshold": self.calibration.threshold,
+            },
+            "gates": self.calibration.gates,
+            "held_out": self.calibration.held_out,
+            "ece": self.calibration.ece,
+            "history": self.history,
+            "remarks": self.remarks,
+        }
+
+    def summary_lines(self) -> list[str]:
+        """A few lines for a person."""
+        c = self.calibration
+        lines = [
+            f"trained on {self.pairs} captions of {self.items} items in {self.seconds:.0f} s "
+            f"({self.profile})",
+            f"identifiers: U {self.U:.3f}; generator gates {c.gates}",
+        ]
+        for stratum, measured in c.held_out.items():
+            queries = measured["queries"]
+            if queries < MEANINGFUL:
+                lines.append(
+                    f"held-out {stratum}: {queries} queries, too few to tell the lanes apart"
+                )
+                continue
+            found = ", ".join(
+                f"{lane} {100 * r['R@1']:.1f}/{100 * r['R@10']:.1f}"
+                for lane, r in measured.items()
+                if lane != "queries"
+            )
+            lines.append(f"held-out {stratum}, {queries} queries, R@1/R@10: {found}")
+        if c.ece is not None:
+            lines.append(f"confidence of hits: expected calibration error {c.ece:.3f}")
+        return lines + self.remarks

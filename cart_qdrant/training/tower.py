@@ -1,0 +1,347 @@
+"""Training of the query tower: texts into the fixed media spaces and the fixed caption space.
+
+InfoNCE against all items of the text's space (van den Oord et al., arXiv 1807.03748); media
+vectors stay as they are, and so do caption vectors: the text of a pair is to find the mean of the
+item's *other* captions. Where captions are few, the embedder's own text vectors are distilled
+as well, so that training on a dozen captions does not lose what the embedder knew.
+Shape legend: B batch, N items, P pairs, D vector width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cart_qdrant.arrays.types import FloatArray, IndexArray
+from cart_qdrant.progress import Reporter
+from cart_qdrant.training.checkpoint import load_checkpoint, read_meta, save_checkpoint
+from cart_qdrant.training.corpus import Corpus, SharedTexts, Split, caption_sums
+from cart_qdrant.training.query_encoder import QueryEncoder
+from cart_qdrant.training.text_states import TextStates
+
+NEGATIVES = 8_192
+"""Items of a larger collection that a batch is contrasted with."""
+DISTILL_UNTIL = 3_000
+"""Pairs from which the embedder's text vectors are no longer distilled."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TowerConfig:
+    """How the tower is trained."""
+
+    epochs: int = 3
+    min_steps: int = 150
+    """Steps at least, for collections of a few captions."""
+    batch: int = 512
+    lr: float = 1e-4
+    """Peak learning rate of the tuned layers."""
+    head_lr: float = 2e-3
+    """Peak learning rate of the heads."""
+    noise: float = 0.7
+    """Noise on sentence features, relative to their length."""
+    media_noise: float = 0.0
+    """Noise on the media vectors, relative to their length (0.7 cost 2.7 points of R@10)."""
+    patience: int = 2
+    """Epochs without a better validation recall before stopping."""
+
+
+@dataclass(frozen=True, slots=True)
+class Distillation:
+    """Texts whose vectors the embedder gives: `targets[space]` is (T, D)."""
+
+    states: TextStates
+    targets: Mapping[str, FloatArray]
+
+
+def lr_factor(step: int, steps: int) -> float:
+    """One cycle: linear warm-up over a fifth, cosine decay to nothing."""
+    warm = max(1, steps // 5)
+    if step < warm:
+        return (step + 1) / warm
+    return float(0.5 * (1 + np.cos(np.pi * (step - warm) / max(1, steps - warm))))
+
+
+@torch.inference_mode()
+def tower_vectors(
+    encoder: QueryEncoder, states: TextStates, rows: IndexArray, space: str | None
+) -> FloatArray:
+    """Query vectors (B, D) of texts `rows` in a media space, in their order.
+
+    Args:
+        space: The media space; None for the caption space.
+    """
+    encoder.eval()
+    head = encoder.caption if space is None else encoder.heads[space]
+    position = {int(r): n for n, r in enumerate(rows)}
+    out: FloatArray | None = None
+    for batch in states.batches(rows, 256, None):
+        low, mask, text = states.get(batch)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            top = encoder.tune(low, mask)[-1]
+            q = head(encoder.features(top, mask, text)).float().numpy()
+        if out is None:
+            out = np.empty((len(rows), q.shape[1]), dtype=np.float32)
+        out[[position[int(r)] for r in batch]] = q
+    return out if out is not None else np.empty((0, 0), dtype=np.float32)
+
+
+def recall_at(q_BD: FloatArray, x_ND: FloatArray, target_B: IndexArray, k: int) -> float:
+    """Share of queries whose target is among the k nearest items."""
+    if len(q_BD) == 0:
+        return 0.0
+    found = 0
+    for begin in range(0, len(q_BD), 1024):
+        scores = q_BD[begin : begin + 1024] @ x_ND.T
+        target = target_B[begin : begin + 1024]
+        better = (scores > scores[np.arange(len(target)), target][:, None]).sum(axis=1)
+        found += int((better < k).sum())
+    return found / len(q_BD)
+
+
+@dataclass(frozen=True, slots=True)
+class _Captions:
+    """Captions of the training items.
+
+    Attributes:
+        sums_NW: Sum of the sentence vectors of each item's captions.
+        items: Items that have one, rising.
+        several_N: Items that have several.
+    """
+
+    sums_NW: Tensor
+    items: IndexArray
+    several_N: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, corpus: Corpus, split: Split, states: TextStates) -> _Captions:
+        sums, count = caption_sums(corpus, states.text_PW, split.train_P)
+        return cls(torch.from_numpy(sums), np.flatnonzero(count), count > 1)
+
+
+class TowerTrainer:
+    """Trains `encoder` on the training pairs of a split."""
+
+    def __init__(
+        self,
+        encoder: QueryEncoder,
+        corpus: Corpus,
+        split: Split,
+        states: TextStates,
+        config: TowerConfig,
+        distill: Distillation | None,
+        seed: int,
+    ) -> None:
+        self.encoder, self.corpus, self.split, self.states = encoder, corpus, split, states
+        self.config, self.distill, self.seed = config, distill, seed
+        spaces = corpus.vectors.spaces
+        self._x: dict[str, Tensor] = {}
+        self._row: dict[str, IndexArray] = {}
+        # An item without a training text is no negative either: being wrong for every text, it
+        # would be pushed away from all of them, also from those that ask for it.
+        meant = np.zeros(len(corpus), dtype=bool)
+        meant[corpus.item_P[split.train_P]] = True
+        for space in encoder.heads:
+            items = np.flatnonzero((spaces == space) & meant)
+            self._row[space] = np.full(len(corpus), -1, dtype=np.intp)
+            self._row[space][items] = np.arange(len(items))
+            self._x[space] = torch.from_numpy(corpus.vectors.x_ND[items])
+        self._captions = _Captions.of(corpus, split, states)
+        self._shared = SharedTexts.of(corpus, split)
+        self._optimizer = torch.optim.AdamW(
+            [
+                {"params": encoder.tuned.parameters(), "lr": config.lr, "weight_decay": 0.01},
+                {
+                    "params": [*encoder.heads.parameters(), *encoder.caption.parameters()],
+                    "lr": config.head_lr,
+                    "weight_decay": 0.05,
+                },
+                {
+                    "params": [encoder.log_scale, encoder.log_caption_scale],
+                    "lr": config.head_lr,
+                    "weight_decay": 0.0,
+                },
+            ]
+        )
+        self._peaks = [group["lr"] for group in self._optimizer.param_groups]
+
+    def validate(self) -> float:
+        """R@10 of held-out items among all items of their space."""
+        corpus, hits, count = self.corpus, 0.0, 0
+        for space in self.encoder.heads:
+            items = np.flatnonzero(corpus.vectors.spaces == space)
+            row = np.full(len(corpus), -1, dtype=np.intp)
+            row[items] = np.arange(len(items))
+            pairs = self.split.new_P
+            pairs = pairs[row[corpus.item_P[pairs]] >= 0]
+            if len(pairs):
+                q = tower_vectors(self.encoder, self.states, pairs, space)
+                target = row[corpus.item_P[pairs]]
+                hits += recall_at(q, corpus.vectors.x_ND[items], target, 10) * len(pairs)
+                count += len(pairs)
+        return hits / count if count else 0.0
+
+    def train(
+        self,
+        reporter: Reporter,
+        checkpoint: Path,
+        fingerprint: str,
+        log: Callable[[dict[str, float | str]], None],
+    ) -> float:
+        """Train with early stopping; the encoder ends at its best epoch.
+
+        Returns:
+            Best validation recall at 10.
+        """
+        config, encoder = self.config, self.encoder
+        pairs = self.split.train_P
+        pairs = pairs[np.isin(self.corpus.vectors.spaces[self.corpus.item_P[pairs]], list(self._x))]
+        per_epoch = max(1, -(-len(pairs) // config.batch))
+        epochs = max(config.epochs, -(-config.min_steps // per_epoch))
+        steps = epochs * per_epoch
+        meta = read_meta(checkpoint)
+        epoch, best, stale, loss = 0, -1.0, 0, 0.0
+        best_path = checkpoint.with_name("tower-best.safetensors")
+        if meta is not None and meta["fingerprint"] == fingerprint:
+            load_checkpoint(checkpoint, encoder, self._optimizer)
+            epoch, best, stale = meta["epoch"], meta["best"], meta["stale"]
+            reporter.say(f"query tower: resumed after epoch {epoch}")
+        reporter.phase("query tower", steps)
+        reporter.advance(epoch * per_epoch)
+        # Tiny collections have epochs of one step: judge them twenty times in all.
+        every = max(1, epochs // 20)
+        while epoch < epochs and stale < config.patience * every:
+            begin = time.perf_counter()
+            loss = self._epoch(pairs, epoch, per_epoch, steps, reporter)
+            epoch += 1
+            if epoch % every and epoch < epochs:
+                continue
+            recall = self.validate() if len(self.split.new_P) else -loss
+            stale = 0 if recall > best or best == -1.0 else stale + every
+            if stale == 0:
+                best = recall
+            info = {"fingerprint": fingerprint, "epoch": epoch, "best": best, "stale": stale}
+            save_checkpoint(checkpoint, encoder, self._optimizer, info)
+            if stale == 0:
+                save_checkpoint(best_path, encoder, self._optimizer, info)
+            log(
+                {
+                    "stage": "tower",
+                    "epoch": epoch,
+                    "loss": round(loss, 4),
+                    "val_r10": round(max(recall, 0.0), 4),
+                    "seconds": round(time.perf_counter() - begin, 1),
+                }
+            )
+        load_checkpoint(best_path, encoder, self._optimizer)
+        encoder.eval()
+        return max(best, 0.0)
+
+    def _epoch(
+        self, pairs: IndexArray, epoch: int, per_epoch: int, steps: int, reporter: Reporter
+    ) -> float:
+        rng = np.random.default_rng((self.seed, epoch))
+        torch.manual_seed(self.seed * 1000 + epoch)
+        self.encoder.train()
+        losses = []
+        batches = list(self.states.batches(pairs, self.config.batch, rng)) or [pairs]
+        for n, batch in enumerate(batches):
+            factor = lr_factor(epoch * per_epoch + n, steps)
+            for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
+                group["lr"] = peak * factor
+            loss = self._loss(batch, rng)
+            if loss is None:
+                continue
+            self._optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), 1.0)
+            self._optimizer.step()
+            losses.append(float(loss.detach()))
+            reporter.advance()
+        return float(np.mean(losses)) if losses else 0.0
+
+    def _features(self, states: TextStates, batch: IndexArray, noise: float) -> Tensor:
+        low, mask, text = states.get(batch)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            top = self.encoder.tune(low, mask)[-1]
+        return self.encoder.features(top, mask, text, noise)
+
+    def _loss(self, batch: IndexArray, rng: np.random.Generator) -> Tensor | None:
+        corpus, config = self.corpus, self.config
+        scale = self.encoder.log_scale.exp().clamp(max=100)
+        parts: list[Tensor] = []
+        if len(batch):
+            features = self._features(self.states, batch, config.noise)
+            items = corpus.item_P[batch]
+            for space, head in self.encoder.heads.items():
+                rows = np.flatnonzero(corpus.vectors.spaces[items] == space)
+                if len(rows) == 0:
+                    continue
+                x_ND, chosen, target = self._contrast(space, self._row[space][items[rows]], rng)
+                logits = scale * head(features[rows]) @ x_ND.T
+                alike = self._shared.alike(batch[rows], self._row[space], chosen)
+                alike[np.arange(len(rows)), target] = False
+                logits = logits.masked_fill(torch.from_numpy(alike), -1e4)
+                each = F.cross_entropy(logits, torch.from_numpy(target), reduction="none")
+                weight = torch.from_numpy(corpus.trust_P[batch[rows]])
+                parts.append((each * weight).sum() / len(batch))
+            parts += self._caption_loss(features, batch, rng)
+        share = max(0.0, 1.0 - len(self.split.train_P) / DISTILL_UNTIL)
+        if self.distill is not None and share > 0:
+            chosen = rng.choice(len(self.distill.states.ids), 96)
+            features = self._features(self.distill.states, chosen, 0.2)
+            for space, target_TD in self.distill.targets.items():
+                q = self.encoder.heads[space](features)
+                cosine = (q * torch.from_numpy(target_TD[chosen])).sum(dim=1)
+                parts.append(share * 10 * (1 - cosine).mean())
+        return torch.stack(parts).sum() if parts else None
+
+    def _caption_loss(
+        self, features: Tensor, batch: IndexArray, rng: np.random.Generator
+    ) -> list[Tensor]:
+        """Of the pairs whose item has other captions; empty if there is none."""
+        known, corpus = self._captions, self.corpus
+        rows = np.flatnonzero(known.several_N[corpus.item_P[batch]])
+        if not len(rows):
+            return []
+        items = corpus.item_P[batch[rows]]
+        among = known.items
+        if len(among) > NEGATIVES:
+            among = np.union1d(rng.choice(among, NEGATIVES, replace=False), items)
+        sums_MW = known.sums_NW[among]
+        others = F.normalize(
+            known.sums_NW[items] - torch.from_numpy(self.states.text_PW[batch[rows]]), dim=-1
+        )
+        q = self.encoder.caption(features[rows])
+        scale = self.encoder.log_caption_scale.exp().clamp(max=100)
+        logits = scale * q @ F.normalize(sums_MW, dim=-1).T
+        # Segments of one file share captions: they are no wrong answers.
+        same = corpus.file_N[among][None, :] == corpus.file_N[items][:, None]
+        same |= self._shared.alike(batch[rows], np.arange(len(corpus)), among)
+        logits = logits.masked_fill(torch.from_numpy(same), -1e4)
+        target = torch.from_numpy(np.searchsorted(among, items))[:, None]
+        logits = logits.scatter(1, target, scale * (q * others).sum(dim=1, keepdim=True))
+        return [F.cross_entropy(logits, target[:, 0], reduction="sum") / len(batch)]
+
+    def _contrast(
+        self, space: str, target: IndexArray, rng: np.random.Generator
+    ) -> tuple[Tensor, IndexArray, IndexArray]:
+        """Items that the batch is contrasted with, noised; their rows; where its targets are."""
+        x = self._x[space]
+        chosen = np.arange(len(x))
+        if len(x) > NEGATIVES:
+            extra = rng.choice(len(x), NEGATIVES, replace=False)
+            chosen = np.union1d(extra, target)
+            target = np.searchsorted(chosen, target)
+            x = x[chosen]
+        if self.config.media_noise:
+            x = x + self.config.media_noise * torch.randn_like(x) / x.shape[1] ** 0.5
+            x = F.normalize(x, dim=-1)
+        return x, chosen, target

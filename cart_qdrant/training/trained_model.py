@@ -1,0 +1,92 @@
+"""A trained model on disk and in memory: query encoder, generator, calibration, verticals.
+
+Searches load `trained.Trained` instead, which does without torch.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from cart_qdrant.embedders.text.minilm import TextEncoder
+from cart_qdrant.generator.model import (
+    CALIBRATION,
+    CONFIG,
+    GENERATOR,
+    QUERY_GRAPH,
+    TOWER,
+    VERTICALS,
+    other_parts,
+)
+from cart_qdrant.generator.network import Generator, load_generator
+from cart_qdrant.identifiers.hubness import Querybank
+from cart_qdrant.index.index import QUERYBANK
+from cart_qdrant.search.fusion import Calibration
+from cart_qdrant.search.modality_prior import Verticals
+from cart_qdrant.training.export import write_query_graph
+from cart_qdrant.training.query_encoder import QueryEncoder
+
+
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    return {k: v.detach().contiguous().clone() for k, v in module.state_dict().items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Everything that turns a text into vectors and identifiers."""
+
+    encoder: QueryEncoder
+    generator: Generator
+    calibration: Calibration
+    verticals: Verticals
+
+    def save(self, folder: Path, bank: Querybank) -> None:
+        """Write safetensors and JSON into a new folder, with the queries that hubness in the index
+        is measured by."""
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        save_file(_state(self.encoder), folder / TOWER)
+        save_file(_state(self.generator), folder / GENERATOR)
+        write_query_graph(self.encoder, folder / QUERY_GRAPH)
+        spaces = {
+            space: head.skip.out_features  # type: ignore[union-attr]
+            for space, head in self.encoder.heads.items()
+        }
+        config = {"spaces": spaces, "generator": self.generator.config.to_json()}
+        (folder / CONFIG).write_text(json.dumps(config, indent=2))
+        (folder / CALIBRATION).write_text(json.dumps(self.calibration.to_json(), indent=2))
+        self.verticals.save(folder / VERTICALS)
+        bank.save(folder / QUERYBANK)
+
+    @classmethod
+    def load(cls, folder: Path, text: TextEncoder) -> Model:
+        """Inverse of `save`.
+
+        Raises:
+            MismatchError: It was written by a version with other parts.
+        """
+        try:
+            config = json.loads((folder / CONFIG).read_text())
+            encoder = QueryEncoder(text, config["spaces"])
+            encoder.load_state_dict(load_file(folder / TOWER))
+            generator = load_generator(folder / GENERATOR, config["generator"])
+            calibration = Calibration.from_json(json.loads((folder / CALIBRATION).read_text()))
+            verticals = Verticals.load(folder / VERTICALS)
+        except (OSError, KeyError, TypeError, RuntimeError) as error:
+            raise other_parts(folder, error) from error
+        encoder.eval().requires_grad_(False)
+        return cls(encoder, generator, calibration, verticals)
+
+
+@torch.inference_mode()
+def parameters(model: Model) -> int:
+    """Trained parameters."""
+    modules = (model.encoder, model.generator)
+    return sum(p.numel() for module in modules for p in module.parameters())

@@ -1,0 +1,50 @@
+"""The text encoder gives what `sentence-transformers` gives for all-MiniLM-L6-v2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cart_qdrant.embedders.text.tokenizer import MAX_TOKENS
+
+TEXTS = ["a dog surfing", "Two people walk along the beach at sunset.", "naïve café №5"]
+# sentence-transformers 6.2.0, normalize_embeddings=True: dimensions 0, 1, 100, 383.
+AT = [0, 1, 100, 383]
+VALUES = [
+    [0.00796, -0.06152, 0.00255, 0.05655],
+    [0.01541, 0.00273, -0.02463, 0.03215],
+    [-0.01173, 0.00256, -0.04176, -0.05743],
+]
+COSINES = [[1, 0.0328, 0.01058], [0.0328, 1, -0.04367], [0.01058, -0.04367, 1]]
+
+
+def test_sentence_vectors_are_those_of_the_reference(text_encoder: Any) -> None:
+    x = text_encoder.embed(TEXTS)
+    assert x.shape == (3, 384) and x.dtype == np.float32
+    np.testing.assert_allclose(x[:, AT], VALUES, atol=1e-4)
+    np.testing.assert_allclose(x @ x.T, COSINES, atol=1e-4)
+
+
+def test_a_vector_does_not_depend_on_its_batch(text_encoder: Any) -> None:
+    alone = np.concatenate([text_encoder.embed([text]) for text in TEXTS])
+    np.testing.assert_allclose(text_encoder.embed(TEXTS), alone, atol=1e-5)
+    many = text_encoder.embed([*TEXTS, *["a much longer sentence about nothing at all"] * 20])
+    assert ((many[:3] * alone).sum(axis=1) > 0.999).all()  # bfloat16 from nine texts on
+
+
+def test_batches_cover_every_text_once(text_encoder: Any) -> None:
+    texts = [f"text {'word ' * (n % 7)}" for n in range(25)]
+    rows = []
+    for part, encoded in text_encoder.batches(texts, batch=4):
+        assert len(part) == len(encoded.pooled_BD) == len(encoded.mask_BS) <= 4
+        assert len(encoded.taps) == len(text_encoder.taps)
+        assert encoded.taps[0].shape == (*encoded.mask_BS.shape, text_encoder.dim)
+        rows += part
+    assert sorted(rows) == list(range(25))
+
+
+def test_long_text_is_cut_and_no_text_is_fine(text_encoder: Any) -> None:
+    assert [len(ids) for ids in text_encoder.tokenize(["word " * 500, ""])] == [MAX_TOKENS, 2]
+    assert text_encoder.embed([]).shape == (0, text_encoder.dim)
+    assert np.isfinite(text_encoder.embed([""])).all()

@@ -1,0 +1,315 @@
+"""Fusion weights, the router and their round trip."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cart_qdrant.arrays.types import FloatArray
+from cart_qdrant.generator.beam_search import Beams
+from cart_qdrant.search.fusion import (
+    FLOOR,
+    Calibration,
+    Columns,
+    Evidence,
+    blend,
+    fit_weights,
+    untrained,
+)
+from cart_qdrant.training.calibration.calibrate import (
+    HeldOut,
+    Items,
+    calibrate,
+    expected_calibration_error,
+)
+
+
+def searched(x_ND: FloatArray, rows_NL: npt.NDArray[np.int32]) -> Items:
+    n = len(x_ND)
+    unknown = np.full(n, np.nan, np.float32)
+    return Items(x_ND, np.zeros(n, np.intp), rows_NL, np.arange(n), unknown, np.zeros(n, np.intp))
+
+
+def beams_of(rows_KL: Any) -> Beams:
+    """Identifiers of equal score."""
+    return Beams(rows_KL, np.zeros(len(rows_KL), np.float32), np.arange(len(rows_KL)))
+
+
+def evidence(
+    media: list[float],
+    caption: list[float],
+    hub: list[float] | None = None,
+    caption_hub: list[float] | None = None,
+    words: list[float] | None = None,
+    vertical: list[int] | None = None,
+    belief: list[float] | None = None,
+) -> Evidence:
+    n = len(media)
+    unknown = [float("nan")] * n
+    return Evidence(
+        np.asarray(media, np.float32),
+        np.asarray(caption, np.float32),
+        np.full(n, np.nan, np.float32),
+        np.zeros(n, np.intp),
+        np.asarray(hub or unknown, np.float32),
+        np.asarray(caption_hub or unknown, np.float32),
+        np.asarray(words or unknown, np.float32),
+        np.asarray(vertical or [0] * n, np.intp),
+        np.log(np.asarray(belief or [1.0], np.float32)),
+    )
+
+
+def test_a_missing_caption_is_no_cosine_of_zero() -> None:
+    features = evidence([0.5, 0.5], [float("nan"), 0.0]).features([0.0, 0.0])
+    assert features[0].tolist() == [0.5, 1, 0, 0, 0, 0, 0]
+    assert features[1].tolist() == [0.5, 1, 0, 0, 1, 0, 0]
+
+
+def test_hubness_that_is_not_known_counts_as_the_mean() -> None:
+    nan = float("nan")
+    features = evidence([0.5] * 3, [0.1, 0.1, nan], [0.5, nan, 0.0], [0.5, nan, 0.9]).features(
+        [0.25, 0.75]
+    )
+    assert features[:, 2].tolist() == [-0.25, 0, 0.25]
+    assert features[:, 5].tolist() == [0.25, 0, 0]  # without a caption there is no hubness of it
+
+
+def test_columns_are_those_of_the_features() -> None:
+    column = Columns.of(2)
+    assert column.media.tolist() == [True] * 6 + [False] * 4
+    assert column.caption.tolist() == [False] * 6 + [True] * 3 + [False]
+    assert np.flatnonzero(column.presence).tolist() == [1, 4, 7]
+    assert np.flatnonzero(column.hub).tolist() == [2, 5, 8]
+    assert np.flatnonzero(column.beam).tolist() == [9]
+    assert len(column.beam) == evidence([0.0], [0.0]).features([0.0] * 3).shape[1]
+
+
+def test_reciprocal_ranks_count_only_lists_that_have_the_item() -> None:
+    nan = float("nan")
+    found = evidence([0.9, 0.8, nan], [nan, 0.2, 0.7], words=[nan, nan, 3.0])
+    scores = untrained(["s"], 2, captions=True).score("rrf", found)
+    assert scores == pytest.approx([1 / 61, 1 / 62 + 1 / 62, 1 / 61 + 1 / 61])
+
+
+def test_a_lane_of_words_leaves_out_what_has_none() -> None:
+    found = evidence([0.9, 0.8, 0.7], [0.1, float("nan"), 0.3], words=[1.0, 2.0, float("nan")])
+    calibration = untrained(["s"], 2, captions=True)
+    assert calibration.order("bm25", found, fill=False)[0].tolist() == [1, 0]
+    assert calibration.order("caption", found, fill=False)[0].tolist() == [2, 0]
+
+
+def test_a_hub_loses_to_what_is_as_near_and_asked_less() -> None:
+    calibration = replace(untrained(["s"], 2, captions=False), bare=[20.0, 0.0, 16.0, 0, 0, 0, 0])
+    found = evidence([0.5, 0.49], [float("nan")] * 2, [0.6, 0.4])
+    assert calibration.order("dense", found, fill=True)[0].tolist() == [0, 1]
+    assert calibration.order("fused", found, fill=True)[0].tolist() == [1, 0]
+
+
+def test_an_unlikely_beam_still_names_its_item() -> None:
+    """Under the floor it counts as little as no beam, but the item stays a candidate."""
+    found = Evidence(
+        np.zeros(3, np.float32), np.zeros(3, np.float32),
+        np.asarray([-1, FLOOR - 8, np.nan], np.float32), np.zeros(3, np.intp),
+        np.zeros(3, np.float32), np.zeros(3, np.float32), np.zeros(3, np.float32),
+        np.zeros(3, np.intp), np.zeros(1, np.float32),
+    )  # fmt: skip
+    assert found.named.tolist() == [True, True, False]
+    assert found.features([0.0, 0.0])[:, -1].tolist() == [11, 0, 0]
+    calibration = untrained(["s"], 2, captions=True)
+    assert set(calibration.order("generative", found, fill=False)[0]) == {0, 1}
+    assert calibration.order("generative", found, fill=True)[0].tolist()[2] == 2
+
+
+def test_weights_find_the_informative_feature() -> None:
+    rng = np.random.default_rng(0)
+    features, targets = [], []
+    for _ in range(200):
+        x = rng.normal(size=(20, 3)).astype(np.float32)
+        target = int(rng.integers(20))
+        x[target, 0] += 3
+        features.append(x)
+        targets.append(target)
+    w = fit_weights(features, targets, [1.0] * 200, np.asarray([True, True, False]))
+    assert w[0] > 1 > abs(w[1])
+    assert w[2] == 0
+
+
+def test_a_likeness_never_counts_against_an_item() -> None:
+    rng = np.random.default_rng(0)
+    features, targets = [], []
+    for _ in range(50):
+        x = rng.normal(size=(10, 2)).astype(np.float32)
+        target = int(rng.integers(10))
+        x[target] = [2, -2]
+        features.append(x)
+        targets.append(target)
+    every = np.ones(2, bool)
+    assert fit_weights(features, targets, [1.0] * 50, every)[1] < 0
+    assert fit_weights(features, targets, [1.0] * 50, every, every)[1] == 0
+
+
+@given(st.floats(-1, 1, width=32), st.floats(-1, 1, width=32))
+def test_route_follows_the_best_caption(threshold: float, best: float) -> None:
+    calibration = Calibration(
+        spaces=["s"],
+        dense=[],
+        captioned=[],
+        bare=[],
+        belief=[],
+        hub_means=[0.0, 0.0],
+        strong="fused",
+        weak="dense",
+        threshold=threshold,
+    )
+    found = calibration.route(evidence([0.0, 0.0], [best, -1.0]))
+    assert found == ("fused" if best >= threshold else "dense")
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(-1, 1), st.none() | st.floats(-1, 1), st.integers(0, 2)),
+        min_size=1, max_size=9,
+    )
+)  # fmt: skip
+def test_fused_scores_are_log_probabilities(items: list[tuple[float, float | None, int]]) -> None:
+    found = evidence(
+        [media for media, _, _ in items],
+        [float("nan") if caption is None else caption for _, caption, _ in items],
+        vertical=[vertical for _, _, vertical in items], belief=[0.5, 0.3, 0.2],
+    )  # fmt: skip
+    scores = untrained(["s"], 2, captions=True).score("fused", found)
+    assert np.exp(scores).sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_a_good_caption_wins_and_a_poor_one_does_not_hide_items_without() -> None:
+    calibration = untrained(["s"], 2, captions=True)
+    good = calibration.score("fused", evidence([0.1, 0.3], [0.8, float("nan")]))
+    poor = calibration.score("fused", evidence([0.1, 0.3], [0.2, float("nan")]))
+    assert good[0] > good[1]
+    assert poor[0] < poor[1]
+
+
+def test_what_is_believed_of_a_vertical_is_shared_by_its_items() -> None:
+    """However many they are, and however their cosines compare."""
+    nan = float("nan")
+    found = evidence(
+        [0.9, 0.8, 0.8, 0.8, 0.1], [nan] * 5, vertical=[0, 0, 0, 0, 1], belief=[0.4, 0.6]
+    )
+    for lane in ("dense", "fused"):
+        p = np.exp(untrained(["s"], 2, captions=False).score(lane, found))
+        assert p[4] == pytest.approx(0.6, abs=1e-4)
+        assert p[:4].sum() == pytest.approx(0.4, abs=1e-4)
+    alone = evidence([0.9, 0.8], [nan] * 2, vertical=[0, 0], belief=[0.4, 0.6])
+    p = np.exp(untrained(["s"], 2, captions=False).score("fused", alone))
+    assert p.sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_a_seldom_asked_space_is_weighed_as_the_most_asked_one() -> None:
+    """Five queries for sounds, whose cosines are an order smaller, among 200 for pictures."""
+    rng = np.random.default_rng(3)
+    n, d = 80, 16
+    x = rng.normal(size=(n, d)).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    sound = np.arange(n) >= 60
+    rows = np.stack([np.arange(n), np.zeros(n)], axis=1).astype(np.int32)
+    unknown = np.full(n, np.nan, np.float32)
+    items = Items(x, sound.astype(np.intp), rows, np.arange(n), unknown, sound.astype(np.intp))
+    asked = np.concatenate([rng.integers(0, 60, 200), rng.integers(60, n, 5)])
+    q = x[asked] + 0.3 * rng.normal(size=(len(asked), d)).astype(np.float32)
+    belief = np.log(np.where(sound[asked][:, None], [[0.2, 0.8]], [[0.8, 0.2]])).astype(np.float32)
+    held = HeldOut(
+        asked, {"visual": q, "audio": 0.1 * q}, np.zeros((len(asked), 4), np.float32),
+        [beams_of(rows[:1])] * len(asked), np.zeros((n, 4), np.float32),
+        np.zeros(n, bool), unknown, belief,
+    )  # fmt: skip
+    found = calibrate({"new": held}, items, untrained(["visual", "audio"], 1, False))
+    assert found.dense[:3] == found.dense[3:6] and found.dense[0] > 0
+    assert found.bare[:3] == found.bare[3:6]
+
+
+def test_calibration_round_trip() -> None:
+    calibration = untrained(["visual", "audio"], 4, captions=True)
+    again = Calibration.from_json(json.loads(json.dumps(calibration.to_json())))
+    assert again == calibration
+
+
+def test_routed_is_never_worse_than_dense_on_held_out_queries() -> None:
+    """Captions that mislead: whatever the weights, the router must not lose to dense."""
+    rng = np.random.default_rng(1)
+    n, d, w = 60, 16, 8
+    x = rng.normal(size=(n, d)).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    rows = np.stack([np.arange(n), np.zeros(n)], axis=1).astype(np.int32)
+
+    def stratum(noise: float, known: bool) -> HeldOut:
+        items = rng.integers(0, n, 80) if known else rng.integers(0, 20, 80)
+        q = x[items] + noise * rng.normal(size=(80, d)).astype(np.float32)
+        captions = rng.normal(size=(n, w)).astype(np.float32)
+        text = rng.normal(size=(80, w)).astype(np.float32)
+        if known:
+            text = captions[items] + 0.5 * rng.normal(size=(80, w)).astype(np.float32)
+        beams = [beams_of(rows[:3])] * 80
+        # Held-out items have no caption that is known; some others have none either.
+        has = np.ones(n, bool)
+        if not known:
+            has[items] = False
+            captions[~has] = 0
+        unknown, sure = np.full(n, np.nan, np.float32), np.zeros((80, 1), np.float32)
+        return HeldOut(items, {"s": q}, text, beams, captions, has, unknown, sure)
+
+    strata = {"new": stratum(0.3, known=False), "known": stratum(0.3, known=True)}
+    base = untrained(["s"], 1, captions=True)
+    found = calibrate(strata, searched(x, rows), base)
+    for lanes in found.held_out.values():
+        for measure in ("R@1", "R@10"):
+            assert lanes["auto"][measure] >= lanes["dense"][measure]
+    assert found.held_out["known"]["fused"]["R@1"] > found.held_out["known"]["dense"]["R@1"]
+    assert found.ece is not None and found.ece < 0.1
+    sure = found.confidences(evidence([0.9, 0.1], [0.9, 0.0]))
+    assert sure is not None and 0 < sure[1] < sure[0] < 1
+
+
+def test_calibration_error_is_the_gap_between_stated_and_observed() -> None:
+    p = np.asarray([0.95] * 10 + [0.05] * 10)
+    right = np.asarray([True] * 10 + [False] * 10)
+    assert expected_calibration_error(p, right, np.ones(20)) == pytest.approx(0.05)
+    assert expected_calibration_error(p, ~right, np.ones(20)) == pytest.approx(0.95)
+    # What weighs nothing does not count.
+    weight = np.asarray([1.0] * 10 + [0.0] * 10)
+    assert expected_calibration_error(p, np.asarray([True] * 20), weight) == pytest.approx(0.05)
+
+
+def test_a_few_held_out_queries_do_not_choose_a_routing() -> None:
+    """Ten queries: the usual lane, or dense where that loses; never what chance prefers."""
+    rng = np.random.default_rng(2)
+    n = 30
+    x = rng.normal(size=(n, 8)).astype(np.float32)
+    rows = np.stack([np.arange(n), np.zeros(n)], axis=1).astype(np.int32)
+    items = np.arange(10)
+    has = np.arange(n) >= 10
+    captions = np.where(has[:, None], rng.normal(size=(n, 6)), 0).astype(np.float32)
+    text = rng.normal(size=(10, 6)).astype(np.float32)
+    beams = [beams_of(rows[i : i + 1]) for i in items]
+    hub, sure = np.zeros(n, np.float32), np.zeros((10, 1), np.float32)
+    held = HeldOut(items, {"s": x[items]}, text, beams, captions, has, hub, sure)
+    base = untrained(["s"], 1, captions=True)
+    found = calibrate({"new": held}, searched(x, rows), base)
+    assert found.confidence == [] and found.ece is None
+    assert found.strong == found.weak != "generative"
+    assert found.belief == base.belief
+    measured = found.held_out["new"]
+    assert measured["auto"]["R@1"] >= measured["dense"]["R@1"]
+
+
+def test_blended_queries_are_unit_vectors_between_their_parts() -> None:
+    tower, other = np.eye(2, dtype=np.float32)[:1], np.eye(2, dtype=np.float32)[1:]
+    assert blend(tower, None, 0.5) is tower and blend(tower, other, 0.0) is tower
+    q = blend(tower, other, 0.25)
+    assert np.linalg.norm(q) == pytest.approx(1) and q[0, 0] > q[0, 1] > 0

@@ -1,0 +1,97 @@
+"""The query encoder in ONNX Runtime agrees with the one in torch."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cart_qdrant.embedders.text.folder import text_encoder_folder
+from cart_qdrant.embedders.text.onnx_encoder import TOGETHER
+from cart_qdrant.generator.model import QUERY_GRAPH, QuickEncoder, Trained
+from cart_qdrant.training.export import write_query_graph
+from cart_qdrant.training.query_encoder import QueryEncoder
+
+TEXTS = [
+    "a dog surfing",
+    "Two people walk along the beach at sunset, and a third one takes a picture of them.",
+    "rain",
+    "ein Hund läuft über eine Wiese",
+]
+
+
+@pytest.fixture(scope="module")
+def encoder(text_encoder: Any) -> QueryEncoder:
+    torch.manual_seed(0)
+    made = QueryEncoder(text_encoder, {"visual": 24, "audio": 16}).eval()
+    # Untrained, the caption head changes nothing: it would not be tested.
+    torch.nn.init.normal_(made.caption.down.weight, std=0.02)
+    return made
+
+
+@pytest.fixture(scope="module")
+def quick(encoder: QueryEncoder, tmp_path_factory: pytest.TempPathFactory) -> QuickEncoder:
+    path = tmp_path_factory.mktemp("graph") / "query.onnx"
+    write_query_graph(encoder, path)
+    return QuickEncoder(path, text_encoder_folder())
+
+
+def test_vectors_are_those_of_the_encoder_within_int8(
+    encoder: QueryEncoder, quick: QuickEncoder
+) -> None:
+    wanted = encoder.encode(encoder.tokenize(TEXTS))
+    found = quick.encode(TEXTS)
+    pairs = {
+        "text": (wanted.text_BW, found.text_BW),
+        "caption": (wanted.caption_BW, found.caption_BW),
+        "visual": (wanted.media["visual"], found.media["visual"]),
+        "audio": (wanted.media["audio"], found.media["audio"]),
+    }
+    for name, (one, other) in pairs.items():
+        cosines = (one.numpy() * other).sum(axis=1)
+        assert cosines.min() > 0.98, name
+        np.testing.assert_allclose(np.linalg.norm(other, axis=1), 1, atol=1e-5)
+    # What is unlike stays unlike: the vectors are not all the same.
+    assert (found.text_BW @ found.text_BW.T)[0, 2] < 0.9
+    assert found.taps is None
+
+
+def test_states_are_those_of_the_encoder(encoder: QueryEncoder, quick: QuickEncoder) -> None:
+    wanted = encoder.encode(encoder.tokenize(TEXTS))
+    found = quick.encode(TEXTS, taps=True)
+    assert found.taps is not None
+    np.testing.assert_array_equal(found.mask_BS, wanted.mask_BS.numpy())
+    there = found.mask_BS
+    for one, other in zip(wanted.taps, found.taps, strict=True):
+        x, y = one.numpy()[there], other[there]
+        assert np.linalg.norm(x - y) < 0.2 * np.linalg.norm(x)
+
+
+def test_batches_come_back_in_order(quick: QuickEncoder) -> None:
+    texts = [f"{'very ' * (n % 7)}old picture number {n}" for n in range(2 * TOGETHER + 3)]
+    together = quick.encode(texts, taps=True)
+    assert together.taps is not None
+    for n in (0, 5, len(texts) - 1):
+        alone = quick.encode([texts[n]], taps=True)
+        assert float(together.media["visual"][n] @ alone.media["visual"][0]) > 0.97
+        best = np.argmax(together.text_BW @ alone.text_BW[0])
+        assert best == n or together.text_BW[best] @ together.text_BW[n] > 0.97
+        length = int(alone.mask_BS.sum())
+        assert int(together.mask_BS[n].sum()) == length
+        assert together.taps[0][n, length:].shape == together.taps[2][n, length:].shape
+
+
+def test_an_older_models_graph_is_made_when_it_is_opened(trained: Path, tmp_path: Path) -> None:
+    (folder,) = trained.glob("generator-*")
+    new = Trained(folder, text_encoder_folder())
+    older = Path(shutil.copytree(folder, tmp_path / "generator"))
+    (older / QUERY_GRAPH).unlink()
+    old = Trained(older, text_encoder_folder())
+    for one, other in zip(
+        new.encode(TEXTS).media.values(), old.encode(TEXTS).media.values(), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
