@@ -48,8 +48,8 @@ from scale import SPACE, make, nearest, share
 from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.embedders.text.folder import text_encoder_folder
 from cart_qdrant.files import folder_hash, save_arrays
+from cart_qdrant.generator.artifacts import CALIBRATION
 from cart_qdrant.generator.decode import decode
-from cart_qdrant.generator.model import CALIBRATION, Trained
 from cart_qdrant.generator.prior import HUB, NodeGains
 from cart_qdrant.identifiers.codec import Codec, Counters, IdentifierConfig, fit_codec
 from cart_qdrant.identifiers.hubness import media_space
@@ -59,6 +59,7 @@ from cart_qdrant.index.manifest import Artifact, IdentifierInfo
 from cart_qdrant.records import Identifier
 from cart_qdrant.search.candidates import POOL
 from cart_qdrant.search.retriever import Retriever
+from cart_qdrant.search.trained import Trained
 from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage.protocol import CAPTION, MEDIA
 

@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+CACHE_VARIABLE = "CARTQ_CACHE"
+"""Environment variable that names the folder of what can be made again."""
+
 
 def file_hash(path: Path) -> str:
     """blake2b (16 bytes, hex) of a file."""
@@ -88,3 +91,11 @@ def folder_hash(folder: Path) -> str:
     for path in sorted(folder.iterdir()):
         digest.update(f"{path.name}\0{file_hash(path)}\n".encode())
     return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Folder of what can be made or fetched again."""
+    named = os.environ.get(CACHE_VARIABLE)
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cart-qdrant"

@@ -234,3 +234,8 @@ class Hit:
             "payload": self.payload,
             **why,
         }
+
+
+def text_key(text: str) -> str:
+    """What two captions share when they say the same: case and spaces do not count."""
+    return " ".join(text.casefold().split())

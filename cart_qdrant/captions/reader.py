@@ -23,11 +23,10 @@ from cart_qdrant.captions.text import (
     from_tags,
     make_captions,
     merge_captions,
-    text_key,
 )
 from cart_qdrant.errors import CaptionError, UsageError
 from cart_qdrant.media.path_match import relative_key
-from cart_qdrant.records import Caption, CaptionSource, Failure
+from cart_qdrant.records import Caption, CaptionSource, Failure, text_key
 
 __all__ = [
     "JSON",

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from cart_qdrant.captions.subtitles import parse_subtitles
 from cart_qdrant.captions.tables import Problem, Row, decode, parse_captions, parse_object
-from cart_qdrant.captions.text import make_captions, text_key
-from cart_qdrant.records import Caption, CaptionSource
+from cart_qdrant.captions.text import make_captions
+from cart_qdrant.records import Caption, CaptionSource, text_key
 
 TABLES = ("metadata.jsonl", "metadata.csv")
 SUBTITLES = (".srt", ".vtt")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import PurePath
 
-from cart_qdrant.records import Caption, CaptionSource
+from cart_qdrant.records import Caption, CaptionSource, text_key
 
 MAX_CHARS = 1_000
 """Characters; a longer caption is cut at the last space before it. Models read far fewer."""
@@ -70,11 +70,6 @@ def clean_text(text: str) -> str:
 def has_words(text: str) -> bool:
     """Whether any letter or digit is in `text`."""
     return any(c.isalnum() for c in text)
-
-
-def text_key(text: str) -> str:
-    """What two captions share when they say the same: case and spaces do not count."""
-    return " ".join(text.casefold().split())
 
 
 def make_captions(texts: Iterable[str], source: CaptionSource) -> list[Caption]:

@@ -14,14 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from cart_qdrant.arrays.types import FloatArray
-from cart_qdrant.captions.text import text_key
 from cart_qdrant.embedders.precomputed_file import VectorFile, read_vectors
 from cart_qdrant.embedders.text.folder import text_encoder_folder
 from cart_qdrant.embedders.zero_shot import Lexicon
 from cart_qdrant.errors import MediaError, UsageError
 from cart_qdrant.media.clip import Clip
 from cart_qdrant.media.path_match import SuffixIndex, path_key
-from cart_qdrant.records import Modality
+from cart_qdrant.records import Modality, text_key
 
 SPACE = "media"
 """The one space: all vectors of a file may be compared."""

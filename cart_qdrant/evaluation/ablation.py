@@ -35,11 +35,11 @@ from cart_qdrant.identifiers.trie import Trie
 from cart_qdrant.index.identify import Vectors, encode, load_codec
 from cart_qdrant.index.index import Library
 from cart_qdrant.progress import Reporter, Silent
+from cart_qdrant.search.fusion import MEANINGFUL
 from cart_qdrant.training.corpus import Corpus, Split, read_corpus, split_pairs
 from cart_qdrant.training.generator_fit import FitConfig, GeneratorData, fit_generator, read_taps
 from cart_qdrant.training.query_encoder import QueryEncoder
 from cart_qdrant.training.query_vectors import pair_vectors
-from cart_qdrant.training.read_diagnostics import MEANINGFUL
 from cart_qdrant.training.text_states import TextStates
 from cart_qdrant.training.trained_model import Model
 

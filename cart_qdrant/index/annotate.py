@@ -21,7 +21,10 @@ from cart_qdrant.captions.models import Captioner, Transcriber
 from cart_qdrant.captions.reader import segment_captions
 from cart_qdrant.captions.text import make_captions
 from cart_qdrant.config import SegmentConfig
+from cart_qdrant.embedders.text.folder import text_encoder_folder
 from cart_qdrant.errors import CaptionError, CartError, MediaError, UsageError
+from cart_qdrant.generator.artifacts import QUERY_GRAPH
+from cart_qdrant.generator.encoder import QuickEncoder
 from cart_qdrant.index.identify import assign_new, vector_of
 from cart_qdrant.index.index import Library
 from cart_qdrant.index.writer import MADE_BY, PointWriter, caption_means, identifier_payload
@@ -31,7 +34,6 @@ from cart_qdrant.progress import Reporter
 from cart_qdrant.records import MADE_SOURCES, Caption, CaptionSource, Failure, Modality
 from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage.protocol import CAPTION, MEDIA
-from cart_qdrant.training.trained_model import Model
 
 TOGETHER = 8
 """Pictures captioned together."""
@@ -454,10 +456,8 @@ class _Fits:
         generator = library.manifest.generator
         if generator is not None:
             folder = library.folder.path(generator.folder)
-            encoder = Model.load(folder, library.text_encoder()).encoder
-            return lambda texts, space: (
-                encoder.media_vectors(texts, space) if space in encoder.heads else None
-            )
+            encoder = QuickEncoder(folder / QUERY_GRAPH, text_encoder_folder())
+            return lambda texts, space: encoder.encode(texts).media.get(space)
         lexicon = library.lexicon()
         if lexicon is not None:
             return lambda texts, space: lexicon.embed(library.text_encoder().embed(texts), space)

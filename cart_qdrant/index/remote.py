@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import logging
-import os
 import re
 import shutil
 import tempfile
@@ -26,14 +25,12 @@ from cart_qdrant.errors import (
     UsageError,
     first_line,
 )
-from cart_qdrant.files import artifact_hash, write_atomic
+from cart_qdrant.files import artifact_hash, cache_folder, write_atomic
 from cart_qdrant.index.folder import COPIED, IndexFolder
 from cart_qdrant.index.manifest import Artifact, Manifest
 
 log = logging.getLogger(__name__)
 
-CACHE_VARIABLE = "CARTQ_CACHE"
-"""Folder of copies; that of the user's cache without it."""
 KEPT = 3
 """Versions of one index that stay in the cache."""
 _VERSION = re.compile("[0-9a-f]{16}")
@@ -43,14 +40,6 @@ _AGAIN = "Copy the index folder there again, its manifest.json last."
 def is_url(root: str) -> bool:
     """Whether an index is named by a URL, and not by a folder."""
     return "://" in root
-
-
-def cache_folder() -> Path:
-    """Where copies lie."""
-    named = os.environ.get(CACHE_VARIABLE)
-    if named:
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cart-qdrant"
 
 
 def local_folder(root: str) -> Path:

@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.generator.beam_search import PriorScorer, Scorer
-from cart_qdrant.generator.model import Trained
 from cart_qdrant.generator.prior import NodeGains, prior_logits
 from cart_qdrant.identifiers.codec import Codec
 from cart_qdrant.identifiers.trie import Trie
@@ -24,6 +23,7 @@ from cart_qdrant.index.index import Library
 from cart_qdrant.records import Hit
 from cart_qdrant.search.candidates import Encoded, Pool
 from cart_qdrant.search.fusion import Calibration
+from cart_qdrant.search.trained import Trained
 from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage.protocol import CAPTION
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from cart_qdrant.arrays.types import FloatArray, IndexArray
-from cart_qdrant.captions.text import text_key
 from cart_qdrant.files import load_arrays, save_arrays
+from cart_qdrant.records import text_key
 
 LEAST = 20
 """Texts under which a kind of media is not told apart from the others of its space."""

@@ -23,7 +23,6 @@ from cart_qdrant.embedders.text.folder import text_encoder_folder
 from cart_qdrant.errors import MismatchError, UsageError
 from cart_qdrant.generator.beam_search import Beams
 from cart_qdrant.generator.decode import beams_for, decode
-from cart_qdrant.generator.model import Trained
 from cart_qdrant.generator.prior import HUB, NodeGains
 from cart_qdrant.index.identify import load_codec, load_table, load_trie
 from cart_qdrant.index.index import TEXT_DIM, Library
@@ -33,14 +32,14 @@ from cart_qdrant.search.candidates import DESCRIBED, POOL, Collector, Encoded, P
 from cart_qdrant.search.caption_match import best_caption, moment_of, words_of
 from cart_qdrant.search.explain import Explainer
 from cart_qdrant.search.filters import merge_filters
-from cart_qdrant.search.fusion import SINGLE, Calibration, blend, untrained
+from cart_qdrant.search.fusion import MEANINGFUL, SINGLE, Calibration, blend, untrained
 from cart_qdrant.search.item_features import FactFinder
 from cart_qdrant.search.lookup import find_item
 from cart_qdrant.search.modality_prior import Verticals
 from cart_qdrant.search.query import Mixed, Mixer, Query
 from cart_qdrant.search.result import SearchResult
+from cart_qdrant.search.trained import Trained
 from cart_qdrant.storage import requests as qdrant
-from cart_qdrant.training.read_diagnostics import MEANINGFUL
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient

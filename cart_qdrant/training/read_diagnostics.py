@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-MEANINGFUL = 50
-"""Held-out queries under which a recall says nothing (its error is then 7 points)."""
+from cart_qdrant.search.fusion import MEANINGFUL
+
 FIRST = 0.2
 """Share of the answers among the first ten that should come first; less is a bad order."""
 SHRINKS = 1.25

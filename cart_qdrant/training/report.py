@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cart_qdrant.errors import UsageError
-from cart_qdrant.search.fusion import Calibration
+from cart_qdrant.search.fusion import MEANINGFUL, Calibration
 from cart_qdrant.training.generator_fit import FitConfig
-from cart_qdrant.training.read_diagnostics import MEANINGFUL
 from cart_qdrant.training.tower import TowerConfig
 
 PROFILES: Mapping[str, tuple[TowerConfig, FitConfig]] = {

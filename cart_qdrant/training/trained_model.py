@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cart_qdrant.embedders.text.minilm import TextEncoder
-from cart_qdrant.generator.model import (
+from cart_qdrant.generator.artifacts import (
     CALIBRATION,
     CONFIG,
     GENERATOR,

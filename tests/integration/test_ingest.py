@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 from qdrant_client import models
-from tests.unit.index.test_library import _Fitted
 
 from cart_qdrant.embedders.zero_shot import Lexicon
 from cart_qdrant.errors import MismatchError, UsageError
@@ -23,6 +22,7 @@ from cart_qdrant.index.ingest import Ingest, IngestOptions
 from cart_qdrant.records import Identifier
 from tests import media_factory as media
 from tests.conftest import PatchEmbedder, points, tree_of
+from tests.unit.index.test_index import _Fitted
 
 Run = Callable[..., Any]
 

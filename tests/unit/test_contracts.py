@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import graphlib
+import re
 import shutil
 import subprocess
 import sys
@@ -42,18 +44,46 @@ def test_a_search_is_light(index: str, tmp_path: Path, request: pytest.FixtureRe
     assert done.returncode == 0, done.stderr
 
 
-def test_imports_point_one_way() -> None:
-    """search -> learn -> index -> leaves."""
-    order = {"index": 0, "learn": 1, "search": 2}
+LEAVES = {"config", "errors", "files", "progress", "records"}
+
+
+def allowed_imports() -> dict[str, set[str]]:
+    """What each room may import, by the table in CONTRIBUTING.md."""
+    rows = re.findall(
+        r"^\| `(\w+)` \|[^|]*\|([^|]*)\|$", (ROOT.parent / "CONTRIBUTING.md").read_text(), re.M
+    )
+    return {room: set(re.findall(r"`(\w+)`", allowed)) for room, allowed in rows}
+
+
+def test_a_room_imports_only_what_the_table_allows() -> None:
+    rooms = allowed_imports()
+    folders = {path.name for path in ROOT.iterdir() if (path / "__init__.py").exists()}
+    assert rooms.keys() == folders
+    files = {path.stem for path in ROOT.glob("*.py")} - {"__init__"}
+    assert files == LEAVES
     for path in ROOT.rglob("*.py"):
         here = path.relative_to(ROOT).parts[0]
-        rank = order.get(here, -1)
-        if path.name == "__init__.py" and rank == -1:
+        if here == "__init__.py":
             continue
+        may = (rooms[here] | {here} if here in rooms else set()) | LEAVES
+        for node in ast.walk(ast.parse(path.read_text())):  # imports inside functions, too
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cart_qdrant"):
+                named = (node.module or "").split(".")[1:2] or [alias.name for alias in node.names]
+                assert set(named) <= may, f"{path}:{node.lineno} imports {node.module}"
+
+
+def test_the_table_has_no_circle_and_no_room_that_is_not_used() -> None:
+    rooms = allowed_imports()
+    used: dict[str, set[str]] = {room: set() for room in rooms}
+    for path in ROOT.rglob("*/*.py"):
+        here = path.relative_to(ROOT).parts[0]
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cart_qdrant."):
-                part = (node.module or "").split(".")[1]
-                assert order.get(part, -1) <= rank, f"{path} imports {node.module}"
+                used[here].add((node.module or "").split(".")[1])
+    order = list(graphlib.TopologicalSorter(rooms).static_order())
+    assert set(order) == set(rooms)
+    for room, allowed in rooms.items():
+        assert allowed <= used[room], f"{room} does not import {allowed - used[room]}"
 
 
 def test_nothing_is_pickled() -> None:

@@ -20,8 +20,7 @@ import numpy.typing as npt
 from cart_qdrant.arrays.types import FloatArray, MaskArray
 from cart_qdrant.embedders.text.tokenizer import load_tokenizer
 from cart_qdrant.errors import first_line
-from cart_qdrant.files import write_atomic
-from cart_qdrant.index.remote import cache_folder
+from cart_qdrant.files import cache_folder, write_atomic
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

@@ -22,6 +22,7 @@ from cart_qdrant.generator.beam_search import Beams, places
 from cart_qdrant.search.fusion import (
     CAPTIONED,
     LANES,
+    MEANINGFUL,
     Calibration,
     Columns,
     Evidence,
@@ -34,7 +35,6 @@ from cart_qdrant.search.fusion import (
     log_sum,
 )
 from cart_qdrant.training.generator_fit import reachable
-from cart_qdrant.training.read_diagnostics import MEANINGFUL
 
 Mask = npt.NDArray[np.bool_]
 

@@ -22,9 +22,9 @@ from cart_qdrant.captions.reader import (
     segment_captions,
 )
 from cart_qdrant.captions.tables import to_json
-from cart_qdrant.captions.text import clean_text, text_key
+from cart_qdrant.captions.text import clean_text
 from cart_qdrant.errors import CaptionError, UsageError
-from cart_qdrant.records import Caption, CaptionSource
+from cart_qdrant.records import Caption, CaptionSource, text_key
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 MEDIA = {".jpg", ".mp4", ".ogg"}

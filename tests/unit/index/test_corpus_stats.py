@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.unit.index.test_library import _Fitted
 
 from cart_qdrant.config import SegmentConfig
 from cart_qdrant.index import corpus_stats as warmup
@@ -20,6 +19,7 @@ from cart_qdrant.media.scan import FileEntry, scan
 from cart_qdrant.progress import Silent
 from cart_qdrant.records import Modality
 from tests import media_factory as media
+from tests.unit.index.test_index import _Fitted
 
 Open = Callable[..., Library]
 

@@ -314,7 +314,7 @@ def test_memory_is_bounded_whatever_the_input(bad: dict[str, Path]) -> None:
         "import sys; from pathlib import Path\n"
         "from cart_qdrant.config import SegmentConfig\n"
         "from cart_qdrant.errors import MediaError\n"
-        "from cart_qdrant.index.media import decode\n"
+        "from cart_qdrant.media.segments import decode\n"
         "for name in sys.argv[1:]:\n"
         "    try:\n"
         "        for pair in decode(Path(name), name, SegmentConfig(), lambda reason: None): pass\n"

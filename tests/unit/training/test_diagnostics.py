@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from cart_qdrant.training.read_diagnostics import MEANINGFUL, read_signs
+from cart_qdrant.search.fusion import MEANINGFUL
+from cart_qdrant.training.read_diagnostics import read_signs
 
 
 def summary(**changed: Any) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +10,7 @@ import torch
 
 from cart_qdrant.embedders.text.folder import text_encoder_folder
 from cart_qdrant.embedders.text.onnx_encoder import TOGETHER
-from cart_qdrant.generator.model import QUERY_GRAPH, QuickEncoder, Trained
+from cart_qdrant.generator.encoder import QuickEncoder
 from cart_qdrant.training.export import write_query_graph
 from cart_qdrant.training.query_encoder import QueryEncoder
 
@@ -83,15 +81,3 @@ def test_batches_come_back_in_order(quick: QuickEncoder) -> None:
         length = int(alone.mask_BS.sum())
         assert int(together.mask_BS[n].sum()) == length
         assert together.taps[0][n, length:].shape == together.taps[2][n, length:].shape
-
-
-def test_an_older_models_graph_is_made_when_it_is_opened(trained: Path, tmp_path: Path) -> None:
-    (folder,) = trained.glob("generator-*")
-    new = Trained(folder, text_encoder_folder())
-    older = Path(shutil.copytree(folder, tmp_path / "generator"))
-    (older / QUERY_GRAPH).unlink()
-    old = Trained(older, text_encoder_folder())
-    for one, other in zip(
-        new.encode(TEXTS).media.values(), old.encode(TEXTS).media.values(), strict=True
-    ):
-        np.testing.assert_array_equal(one, other)

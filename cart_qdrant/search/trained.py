@@ -1,0 +1,75 @@
+"""What a search loads of a trained model: query encoder, calibration, modality prior, generator.
+
+None of it needs torch, which takes a second to import, but the generator; that is loaded when it
+is first asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cart_qdrant.generator.artifacts import (
+    CALIBRATION,
+    CONFIG,
+    GENERATOR,
+    QUERY_GRAPH,
+    VERTICALS,
+    other_parts,
+)
+from cart_qdrant.generator.encoder import QuickEncoder, Texts
+from cart_qdrant.search.fusion import Calibration
+from cart_qdrant.search.modality_prior import Verticals
+
+if TYPE_CHECKING:
+    from cart_qdrant.generator.network import Generator
+
+
+class Trained:
+    """See the module's docstring.
+
+    Args:
+        folder: The generator's, as `Model.save` has written it.
+        text: Folder of the text encoder.
+
+    Raises:
+        MismatchError: It was written by a version with other parts.
+    """
+
+    def __init__(self, folder: Path, text: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        try:
+            self._config = json.loads((folder / CONFIG).read_text())
+            self.calibration = Calibration.from_json(json.loads((folder / CALIBRATION).read_text()))
+            self.verticals = Verticals.load(folder / VERTICALS)
+            self._encoder = QuickEncoder(folder / QUERY_GRAPH, text)
+        except (OSError, KeyError, TypeError, RuntimeError) as error:
+            raise other_parts(folder, error) from error
+
+    def encode(self, texts: Sequence[str], *, taps: bool = False) -> Texts:
+        """See `QuickEncoder.encode`."""
+        return self._encoder.encode(texts, taps=taps)
+
+    @property
+    def generator(self) -> Generator:
+        """The generator, loaded once.
+
+        Raises:
+            MismatchError: It was written by a version with other parts.
+        """
+        with self._lock:
+            return self._generator
+
+    @cached_property
+    def _generator(self) -> Generator:
+        from cart_qdrant.generator.network import load_generator
+
+        try:
+            return load_generator(self._folder / GENERATOR, self._config["generator"])
+        except (OSError, KeyError, TypeError, RuntimeError) as error:
+            raise other_parts(self._folder, error) from error
