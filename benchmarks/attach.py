@@ -24,7 +24,7 @@ import qdrant_edge as edge
 from qdrant_client import QdrantClient, models
 
 from cart_qdrant.index.attach import attach, sync
-from cart_qdrant.index.index import Library
+from cart_qdrant.index.index import Index
 from cart_qdrant.storage.edge import EdgeStore
 from cart_qdrant.storage.protocol import Store
 from cart_qdrant.storage.server import ClientStore
@@ -130,8 +130,8 @@ def measure(kind: type[Memory | Engine], vectors: np.ndarray[Any, Any]) -> str:
         before = digest(with_store)
         with_store.close()
         begin_s = time.perf_counter()
-        with attach(root, NAME, **theirs.place) as library:
-            first = sync(library)
+        with attach(root, NAME, **theirs.place) as index:
+            first = sync(index)
         attached = time.perf_counter() - begin_s
         with_store = theirs.store()
         same = digest(with_store) == before
@@ -141,9 +141,9 @@ def measure(kind: type[Memory | Engine], vectors: np.ndarray[Any, Any]) -> str:
         seconds = []
         client = theirs.place.get("client")
         for verify in (False, True):
-            with Library.open(root, client=client) as library:
+            with Index.open(root, client=client) as index:
                 begin_s = time.perf_counter()
-                report = sync(library, verify=verify)
+                report = sync(index, verify=verify)
                 seconds.append(time.perf_counter() - begin_s)
                 if not verify:
                     new, gone = report.new, report.gone

@@ -28,7 +28,7 @@ import numpy as np
 
 from cart_qdrant.index.folder import IndexFolder
 from cart_qdrant.index.identify import load_codec, load_trie, renew
-from cart_qdrant.index.index import Library
+from cart_qdrant.index.index import Index
 from cart_qdrant.records import Identifier
 from cart_qdrant.search.retriever import Retriever
 
@@ -87,12 +87,12 @@ def read_state(index: Path, problems: list[str]) -> State | None:
     """
     if not IndexFolder(index).exists():
         return None
-    with Library.open(index) as library:
-        info, trie = library.manifest.identifiers, load_trie(library)
-        load_codec(library)  # its hash is checked
+    with Index.open(index) as opened:
+        info, trie = opened.manifest.identifiers, load_trie(opened)
+        load_codec(opened)  # its hash is checked
         payloads, vectors, names = {}, {}, {}
         rows = set()
-        for record in library.store.scroll(with_vectors=["media"]):
+        for record in opened.store.scroll(with_vectors=["media"]):
             payload, key = dict(record.payload or {}), str(record.id)
             if info is not None and info.field in payload:
                 one = Identifier.from_payload(payload[info.field])
@@ -277,13 +277,13 @@ def work(what: str, index: Path, media: Path) -> None:
     folder = IndexFolder(index)
     with folder.lock():
         embedder = open_embedder("lite")
-        library = Library.open(index) if folder.exists() else Library.create(index, embedder)
-        library.set_embedder(embedder)
-        with library, (index.parent / LOG).open("a") as log:
+        opened = Index.open(index) if folder.exists() else Index.create(index, embedder)
+        opened.set_embedder(embedder)
+        with opened, (index.parent / LOG).open("a") as log:
             for owner, name in (
-                *((library.store, n) for n in ("create_keyword_index", "delete", "flush")),
-                *((library.store, n) for n in ("upsert", "set_payload", "delete_payload_key")),
-                (library, "put"),
+                *((opened.store, n) for n in ("create_keyword_index", "delete", "flush")),
+                *((opened.store, n) for n in ("upsert", "set_payload", "delete_payload_key")),
+                (opened, "put"),
                 (warmup, "_write_part"),
                 (identify, "_save"),
                 (tower, "save_checkpoint"),
@@ -292,11 +292,11 @@ def work(what: str, index: Path, media: Path) -> None:
             ):
                 setattr(owner, name, _logged(getattr(owner, name), name, log))
             if what == "renew":
-                renew(library)
+                renew(opened)
             elif what == "train":
-                train.train(library, train.TrainOptions(profile="quick"))
+                train.train(opened, train.TrainOptions(profile="quick"))
             else:
-                Ingest(library, IngestOptions(paths=[media])).run()
+                Ingest(opened, IngestOptions(paths=[media])).run()
 
 
 def main() -> None:

@@ -85,8 +85,8 @@ def compare_threads(
     retriever: Retriever, texts: list[str], wait: float, threads: list[int]
 ) -> None:
     """Searches a second, and the loop's gaps, by the number of threads."""
-    library = retriever._library
-    library.store = Distant(library.store, wait / 1e3)
+    index = retriever._index
+    index.store = Distant(index.store, wait / 1e3)
     print("| threads | searches a second | gaps p50, ms | p99 |\n|---:|---:|---:|---:|")
     for count in threads:
         retriever._threads.shutdown()

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cart_qdrant.embedders.registry import open_embedder
-from cart_qdrant.index.index import Library
+from cart_qdrant.index.index import Index
 from cart_qdrant.index.ingest import Ingest, IngestOptions, IngestReport
 
 KINDS = ("photos", "videos", "sounds")
@@ -105,9 +105,9 @@ def measure(folder: Path, *, again: bool = False) -> dict[str, Any]:
     load, cpu = os.getloadavg()[0], _cpu_seconds()
     with (
         tempfile.TemporaryDirectory() as scratch,
-        Library.create(Path(scratch) / ".cartq", open_embedder("lite")) as library,
+        Index.create(Path(scratch) / ".cartq", open_embedder("lite")) as index,
     ):
-        report = _run(library, folder)
+        report = _run(index, folder)
         row = _row(report) | {
             "cpu_seconds": round(_cpu_seconds() - cpu, 2),
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
@@ -115,13 +115,13 @@ def measure(folder: Path, *, again: bool = False) -> dict[str, Any]:
             "cores": os.cpu_count(),
         }
         if again:
-            row["again_seconds"] = round(_run(library, folder).seconds, 3)
+            row["again_seconds"] = round(_run(index, folder).seconds, 3)
     return row
 
 
-def _run(library: Library, folder: Path) -> IngestReport:
-    with library.folder.lock():
-        return Ingest(library, IngestOptions(paths=[folder])).run()
+def _run(index: Index, folder: Path) -> IngestReport:
+    with index.folder.lock():
+        return Ingest(index, IngestOptions(paths=[folder])).run()
 
 
 def _cpu_seconds() -> float:

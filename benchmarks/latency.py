@@ -54,7 +54,7 @@ from cart_qdrant.generator.prior import HUB, NodeGains
 from cart_qdrant.identifiers.codec import Codec, Counters, IdentifierConfig, fit_codec
 from cart_qdrant.identifiers.hubness import media_space
 from cart_qdrant.index.identify import assign_new, load_codec, load_table, read_vectors
-from cart_qdrant.index.index import Library, identifier_fields
+from cart_qdrant.index.index import Index, identifier_fields
 from cart_qdrant.index.manifest import Artifact, IdentifierInfo
 from cart_qdrant.records import Identifier
 from cart_qdrant.search.candidates import POOL
@@ -113,12 +113,12 @@ def main() -> None:
 def make_index(source: Path, root: Path, count: int, *, graph: bool) -> FloatArray:
     """An index of `count` items beside what the source has learned; their vectors (N, D)."""
     shutil.copytree(source, root)  # makes the folders above, too
-    with Library.open(root) as library, library.folder.lock():
-        info, store = library.manifest.identifiers, library.store
+    with Index.open(root) as index, index.folder.lock():
+        info, store = index.manifest.identifiers, index.store
         assert info is not None
-        vectors = read_vectors(library)
+        vectors = read_vectors(index)
         x_ND = make(vectors.x_ND, count) if count > len(vectors.ids) else vectors.x_ND[:count]
-        old = load_codec(library)
+        old = load_codec(index)
         assert old is not None
         metric = old.quantizers[SPACE].metric_DD
         begin = time.perf_counter()
@@ -127,14 +127,14 @@ def make_index(source: Path, root: Path, count: int, *, graph: bool) -> FloatArr
         )
         rows_NL = Counters().complete(codec.quantizers[SPACE].encode(x_ND))
         say(f"{count:,}: identifiers fitted and coded in {time.perf_counter() - begin:.0f} s")
-        bank = library.querybank()
+        bank = index.querybank()
         assert bank is not None
         hub_N = bank.hubness(x_ND, media_space(SPACE))
         if count < len(vectors.ids):
             store.delete(vectors.ids[count:])
-        library.add_indexes()
+        index.add_indexes()
         for field in store.info().indexed:
-            if field.startswith(library.key) and field not in identifier_fields(info.field):
+            if field.startswith(index.key) and field not in identifier_fields(info.field):
                 store.drop_index(field)  # of earlier identifiers, by earlier versions
         begin = time.perf_counter()
         old_points = {str(r.id): r for r in store.scroll(with_vectors=[MEDIA, CAPTION])}
@@ -151,18 +151,18 @@ def make_index(source: Path, root: Path, count: int, *, graph: bool) -> FloatArr
             store.optimize()
             say(f"graph in {time.perf_counter() - begin:.0f} s")
         store.flush()
-        generator = library.manifest.generator
+        generator = index.manifest.generator
         assert generator is not None
         folder = _close_gates(root / generator.folder.name, codec.levels)
-        library.put(
+        index.put(
             replace(
-                library.manifest,
-                identifiers=_coded(library, codec),
+                index.manifest,
+                identifiers=_coded(index, codec),
                 generator=replace(generator, folder=folder),
             )
         )
         begin = time.perf_counter()
-        assign_new(library)  # makes the tree and the table of what is stored
+        assign_new(index)  # makes the tree and the table of what is stored
         say(f"tree and table in {time.perf_counter() - begin:.0f} s")
     return x_ND
 
@@ -199,9 +199,9 @@ def _point(
     return models.PointStruct(id=str(UUID(int=MADE + n)), vector=vector, payload=payload)
 
 
-def _coded(library: Library, codec: Codec) -> IdentifierInfo:
+def _coded(index: Index, codec: Codec) -> IdentifierInfo:
     """The manifest's entry for the new identifiers, whose books are written here."""
-    info, root = library.manifest.identifiers, library.folder.root
+    info, root = index.manifest.identifiers, index.folder.root
     assert info is not None
     name = "identifiers-made.safetensors"
     books = Artifact(name, save_arrays(root / name, codec.to_arrays()))
@@ -259,7 +259,7 @@ def curve(
     retriever: Retriever, x_ND: FloatArray, q_BD: FloatArray, *, graph: bool
 ) -> Iterator[dict[str, Any]]:
     """What is found of what exact searches find."""
-    trie, codec, table = retriever._trie, retriever._codec, load_table(retriever._library)
+    trie, codec, table = retriever._trie, retriever._codec, load_table(retriever._index)
     assert trie is not None and codec is not None and table is not None
     # Points that were made follow the real ones, which are in order of their ids.
     key_N = np.asarray([int.from_bytes(k.ljust(16, b"\0"), "big") for k in table.key_N.tolist()])
@@ -294,7 +294,7 @@ def curve(
         place_of = dict(zip(key_N.tolist(), item_N.tolist(), strict=True))
         found = [
             np.asarray([place_of[UUID(str(one)).int] for one in answer.ids])
-            for answer in retriever._library.store.query_ids(request)
+            for answer in retriever._index.store.query_ids(request)
         ]
         of = {name: round(share(found, ten), 3) for name, ten in exact.items()}
         yield {"items": len(x_ND), "by": f"the store's {POOL} nearest", "share": of}
@@ -409,8 +409,8 @@ _HELD: list[Any] = []
 
 
 def _encoder(root: Path) -> Trained:
-    with Library.open(root) as library:
-        generator = library.manifest.generator
+    with Index.open(root) as index:
+        generator = index.manifest.generator
         assert generator is not None
         model = Trained(root / generator.folder.name, text_encoder_folder())
     _HELD.append(model)

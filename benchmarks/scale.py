@@ -32,7 +32,7 @@ from cart_qdrant.identifiers.codec import Codec, Counters, IdentifierConfig, fit
 from cart_qdrant.identifiers.hubness import media_space
 from cart_qdrant.identifiers.trie import Trie
 from cart_qdrant.index.identify import load_codec, read_vectors
-from cart_qdrant.index.index import Library
+from cart_qdrant.index.index import Index
 from cart_qdrant.storage.edge import EdgeStore
 from cart_qdrant.storage.protocol import MEDIA, CollectionSpec
 from cart_qdrant.training.trained_model import Model
@@ -100,17 +100,17 @@ def read_index(
     with tempfile.TemporaryDirectory() as folder:
         # A copy: the embedded store belongs to one process.
         root = Path(shutil.copytree(index, Path(folder) / ".cartq"))
-        with Library.open(root) as library:
-            generator = library.manifest.generator
+        with Index.open(root) as opened:
+            generator = opened.manifest.generator
             if generator is None:
                 sys.exit(f"{index} is not trained")
-            vectors = read_vectors(library)
+            vectors = read_vectors(opened)
             row = {one: n for n, one in enumerate(vectors.ids)}
             of: dict[str, int] = {}
-            for record in library.store.scroll(with_payload=["path"]):
+            for record in opened.store.scroll(with_payload=["path"]):
                 of[Path((record.payload or {})["path"]).name] = row[str(record.id)]
-            model = Model.load(library.folder.path(generator.folder), library.text_encoder())
-            bank, codec = library.querybank(), load_codec(library)
+            model = Model.load(opened.folder.path(generator.folder), opened.text_encoder())
+            bank, codec = opened.querybank(), load_codec(opened)
             rows = [json.loads(line) for line in queries.read_text().splitlines()]
             picked = np.random.default_rng(0).permutation(len(rows))[:asked]
             texts = [rows[n]["query"] for n in picked]

@@ -21,7 +21,7 @@ from qdrant_client import QdrantClient
 from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.embedders.registry import lite_available
 from cart_qdrant.embedders.text.folder import text_encoder_folder
-from cart_qdrant.index.index import Library
+from cart_qdrant.index.index import Index
 from cart_qdrant.index.ingest import Ingest, IngestOptions, IngestReport
 from cart_qdrant.media.clip import Clip
 from cart_qdrant.records import Modality
@@ -90,44 +90,44 @@ def patch_embedder() -> PatchEmbedder:
     return PatchEmbedder()
 
 
-Opener = Callable[[Path], Library]
+Opener = Callable[[Path], Index]
 
 
 @pytest.fixture
-def open_library(
+def open_index(
     text_encoder: Any, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., Library]]:
+) -> Iterator[Callable[..., Index]]:
     """Opens or makes the index of a folder with a given embedder; all are closed at the end."""
-    monkeypatch.setattr(Library, "text_encoder", lambda self: text_encoder)
-    opened: list[Library] = []
+    monkeypatch.setattr(Index, "text_encoder", lambda self: text_encoder)
+    opened: list[Index] = []
 
-    def open_one(root: Path, embedder: Any = None) -> Library:
+    def open_one(root: Path, embedder: Any = None) -> Index:
         embedder = embedder or PatchEmbedder()
         exists = (root / "manifest.json").exists()
-        library = Library.open(root) if exists else Library.create(root, embedder)
-        library.set_embedder(embedder)
-        opened.append(library)
-        return library
+        index = Index.open(root) if exists else Index.create(root, embedder)
+        index.set_embedder(embedder)
+        opened.append(index)
+        return index
 
     yield open_one
-    for library in opened:
-        library.close()
+    for index in opened:
+        index.close()
 
 
 @pytest.fixture
 def ingest() -> Callable[..., IngestReport]:
     """Runs the ingestion under the index's lock."""
 
-    def run(library: Library, *paths: Path, **options: Any) -> IngestReport:
-        with library.folder.lock():
-            return Ingest(library, IngestOptions(paths=paths, **options)).run()
+    def run(index: Index, *paths: Path, **options: Any) -> IngestReport:
+        with index.folder.lock():
+            return Ingest(index, IngestOptions(paths=paths, **options)).run()
 
     return run
 
 
-def points(library: Library) -> dict[str, dict[str, Any]]:
+def points(index: Index) -> dict[str, dict[str, Any]]:
     """All points by id: payload, and vectors under the key `vector`."""
-    records = library.store.scroll(with_vectors=["media", "caption"])
+    records = index.store.scroll(with_vectors=["media", "caption"])
     return {str(r.id): {**(r.payload or {}), "vector": r.vector} for r in records}
 
 
@@ -162,8 +162,8 @@ def small_index(small_media: Path) -> Path:
     from cart_qdrant.embedders.registry import open_embedder
 
     root = small_media.parent / ".cartq"
-    with Library.create(root, open_embedder("lite")) as library, library.folder.lock():
-        Ingest(library, IngestOptions(paths=[small_media])).run()
+    with Index.create(root, open_embedder("lite")) as index, index.folder.lock():
+        Ingest(index, IngestOptions(paths=[small_media])).run()
     return root
 
 
@@ -174,8 +174,8 @@ def trained(small_index: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
     root = tmp_path_factory.mktemp("trained") / ".cartq"
     shutil.copytree(small_index, root)
-    with Library.open(root) as library, library.folder.lock():
-        report = train(library, TrainOptions(profile="quick"))
+    with Index.open(root) as index, index.folder.lock():
+        report = train(index, TrainOptions(profile="quick"))
     assert report.items == report.to_json()["items"] > 10
     return root
 

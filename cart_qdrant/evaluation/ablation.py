@@ -33,7 +33,7 @@ from cart_qdrant.identifiers.codec import (
 )
 from cart_qdrant.identifiers.trie import Trie
 from cart_qdrant.index.identify import Vectors, encode, load_codec
-from cart_qdrant.index.index import Library
+from cart_qdrant.index.index import Index
 from cart_qdrant.progress import Reporter, Silent
 from cart_qdrant.search.fusion import MEANINGFUL
 from cart_qdrant.training.corpus import Corpus, Split, read_corpus, split_pairs
@@ -147,14 +147,14 @@ class Growth:
 
 
 def ablate(
-    library: Library, options: AblateOptions | None = None, reporter: Reporter | None = None
+    index: Index, options: AblateOptions | None = None, reporter: Reporter | None = None
 ) -> Iterator[Row | Growth]:
     """Run every variant with every seed; rows come as they are done.
 
     Raises:
         UsageError: The index is not trained, or nothing was held out.
     """
-    yield from _Ablation(library, options or AblateOptions(), reporter or Silent()).run()
+    yield from _Ablation(index, options or AblateOptions(), reporter or Silent()).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,16 +173,16 @@ class _Made:
 
 
 class _Ablation:
-    def __init__(self, library: Library, options: AblateOptions, reporter: Reporter) -> None:
-        generator, codec = library.manifest.generator, load_codec(library)
+    def __init__(self, index: Index, options: AblateOptions, reporter: Reporter) -> None:
+        generator, codec = index.manifest.generator, load_codec(index)
         if generator is None or codec is None:
             raise UsageError("The index is not trained.", "Train it first: `cartq train`.")
         self.options, self.reporter = options, reporter
-        model = Model.load(library.folder.path(generator.folder), library.text_encoder())
+        model = Model.load(index.folder.path(generator.folder), index.text_encoder())
         self.encoder: QueryEncoder = model.encoder
         self.calibration = model.calibration
-        lexicon = library.lexicon()
-        whole = read_corpus(library, None if lexicon is None else lexicon.name)
+        lexicon = index.lexicon()
+        whole = read_corpus(index, None if lexicon is None else lexicon.name)
         split = split_pairs(whole, int(generator.summary["seed"]))
         learned = (generator.summary.get("corpus"), generator.summary.get("split"))
         if learned != (whole.digest(), split.digest()):
@@ -208,7 +208,7 @@ class _Ablation:
         self.states = TextStates(self.encoder, self.corpus.texts)
         share = self.calibration.zero_shot
         self.query_PD = pair_vectors(
-            self.encoder, self.corpus, self.states, library.taught() if share else None, share
+            self.encoder, self.corpus, self.states, index.taught() if share else None, share
         )
         quantizer = max(codec.quantizers.values(), key=lambda q: q.fitted_on)
         self.sizes = (

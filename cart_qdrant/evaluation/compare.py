@@ -14,7 +14,7 @@ from typing import Any
 from cart_qdrant.config import SegmentConfig
 from cart_qdrant.embedders.registry import open_embedder
 from cart_qdrant.evaluation.evaluate import EvalQuery, LaneScore, evaluate
-from cart_qdrant.index.index import Library
+from cart_qdrant.index.index import Index
 from cart_qdrant.index.ingest import Ingest, IngestOptions
 from cart_qdrant.progress import Reporter, Silent
 from cart_qdrant.search.retriever import Lane, Retriever
@@ -81,13 +81,13 @@ class Comparison:
         }
 
 
-def stored_files(library: Library) -> list[Path]:
+def stored_files(index: Index) -> list[Path]:
     """The files that an index holds, as far as they are still there."""
     names = {
         str((record.payload or {}).get("path"))
-        for record in library.store.scroll(with_payload=["path"])
+        for record in index.store.scroll(with_payload=["path"])
     }
-    paths = (library.folder.base / name for name in sorted(names))
+    paths = (index.folder.base / name for name in sorted(names))
     return [path for path in paths if path.exists()]
 
 
@@ -117,11 +117,11 @@ def compare(
             root = Path(folder) / ".cartq"
             embedder = open_embedder(setup.embedder, say=reporter.say)
             reporter.say(f"{setup.embedder}: {len(files)} files")
-            with Library.create(root, embedder) as library, library.folder.lock():
+            with Index.create(root, embedder) as index, index.folder.lock():
                 options = IngestOptions(paths=list(files), segments=setup.segments())
-                report = Ingest(library, options, reporter).run()
+                report = Ingest(index, options, reporter).run()
                 if profile is not None:
-                    train(library, TrainOptions(profile=profile), reporter)
+                    train(index, TrainOptions(profile=profile), reporter)
             with Retriever.open(root) as retriever:
                 scores = evaluate(
                     retriever, queries, lanes=lanes, ks=ks, filter=filter, reporter=reporter

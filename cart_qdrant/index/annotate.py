@@ -26,7 +26,7 @@ from cart_qdrant.errors import CaptionError, CartError, MediaError, UsageError
 from cart_qdrant.generator.artifacts import QUERY_GRAPH
 from cart_qdrant.generator.encoder import QuickEncoder
 from cart_qdrant.index.identify import assign_new, vector_of
-from cart_qdrant.index.index import Library
+from cart_qdrant.index.index import Index
 from cart_qdrant.index.writer import MADE_BY, PointWriter, caption_means, identifier_payload
 from cart_qdrant.media.clip import Clip
 from cart_qdrant.media.segments import decode
@@ -103,7 +103,7 @@ class _Item:
 
 
 def caption_index(
-    library: Library,
+    index: Index,
     captioner: Captioner | Transcriber | None,
     reporter: Reporter,
     *,
@@ -114,7 +114,7 @@ def caption_index(
 
     Pictures and shots are described, each by its middle frame; of sound it is written down what is
     said, as captions with times, on the sound and on the pictures that are seen meanwhile. The
-    caller holds `library.folder.lock()`.
+    caller holds `index.folder.lock()`.
 
     Args:
         captioner: None takes the label that the embedder knows for each item, a weak caption.
@@ -125,9 +125,9 @@ def caption_index(
         CaptionError: The model fails from the beginning.
         UsageError: Labels are asked of an embedder that knows no text; or the index is attached.
     """
-    library.require_own()
+    index.require_own()
     begin = time.perf_counter()
-    run = _Run(library, captioner, reporter, every=every, limit=limit)
+    run = _Run(index, captioner, reporter, every=every, limit=limit)
     run.go()
     run.report.seconds = time.perf_counter() - begin
     return run.report
@@ -136,20 +136,20 @@ def caption_index(
 class _Run:
     def __init__(
         self,
-        library: Library,
+        index: Index,
         captioner: Captioner | Transcriber | None,
         reporter: Reporter,
         *,
         every: bool,
         limit: int | None,
     ) -> None:
-        self.library, self.captioner, self.reporter = library, captioner, reporter
+        self.index, self.captioner, self.reporter = index, captioner, reporter
         self.every, self.limit = every, limit
         self.name = LABELS if captioner is None else captioner.name
         self.report = CaptionReport(self.name)
-        self.writer = PointWriter(library)
-        self.encoder = library.text_encoder()  # fails before anything is written
-        self.fits = _Fits(library)
+        self.writer = PointWriter(index)
+        self.encoder = index.text_encoder()  # fails before anything is written
+        self.fits = _Fits(index)
         self.waiting: list[tuple[_Item, list[Caption]]] = []
         self.refused = 0
         """Answers that the model did not give, before its first one."""
@@ -180,7 +180,7 @@ class _Run:
         finally:
             self._flush()
             if self.writer.changed:
-                assign_new(self.library)  # captions change how near an item is to all queries
+                assign_new(self.index)  # captions change how near an item is to all queries
                 self.writer.settle()
 
     def _due(
@@ -190,7 +190,7 @@ class _Run:
         due: dict[str, list[_Item]] = defaultdict(list)
         others: dict[str, list[_Item]] = defaultdict(list)
         keys = ["hash", "path", "modality", "start", "end", "captions", MADE_BY]
-        for record in self.library.store.scroll(with_payload=keys):
+        for record in self.index.store.scroll(with_payload=keys):
             payload = record.payload or {}
             if "hash" not in payload:
                 continue
@@ -211,22 +211,22 @@ class _Run:
         return due, others
 
     def _label(self, items: Sequence[_Item]) -> None:
-        lexicon = self.library.lexicon()
+        lexicon = self.index.lexicon()
         if lexicon is None or not len(lexicon.texts):
             raise UsageError(
-                f"The embedder {self.library.manifest.embedder.name} knows no texts to label with.",
+                f"The embedder {self.index.manifest.embedder.name} knows no texts to label with.",
                 "Take a model: --captioner hf:MODEL",
             )
         for begin in range(0, len(items), WRITE):
             block = items[begin : begin + WRITE]
-            records = self.library.store.retrieve(
+            records = self.index.store.retrieve(
                 [item.id for item in block], with_payload=False, with_vectors=[MEDIA]
             )
             vectors = {str(record.id): vector_of(record) for record in records}
             for item in block:
                 if self.done:
                     return
-                space, x = self.library.space(item.modality), vectors.get(item.id)
+                space, x = self.index.space(item.modality), vectors.get(item.id)
                 names = None if x is None else lexicon.name(np.asarray([x], np.float32), str(space))
                 self._put(item, self._made(names or [], CaptionSource.LABEL))
 
@@ -304,7 +304,7 @@ class _Run:
     def _decoded(self, path: str, items: Sequence[_Item]) -> Iterator[tuple[_Item, Clip]]:
         """The content of a file's items, in time order."""
         due = {item.id: item for item in items}
-        file = self.library.folder.base / path
+        file = self.index.folder.base / path
         kinds = {item.modality for item in items}
         try:
             for segment, clip in decode(file, path, SegmentConfig(), wanted=kinds):
@@ -330,7 +330,7 @@ class _Run:
         """Write what waits: vectors, then captions with the mark that they were made."""
         if not self.waiting:
             return
-        records = self.library.store.retrieve(
+        records = self.index.store.retrieve(
             [item.id for item, _ in self.waiting], with_vectors=[MEDIA]
         )
         payloads = {str(r.id): r.payload or {} for r in records}
@@ -357,10 +357,10 @@ class _Run:
             self.writer.mark_changed()
             means = caption_means(self.encoder, [captions for _, captions in described])
             vectors = zip(described, means, strict=True)
-            self.library.store.update_vectors(
+            self.index.store.update_vectors(
                 CAPTION, [(one, x.tolist()) for (one, _), x in vectors if x is not None]
             )
-        self.library.store.set_payload(updates)
+        self.index.store.set_payload(updates)
         self.waiting = []
 
 
@@ -397,8 +397,8 @@ class _Fits:
     does not, nothing is told.
     """
 
-    def __init__(self, library: Library) -> None:
-        self._library = library
+    def __init__(self, index: Index) -> None:
+        self._index = index
         self._others: dict[str, FloatArray] = {}
         self._read: Callable[[list[str], str], FloatArray | None] | None = None
 
@@ -414,7 +414,7 @@ class _Fits:
         """
         by_space: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for n, (item, made) in enumerate(waiting):
-            space = self._library.space(item.modality)
+            space = self._index.space(item.modality)
             # What is said need not be seen.
             judged = [k for k, c in enumerate(made) if c.source is not CaptionSource.SPEECH]
             known = vectors.get(item.id) is not None
@@ -437,9 +437,9 @@ class _Fits:
 
     def _sample(self, space: str) -> FloatArray:
         if space not in self._others:
-            kinds = [m for m, s in self._library.manifest.embedder.spaces.items() if s == space]
+            kinds = [m for m, s in self._index.manifest.embedder.spaces.items() if s == space]
             match = qdrant.FieldCondition(key="modality", match=qdrant.MatchAny(any=kinds))
-            records = self._library.store.scroll(
+            records = self._index.store.scroll(
                 qdrant.Filter(must=[match]), with_payload=False, with_vectors=[MEDIA]
             )
             rows = [x for r in islice(records, COMPARED) if (x := vector_of(r)) is not None]
@@ -452,17 +452,17 @@ class _Fits:
         return self._read(texts, space)
 
     def _reader(self) -> Callable[[list[str], str], FloatArray | None]:
-        library = self._library
-        generator = library.manifest.generator
+        index = self._index
+        generator = index.manifest.generator
         if generator is not None:
-            folder = library.folder.path(generator.folder)
+            folder = index.folder.path(generator.folder)
             encoder = QuickEncoder(folder / QUERY_GRAPH, text_encoder_folder())
             return lambda texts, space: encoder.encode(texts).media.get(space)
-        lexicon = library.lexicon()
+        lexicon = index.lexicon()
         if lexicon is not None:
-            return lambda texts, space: lexicon.embed(library.text_encoder().embed(texts), space)
+            return lambda texts, space: lexicon.embed(index.text_encoder().embed(texts), space)
         try:
-            embedder = library.embedder()
+            embedder = index.embedder()
         except CartError:
             return lambda _texts, _space: None
         return embedder.embed_text

@@ -37,7 +37,7 @@ from cart_qdrant.index.identify import (
     vector_of,
     write_identifiers,
 )
-from cart_qdrant.index.index import KEY, TEXT_DIM, Library, check_claim
+from cart_qdrant.index.index import KEY, TEXT_DIM, Index, check_claim
 from cart_qdrant.index.manifest import EmbedderInfo, Manifest, StoreInfo
 from cart_qdrant.index.writer import caption_means
 from cart_qdrant.progress import Reporter, Silent
@@ -148,7 +148,7 @@ def attach(
     api_key: str | None = None,
     options: AttachOptions | None = None,
     reporter: Reporter | None = None,
-) -> Library:
+) -> Index:
     """Make an index over a collection that others fill, without identifiers yet: see `sync`.
 
     No payload or vector of theirs is changed: the payload field `options.key` is written later,
@@ -180,7 +180,7 @@ def attach(
         collection=collection,
         path=None if path is None else str(Path(path).absolute()),
     )
-    store = Library.reach(folder, place, api_key, client)
+    store = Index.reach(folder, place, api_key, client)
     try:
         if not store.exists():
             raise StoreError(
@@ -197,13 +197,13 @@ def attach(
         )  # fmt: skip
         place = replace(place, attachment=how)
         manifest = Manifest(id=str(uuid.uuid4()), embedder=info, store=place)
-        library = Library(folder, manifest, AttachedStore(store, how))
-        library.set_embedder(embedder)
-        library.put(manifest)
+        index = Index(folder, manifest, AttachedStore(store, how))
+        index.set_embedder(embedder)
+        index.put(manifest)
     except BaseException:
         store.close()
         raise
-    return library
+    return index
 
 
 def read_attachment(
@@ -386,7 +386,7 @@ def _words(payloads: Sequence[Mapping[str, Any]], captions: Sequence[str]) -> st
     return captions[0] if captions else None
 
 
-def sync(library: Library, reporter: Reporter | None = None, *, verify: bool = False) -> SyncReport:
+def sync(index: Index, reporter: Reporter | None = None, *, verify: bool = False) -> SyncReport:
     """Follow what others did to an attached collection: points that are new get identifiers, those
     that are gone leave the tree. The first run fits the identifiers. The lock is held.
 
@@ -400,31 +400,31 @@ def sync(library: Library, reporter: Reporter | None = None, *, verify: bool = F
     """
     begin = time.perf_counter()
     reporter = reporter or Silent()
-    how = library.attachment
+    how = index.attachment
     if how is None:
         raise UsageError(
-            f"The index at {library.folder.root} fills its own collection.",
+            f"The index at {index.folder.root} fills its own collection.",
             "Bring it in step with its files: `cartq ingest FOLDER`.",
         )
-    report = SyncReport(library.store.location, how, library.manifest.embedder.name)
-    remove_stale(library)
-    library.add_indexes()
-    before = load_trie(library)
+    report = SyncReport(index.store.location, how, index.manifest.embedder.name)
+    remove_stale(index)
+    index.add_indexes()
+    before = load_trie(index)
     known = 0 if before is None else len(before)
     if how.caption_vector is not None:
         reporter.phase("captions", None)
-        _add_caption_vector(library, how.caption_vector)
-        report.captions = _embed_captions(library, reporter, everything=verify)
-    info, ours = library.manifest.identifiers, library.store.count(is_ours())
-    named = 0 if info is None else library.store.count(is_named(info.field))
+        _add_caption_vector(index, how.caption_vector)
+        report.captions = _embed_captions(index, reporter, everything=verify)
+    info, ours = index.manifest.identifiers, index.store.count(is_ours())
+    named = 0 if info is None else index.store.count(is_named(info.field))
     if verify and before is not None:
         reporter.phase("vectors", named)
-        report.changed = _mend_changed(library, reporter)
+        report.changed = _mend_changed(index, reporter)
     reporter.phase("identifiers", None)
     old = info is not None and info.items is None  # an older version's
     if known != named or named != ours or report.changed or old:
-        report.unnamed = bring_in_step(library)
-    info = library.manifest.identifiers
+        report.unnamed = bring_in_step(index)
+    info = index.manifest.identifiers
     if info is None:
         report.remarks.append("the collection has no point with this vector yet")
     else:
@@ -432,31 +432,31 @@ def sync(library: Library, reporter: Reporter | None = None, *, verify: bool = F
         report.new = info.count - named
         report.gone = max(0, known - named)
         report.identifiers = summary(info)
-    without = library.store.count() - ours
+    without = index.store.count() - ours
     if without:
         report.remarks.append(
             f"{without} points have no such vector, or are of another kind, and are left out"
         )
-    report.remarks += advice(library, report.unnamed)
+    report.remarks += advice(index, report.unnamed)
     report.seconds = time.perf_counter() - begin
     return report
 
 
-def _add_caption_vector(library: Library, name: str) -> None:
-    if name not in library.store.info().vectors:
-        library.store.add_vector(name, TEXT_DIM)
+def _add_caption_vector(index: Index, name: str) -> None:
+    if name not in index.store.info().vectors:
+        index.store.add_vector(name, TEXT_DIM)
 
 
-def _embed_captions(library: Library, reporter: Reporter, *, everything: bool) -> int:
+def _embed_captions(index: Index, reporter: Reporter, *, everything: bool) -> int:
     """Embed the captions of points that have no caption vector; of all, if asked."""
-    how = library.attachment
+    how = index.attachment
     assert how is not None
     missing: list[qdrant.AnyCondition] = [qdrant.HasVectorCondition(has_vector=CAPTION)]
     if len(how.captions) == 1:  # the one whose words are indexed
         missing.append(qdrant.IsEmptyCondition(is_empty=qdrant.PayloadField(key=CAPTION_TEXTS)))
     which = is_ours() if everything else qdrant.Filter(must=[is_ours()], must_not=missing)
     count = 0
-    for chunk in in_blocks(library.store.scroll(which, with_payload=["captions"])):
+    for chunk in in_blocks(index.store.scroll(which, with_payload=["captions"])):
         captions = [
             [
                 Caption(text=one["text"], source=CaptionSource(one["source"]))
@@ -466,37 +466,37 @@ def _embed_captions(library: Library, reporter: Reporter, *, everything: bool) -
         ]
         if everything:
             bare = [str(r.id) for r, own in zip(chunk, captions, strict=True) if not own]
-            library.store.delete_vectors(CAPTION, bare)
+            index.store.delete_vectors(CAPTION, bare)
         if not any(captions):
             continue
-        means = caption_means(library.text_encoder(), captions)
+        means = caption_means(index.text_encoder(), captions)
         updates = [
             (str(record.id), mean.tolist())
             for record, mean in zip(chunk, means, strict=True)
             if mean is not None
         ]
-        library.store.update_vectors(CAPTION, updates)
+        index.store.update_vectors(CAPTION, updates)
         count += len(updates)
         reporter.advance(len(updates))
     return count
 
 
-def _mend_changed(library: Library, reporter: Reporter) -> int:
+def _mend_changed(index: Index, reporter: Reporter) -> int:
     """Give points another identifier whose vector no longer fits the one they have."""
-    info, codec, trie = library.manifest.identifiers, load_codec(library), load_trie(library)
+    info, codec, trie = index.manifest.identifiers, load_codec(index), load_trie(index)
     assert info is not None and codec is not None and trie is not None
     counters = Counters(trie.counters())
     changed = 0
-    found = library.store.scroll(
+    found = index.store.scroll(
         is_named(info.field), with_payload=["modality", info.field], with_vectors=[MEDIA]
     )
     for chunk in in_blocks(found):
-        spaces = np.asarray([library.space((r.payload or {})["modality"]) or "" for r in chunk])
+        spaces = np.asarray([index.space((r.payload or {})["modality"]) or "" for r in chunk])
         codes = encode(codec, np.asarray([vector_of(r) for r in chunk], np.float32), spaces)
         old = np.asarray([(r.payload or {})[info.field]["codes"] for r in chunk], np.int32)
         rows = np.flatnonzero((codes != old).any(axis=1) & (codes[:, 0] >= 0))
         ids = [str(chunk[n].id) for n in rows]
-        write_identifiers(library.store, info.field, ids, codes[rows], counters)
+        write_identifiers(index.store, info.field, ids, codes[rows], counters)
         changed += len(rows)
         reporter.advance(len(chunk))
     return changed

@@ -11,7 +11,7 @@ from pathlib import Path
 from cart_qdrant.errors import MismatchError, UsageError
 from cart_qdrant.files import rename_durably
 from cart_qdrant.index.folder import IndexFolder
-from cart_qdrant.index.index import Library
+from cart_qdrant.index.index import Index
 from cart_qdrant.index.manifest import Manifest, StoreInfo
 from cart_qdrant.index.migrate import compare_points, copy_indexes, copy_points
 from cart_qdrant.progress import Reporter, Silent
@@ -21,7 +21,7 @@ _UNFINISHED = ("changed", "replaced.json")
 """Notes of a stopped run: identifiers are behind the points, or old points are still there."""
 
 
-def backup(library: Library, file: Path, reporter: Reporter | None = None) -> int:
+def backup(index: Index, file: Path, reporter: Reporter | None = None) -> int:
     """Write an index into a tar.gz file, points and all; it appears whole or not at all.
 
     The lock is held. The file is compressed, but vectors hardly are: it is about as large as they.
@@ -34,37 +34,37 @@ def backup(library: Library, file: Path, reporter: Reporter | None = None) -> in
             is something else than a backup.
         StoreError: A store failed, or a copied point differs.
     """
-    library.require_own()
-    pending = [name for name in _UNFINISHED if (library.folder.work / name).exists()]
+    index.require_own()
+    pending = [name for name in _UNFINISHED if (index.folder.work / name).exists()]
     if pending:
         raise UsageError(
-            f"A run on {library.folder.root} was stopped before its end ({pending[0]}).",
+            f"A run on {index.folder.root} was stopped before its end ({pending[0]}).",
             "Let `cartq ingest` come to its end first.",
         )
     reporter = reporter or Silent()
     file = Path(file).absolute()
     if file.exists() and not (file.is_file() and tarfile.is_tarfile(file)):
         raise UsageError(f"{file} is something else than a backup.", "Name another file.")
-    count = library.store.count()
+    count = index.store.count()
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".cartq-backup-") as where:
         folder = IndexFolder(Path(where) / "index")
         folder.root.mkdir()
-        for entry in library.folder.root.iterdir():
+        for entry in index.folder.root.iterdir():
             if entry.name not in _LEFT_OUT and not entry.name.startswith("."):
                 if entry.is_dir():
                     shutil.copytree(entry, folder.root / entry.name)
                 else:
                     shutil.copy2(entry, folder.root / entry.name)
-        store = Library.reach(folder, StoreInfo())
+        store = Index.reach(folder, StoreInfo())
         try:
-            library.make_collection(store)
-            copy_indexes(library.store, store)
+            index.make_collection(store)
+            copy_indexes(index.store, store)
             reporter.phase("points", count)
-            copy_points(library.store, store, reporter)
-            compare_points(library.store, store, count)
+            copy_points(index.store, store, reporter)
+            compare_points(index.store, store, count)
         finally:
             store.close()
-        manifest = replace(library.manifest, store=StoreInfo())
+        manifest = replace(index.manifest, store=StoreInfo())
         folder.manifest.write_bytes(manifest.to_bytes())
         reporter.phase("writing", None)
         draft = Path(where) / "draft.tar"

@@ -19,7 +19,7 @@ import numpy as np
 from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.embedders.protocol import FittedEmbedder
 from cart_qdrant.files import write_atomic
-from cart_qdrant.index.index import Library
+from cart_qdrant.index.index import Index
 from cart_qdrant.index.pipeline import FileResult, Pipeline
 from cart_qdrant.media.scan import FileEntry
 from cart_qdrant.progress import Reporter, tell
@@ -38,7 +38,7 @@ WORK = "features"
 
 
 def fitted_features(
-    library: Library,
+    index: Index,
     embedder: FittedEmbedder,
     pipeline: Pipeline,
     entries: Sequence[FileEntry],
@@ -53,16 +53,16 @@ def fitted_features(
         entries: All files, in random order: the sample is their head.
         reporter: Is told of the sample twice: when it is embedded, and when it is yielded.
     """
-    sample = _Sample(library.folder.work / WORK, entries, embedder.raw_dim)
+    sample = _Sample(index.folder.work / WORK, entries, embedder.raw_dim)
     rest = [entry for entry in entries if entry.rel not in sample.files]
-    first = library.manifest.embedder.statistics is None
+    first = index.manifest.embedder.statistics is None
     if first:
         reporter.phase("embed", len(entries))
         reporter.advance(len(sample.files))
         rest = sample.gather(pipeline, rest, reporter)
         if sample.segments:
             embedder.fit(_by_space(sample.results, embedder))
-            library.freeze_statistics(embedder)
+            index.freeze_statistics(embedder)
         reporter.phase("store", len(sample.files))
     for result in sample.results():
         yield result

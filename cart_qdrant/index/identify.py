@@ -31,7 +31,7 @@ from cart_qdrant.identifiers.hubness import CAPTION as CAPTION_BANK
 from cart_qdrant.identifiers.hubness import Querybank, media_space
 from cart_qdrant.identifiers.item_table import ItemTable, file_number, key_of, kind_number
 from cart_qdrant.identifiers.trie import FreeCounters, Trie
-from cart_qdrant.index.index import OLD_LEVELS, Library, identifier_fields
+from cart_qdrant.index.index import OLD_LEVELS, Index, identifier_fields
 from cart_qdrant.index.manifest import Artifact, IdentifierInfo
 from cart_qdrant.records import Identifier
 from cart_qdrant.storage import requests as qdrant
@@ -97,28 +97,28 @@ def _lacks(key: str) -> qdrant.IsEmptyCondition:
     return qdrant.IsEmptyCondition(is_empty=qdrant.PayloadField(key=key))
 
 
-def read_vectors(library: Library) -> Vectors:
+def read_vectors(index: Index) -> Vectors:
     """Read every media vector, 4 D bytes an item; many into the index's work folder, not memory.
 
     Raises:
         StoreError: There is no room for them.
     """
-    dim = library.manifest.embedder.dim
+    dim = index.manifest.embedder.dim
     ids: list[str] = []
     spaces: list[str] = []
-    read = RowWriter(dim, library.folder.work)
-    found = library.store.scroll(is_ours(), with_payload=["modality"], with_vectors=[MEDIA])
+    read = RowWriter(dim, index.folder.work)
+    found = index.store.scroll(is_ours(), with_payload=["modality"], with_vectors=[MEDIA])
     for chunk in in_blocks(found):
         rows: list[list[float]] = []
         for record in chunk:
             vector = vector_of(record)
-            space = library.space((record.payload or {}).get("modality", ""))
+            space = index.space((record.payload or {}).get("modality", ""))
             if vector is not None and space is not None:
                 ids.append(str(record.id))
                 spaces.append(space)
                 rows.append(vector)
         read.add(np.asarray(rows, dtype=np.float32).reshape(-1, dim))
-    return Vectors(ids, read.array(), np.asarray(spaces, dtype=np.str_), library.folder.work)
+    return Vectors(ids, read.array(), np.asarray(spaces, dtype=np.str_), index.folder.work)
 
 
 def in_blocks(records: Iterable[qdrant.AnyRecord]) -> Iterator[list[qdrant.AnyRecord]]:
@@ -128,29 +128,29 @@ def in_blocks(records: Iterable[qdrant.AnyRecord]) -> Iterator[list[qdrant.AnyRe
         yield chunk
 
 
-def load_codec(library: Library, *, mapped: bool = False) -> Codec | None:
+def load_codec(index: Index, *, mapped: bool = False) -> Codec | None:
     """The code books in force, or None before the first fit.
 
     Args:
         mapped: Whether they are read, for decoding alone, as they are looked at.
     """
-    info = library.manifest.identifiers
+    info = index.manifest.identifiers
     if info is None:
         return None
-    path = library.folder.path(info.books)
+    path = index.folder.path(info.books)
     return Codec.from_arrays(map_arrays(path) if mapped else load_arrays(path), info.meta)
 
 
-def load_trie(library: Library) -> Trie | None:
+def load_trie(index: Index) -> Trie | None:
     """The prefix tree in force, or None before the first fit; it is read as it is walked.
 
     Raises:
         MismatchError: The file is missing, cut short, or holds another number of identifiers.
     """
-    info = library.manifest.identifiers
+    info = index.manifest.identifiers
     if info is None:
         return None
-    path = library.folder.path(info.trie)
+    path = index.folder.path(info.trie)
     trie = Trie.load(path)
     if len(trie) != info.count:
         raise MismatchError(
@@ -160,16 +160,16 @@ def load_trie(library: Library) -> Trie | None:
     return trie
 
 
-def load_table(library: Library) -> ItemTable | None:
+def load_table(index: Index) -> ItemTable | None:
     """What ranks the items; None before the first fit, and in an index of an older version.
 
     Raises:
         MismatchError: The file is missing, or cut short.
     """
-    info = library.manifest.identifiers
+    info = index.manifest.identifiers
     if info is None or info.items is None:
         return None
-    return ItemTable.load(library.folder.path(info.items))
+    return ItemTable.load(index.folder.path(info.items))
 
 
 def encode(codec: Codec, x_ND: FloatArray, spaces: npt.NDArray[np.str_]) -> IntArray:
@@ -199,7 +199,7 @@ def write_identifiers(
 
 
 def write_hubness(
-    library: Library,
+    index: Index,
     field: str,
     bank: Querybank,
     which: qdrant.Filter,
@@ -213,12 +213,12 @@ def write_hubness(
         tell: Is told each point, when it is written, and its hubness by vector.
     """
     names = [MEDIA, CAPTION]
-    found = library.store.scroll(which, with_payload=["modality", field], with_vectors=names)
+    found = index.store.scroll(which, with_payload=["modality", field], with_vectors=names)
     for chunk in in_blocks(found):
         hubs: list[dict[str, float]] = [{} for _ in chunk]
         wanted: dict[str, list[tuple[int, str, list[float]]]] = {}
         for n, record in enumerate(chunk):
-            space = library.space((record.payload or {}).get("modality", ""))
+            space = index.space((record.payload or {}).get("modality", ""))
             media, caption = vector_of(record), vector_of(record, CAPTION)
             if media is not None and space is not None:
                 wanted.setdefault(media_space(space), []).append((n, "media", media))
@@ -230,7 +230,7 @@ def write_hubness(
                 if h == h:  # a space without a bank has none
                     # Few digits: the store gives those back exactly.
                     hubs[n][name] = round(h, 5)
-        library.store.set_payload(
+        index.store.set_payload(
             [
                 (str(record.id), {field: {**(record.payload or {})[field], "hub": hub}})
                 for record, hub in zip(chunk, hubs, strict=True)
@@ -255,11 +255,11 @@ class _NamedItems:
         find them by."""
 
     @classmethod
-    def read(cls, library: Library, field: str, levels: int, *, bare: bool = False) -> _NamedItems:
+    def read(cls, index: Index, field: str, levels: int, *, bare: bool = False) -> _NamedItems:
         """Those of a payload field."""
         items = cls(levels, bare=bare)
         wanted = ["modality", "path", field]
-        for record in library.store.scroll(is_named(field), with_payload=wanted):
+        for record in index.store.scroll(is_named(field), with_payload=wanted):
             payload = record.payload or {}
             cart = payload[field]
             items.add(str(record.id), (*cart["codes"], cart["u"]), payload, cart.get("hub"))
@@ -314,17 +314,17 @@ def is_named(field: str) -> qdrant.Filter:
     return qdrant.Filter(must_not=[_lacks(f"{field}.id"), _lacks("hash")])
 
 
-def _save(library: Library, kind: str, part: Trie | ItemTable) -> Artifact:
-    draft = draft_path(library.folder.work, kind)
+def _save(index: Index, kind: str, part: Trie | ItemTable) -> Artifact:
+    draft = draft_path(index.folder.work, kind)
     part.save(draft)
     digest = file_hash(draft)
     name = f"{kind}-{digest[:12]}.safetensors"
-    rename_durably(draft, library.folder.root / name)
+    rename_durably(draft, index.folder.root / name)
     return Artifact(name, digest)
 
 
 def prepare(
-    library: Library,
+    index: Index,
     vectors: Vectors,
     codec: Codec,
     bank: Querybank | None = None,
@@ -339,28 +339,28 @@ def prepare(
     Returns:
         What to put into the manifest, alone or with a generator, see `adopt`.
     """
-    current = library.manifest.identifiers
+    current = index.manifest.identifiers
     version = 1 if current is None else current.version + 1
-    field = library.key if version == 1 else f"{library.key}_{version}"
+    field = index.key if version == 1 else f"{index.key}_{version}"
     for name in identifier_fields(field):
-        library.store.create_keyword_index(name)
-    if library.attachment is not None:
-        _check_free(library, field)
+        index.store.create_keyword_index(name)
+    if index.attachment is not None:
+        _check_free(index, field)
     codes = encode(codec, vectors.x_ND, vectors.spaces)
-    write_identifiers(library.store, field, vectors.ids, codes, Counters())
+    write_identifiers(index.store, field, vectors.ids, codes, Counters())
     if bank is not None:
-        write_hubness(library, field, bank, is_named(field))
-    trie, table = _NamedItems.read(library, field, codec.levels).finish()
-    library.store.flush()
+        write_hubness(index, field, bank, is_named(field))
+    trie, table = _NamedItems.read(index, field, codec.levels).finish()
+    index.store.flush()
     name = f"identifiers-{version}.safetensors"
-    folder = library.folder
+    folder = index.folder
     books = Artifact(name, save_arrays(folder.root / name, codec.to_arrays(), folder.work))
     return IdentifierInfo(
         version=version,
         field=field,
         books=books,
-        trie=_save(library, "trie", trie),
-        items=_save(library, "items", table),
+        trie=_save(index, "trie", trie),
+        items=_save(index, "items", table),
         meta=codec.to_meta(),
         levels=codec.levels,
         count=len(trie),
@@ -368,7 +368,7 @@ def prepare(
     )
 
 
-def _check_free(library: Library, field: str) -> None:
+def _check_free(index: Index, field: str) -> None:
     """Refuse to write over a payload field of others.
 
     Raises:
@@ -376,48 +376,48 @@ def _check_free(library: Library, field: str) -> None:
     """
     theirs = qdrant.Filter(must=[_lacks(f"{field}.id"), is_ours()], must_not=[_lacks(field)])
     try:
-        count = library.store.count(theirs)
+        count = index.store.count(theirs)
     except StoreError:
         return  # the server takes no condition on a field without an index; `attach` has looked
     if count:
         raise StoreError(
-            f"{count} points of {library.store.location} have a payload field {field!r} that holds "
+            f"{count} points of {index.store.location} have a payload field {field!r} that holds "
             "no identifier.",
             "Attach again with another --key.",
         )
 
 
-def adopt(library: Library, info: IdentifierInfo) -> None:
+def adopt(index: Index, info: IdentifierInfo) -> None:
     """Flip to prepared identifiers. A trained generator goes: it writes the old ones.
 
     The old payload field stays until the next run that writes (`remove_stale`), so that a search
     which has the old manifest open still finds what it names.
     """
-    old = library.manifest.identifiers
-    stale = [*library.manifest.stale_fields, *([old.field] if old is not None else [])]
-    library.put(replace(library.manifest, identifiers=info, generator=None, stale_fields=stale))
+    old = index.manifest.identifiers
+    stale = [*index.manifest.stale_fields, *([old.field] if old is not None else [])]
+    index.put(replace(index.manifest, identifiers=info, generator=None, stale_fields=stale))
 
 
-def remove_stale(library: Library) -> None:
+def remove_stale(index: Index) -> None:
     """Remove payload fields of older identifiers; a crash in between leaves it for next time."""
-    if not library.manifest.stale_fields:
+    if not index.manifest.stale_fields:
         return
-    for field in library.manifest.stale_fields:
-        library.store.delete_payload_key(field)
+    for field in index.manifest.stale_fields:
+        index.store.delete_payload_key(field)
         for name in (f"{field}.id", *(f"{field}.p{n}" for n in range(1, OLD_LEVELS + 1))):
-            library.store.drop_index(name)
-    library.store.flush()
-    library.put(replace(library.manifest, stale_fields=[]))
+            index.store.drop_index(name)
+    index.store.flush()
+    index.put(replace(index.manifest, stale_fields=[]))
 
 
-def renew(library: Library, config: IdentifierConfig | None = None) -> IdentifierInfo | None:
+def renew(index: Index, config: IdentifierConfig | None = None) -> IdentifierInfo | None:
     """Fit identifiers on all items and flip to them; None when there is no item."""
-    remove_stale(library)
-    vectors = read_vectors(library)
+    remove_stale(index)
+    vectors = read_vectors(index)
     if not vectors.ids:
         return None
-    info = prepare(library, vectors, fit_codec(vectors.by_space(), config))
-    adopt(library, info)
+    info = prepare(index, vectors, fit_codec(vectors.by_space(), config))
+    adopt(index, info)
     return info
 
 
@@ -436,27 +436,27 @@ def summary(info: IdentifierInfo) -> dict[str, Any]:
     }
 
 
-def bring_in_step(library: Library) -> int:
+def bring_in_step(index: Index) -> int:
     """Identifiers for new points; all anew where the collection has outgrown its code books and
     nothing depends on them yet.
 
     Returns:
         How many items stay without an identifier.
     """
-    info = library.manifest.identifiers
+    info = index.manifest.identifiers
     if (
         info is not None
-        and library.manifest.generator is None
-        and library.store.count(is_ours()) > GROWN * fitted_on(info)
+        and index.manifest.generator is None
+        and index.store.count(is_ours()) > GROWN * fitted_on(info)
     ):
-        renew(library)
+        renew(index)
         return 0
-    return assign_new(library)
+    return assign_new(index)
 
 
-def advice(library: Library, unnamed: int) -> list[str]:
+def advice(index: Index, unnamed: int) -> list[str]:
     """What is worth telling after `bring_in_step`, of which `unnamed` is the answer."""
-    info = library.manifest.identifiers
+    info = index.manifest.identifiers
     if unnamed:
         return [
             f"{unnamed} items are of a kind that was not there when identifiers were fitted: "
@@ -470,7 +470,7 @@ def advice(library: Library, unnamed: int) -> list[str]:
     return []
 
 
-def assign_new(library: Library) -> int:
+def assign_new(index: Index) -> int:
     """Give every point an identifier that has none, and bring the tree in step with the points.
 
     The tree is made anew from the payload, since a killed run may have left them apart. Items of
@@ -480,22 +480,22 @@ def assign_new(library: Library) -> int:
     Returns:
         How many items stay without an identifier.
     """
-    info = library.manifest.identifiers
+    info = index.manifest.identifiers
     if info is None:
-        renew(library)
+        renew(index)
         return 0
-    codec = load_codec(library)
+    codec = load_codec(index)
     assert codec is not None
-    store = library.store
+    store = index.store
     missing = qdrant.Filter(must=[_lacks(f"{info.field}.id")], must_not=[_lacks("hash")])
-    bank = library.querybank()
-    items = _NamedItems.read(library, info.field, info.levels, bare=bank is not None)
+    bank = index.querybank()
+    items = _NamedItems.read(index, info.field, info.levels, bare=bank is not None)
     counters = Counters(items.counters())
     unnamed = 0
     wanted = ["modality", "path"]
     for chunk in in_blocks(store.scroll(missing, with_payload=wanted, with_vectors=[MEDIA])):
         x = np.asarray([vector_of(r) for r in chunk], dtype=np.float32)
-        spaces = np.asarray([library.space((r.payload or {})["modality"]) or "" for r in chunk])
+        spaces = np.asarray([index.space((r.payload or {})["modality"]) or "" for r in chunk])
         codes = encode(codec, x, spaces)
         known = codes[:, 0] >= 0
         # Of a kind that the embedder does not know there never are any: no reason to fit anew.
@@ -505,23 +505,23 @@ def assign_new(library: Library) -> int:
         rows = write_identifiers(store, info.field, ids, codes[known], counters)
         for id, record, row in zip(ids, kept, rows.tolist(), strict=True):
             items.add(id, row, record.payload or {})
-    if unnamed and library.manifest.generator is None:
-        renew(library)
+    if unnamed and index.manifest.generator is None:
+        renew(index)
         return 0
     bare = list(items.bare)
     if bank is not None:
         for begin in range(0, len(bare), BLOCK):
             some = qdrant.HasIdCondition(has_id=bare[begin : begin + BLOCK])
             which = qdrant.Filter(must=[some])
-            write_hubness(library, info.field, bank, which, items.set_hub)
+            write_hubness(index, info.field, bank, which, items.set_hub)
     store.flush()
     trie, table = items.finish()
     written = replace(
-        info, trie=_save(library, "trie", trie), items=_save(library, "items", table),
+        info, trie=_save(index, "trie", trie), items=_save(index, "items", table),
         count=len(trie), U=trie.unique_ratio,
     )  # fmt: skip
     if (written.trie, written.items) != (info.trie, info.items):
-        library.put(replace(library.manifest, identifiers=written))
+        index.put(replace(index.manifest, identifiers=written))
     return unnamed
 
 
@@ -559,13 +559,13 @@ class Health:
         return not self.problems
 
 
-def check(library: Library, target_u: float = 0.95) -> Health | None:
+def check(index: Index, target_u: float = 0.95) -> Health | None:
     """Measure the identifiers in force; None when there is none."""
-    info = library.manifest.identifiers
-    codec = load_codec(library)
+    info = index.manifest.identifiers
+    codec = load_codec(index)
     if info is None or codec is None:
         return None
-    vectors = read_vectors(library)
+    vectors = read_vectors(index)
     codes = encode(codec, vectors.x_ND, vectors.spaces)
     items = len(codes)
     distinct = len(distinct_rows(vectors.x_ND))
@@ -578,7 +578,7 @@ def check(library: Library, target_u: float = 0.95) -> Health | None:
     }
     problems: list[str] = []
     remarks: list[str] = []
-    trained = library.manifest.generator is not None
+    trained = index.manifest.generator is not None
     mend = f"Renew the identifiers: `{'cartq train' if trained else 'cartq doctor --fix'}`."
     reachable = distinct / items if items else 1.0
     if u < target_u * reachable:
@@ -603,7 +603,7 @@ def check(library: Library, target_u: float = 0.95) -> Health | None:
                 f"{space}: reconstruction error is {error[space]:.3f}, but was "
                 f"{fitted_error[space]:.3f} at fitting (drift). {mend}"
             )
-    stored = library.store.count(is_named(info.field))
+    stored = index.store.count(is_named(info.field))
     if not stored == info.count == items:
         problems.append(
             f"{items} items, {stored} identifiers stored, {info.count} in the tree. "

@@ -98,10 +98,10 @@ def make_claim(store: Store, key: str, index: str, flip: str, before: str | None
     store.tell(f"{TOLD}:{key}", told if before is None else {**told, "before": before})
 
 
-class Library:
+class Index:
     """One index, open for reading and, under `folder.lock()`, for writing.
 
-    Use `Library.open` or `Library.create`; it is a context manager that closes the store.
+    Use `Index.open` or `Index.create`; it is a context manager that closes the store.
     """
 
     def __init__(self, folder: IndexFolder, manifest: Manifest, store: Store) -> None:
@@ -126,7 +126,7 @@ class Library:
         embedder: str | None = None,
         client: QdrantClient | None = None,
         trust_folder: bool = False,
-    ) -> Library:
+    ) -> Index:
         """Open an existing index.
 
         Args:
@@ -179,13 +179,13 @@ class Library:
                     f"The points of the index {root} are gone from {store.location}.",
                     "Delete the folder and ingest again.",
                 )
-            library = cls(folder, manifest, store)
+            index = cls(folder, manifest, store)
             if not trust_folder:
-                library._check_told()
+                index._check_told()
         except BaseException:
             store.close()
             raise
-        return library
+        return index
 
     @classmethod
     def create(
@@ -196,7 +196,7 @@ class Library:
         url: str | None = None,
         api_key: str | None = None,
         collection: str | None = None,
-    ) -> Library:
+    ) -> Index:
         """Create an index and its collection.
 
         Raises:
@@ -231,10 +231,10 @@ class Library:
             ),
             store=info,
         )
-        library = cls(folder, manifest, store)
-        library._embedder = embedder
-        library.put(manifest)
-        return library
+        index = cls(folder, manifest, store)
+        index._embedder = embedder
+        index.put(manifest)
+        return index
 
     @staticmethod
     def reach(

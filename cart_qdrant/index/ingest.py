@@ -24,7 +24,7 @@ from cart_qdrant.index.identify import (
     summary,
     vector_of,
 )
-from cart_qdrant.index.index import Library
+from cart_qdrant.index.index import Index
 from cart_qdrant.index.pipeline import FileResult, Pipeline, Preparing
 from cart_qdrant.index.plan import Job, Plan, StoredFile, make_plan, read_stored
 from cart_qdrant.index.report import IngestOptions, IngestReport
@@ -42,19 +42,19 @@ TOGETHER = 64
 
 
 class Ingest:
-    """One run over some folders into an open index. The caller holds `library.folder.lock()`,
+    """One run over some folders into an open index. The caller holds `index.folder.lock()`,
     unless the run is dry."""
 
     def __init__(
-        self, library: Library, options: IngestOptions, reporter: Reporter | None = None
+        self, index: Index, options: IngestOptions, reporter: Reporter | None = None
     ) -> None:
-        library.require_own()
-        self._library = library
+        index.require_own()
+        self._index = index
         self._options = options
         self._reporter = reporter or Silent()
         self._report = IngestReport(dry_run=options.dry_run)
-        self._embedder: Embedder = library.embedder(self._reporter.say)
-        self._writer = PointWriter(library, use_captions=options.use_captions)
+        self._embedder: Embedder = index.embedder(self._reporter.say)
+        self._writer = PointWriter(index, use_captions=options.use_captions)
 
     def run(self) -> IngestReport:
         """Bring the index in step with the folders.
@@ -65,15 +65,15 @@ class Ingest:
             StoreError: The store failed; what was acknowledged before is kept.
         """
         begin = time.perf_counter()
-        options, library, report = self._options, self._library, self._report
+        options, index, report = self._options, self._index, self._report
         if not options.paths:
             raise UsageError("Nothing to ingest: no path was given.", "cartq ingest FOLDER")
-        base = library.folder.base
+        base = index.folder.base
         found = scan(options.paths, base=base, exclude=options.exclude)
         reader = CaptionReader(base=base, roots=options.paths, explicit=options.captions)
         if not options.dry_run:
             self._writer.recover()
-        stored = read_stored(library.store)
+        stored = read_stored(index.store)
         plan = make_plan(
             found,
             stored,
@@ -105,8 +105,8 @@ class Ingest:
             report.removed = len(plan.gone)
 
     def _execute(self, plan: Plan, stored: dict[str, StoredFile]) -> None:
-        self._library.add_indexes()
-        remove_stale(self._library)
+        self._index.add_indexes()
+        remove_stale(self._index)
         if plan.touch:
             self._writer.touch(plan.touch)
         for job in plan.recaption:
@@ -130,7 +130,7 @@ class Ingest:
         """Store a file with vectors that are there; returns it where they no longer are."""
         assert job.source is not None
         source = stored[job.source]
-        records = self._library.store.retrieve(source.ids, with_vectors=[MEDIA])
+        records = self._index.store.retrieve(source.ids, with_vectors=[MEDIA])
         rows: list[Row] = []
         tags: list[Caption] = []
         for record in records:
@@ -180,7 +180,7 @@ class Ingest:
         random.Random(0).shuffle(entries)
         reporter.phase("ingest", len(entries))
         if fitted is not None:
-            results = fitted_features(self._library, fitted, pipeline, entries, reporter)
+            results = fitted_features(self._index, fitted, pipeline, entries, reporter)
         else:
             results = _advancing(pipeline.run(entries), reporter)
         # Without a projection there is nothing to gain, and a kill would lose what waits.
@@ -190,7 +190,7 @@ class Ingest:
                 rows = [Row(segment, next(vectors), {}) for segment in result.segments]
                 self._take(result, by_rel[result.entry.rel], rows)
         self._writer.flush()
-        self._library.clear_work([WORK])
+        self._index.clear_work([WORK])
         self._report.embed_seconds += pipeline.embed_seconds
         self._report.wait_seconds += pipeline.wait_seconds
 
@@ -228,18 +228,18 @@ class Ingest:
 
     def _keep_lexicon(self, fresh: Sequence[Job]) -> None:
         """Before training, queries reach media vectors through the embedder's texts."""
-        library, embedder = self._library, self._embedder
+        index, embedder = self._index, self._embedder
         if not isinstance(embedder, LexicalEmbedder):
             return
-        info = library.manifest.embedder
+        info = index.manifest.embedder
         if isinstance(embedder, FittedEmbedder):
             # Its vectors of texts hold for its statistics: kept once these are frozen.
             if info.statistics is not None and info.lexicon is None:
-                library.keep_lexicon(embedder.lexicon())
+                index.keep_lexicon(embedder.lexicon())
         elif info.lexicon is None or fresh:
             lexicon = embedder.lexicon()
             if info.lexicon is None or lexicon.texts:  # another file without texts takes none away
-                library.keep_lexicon(lexicon)
+                index.keep_lexicon(lexicon)
 
     def _identify(self, *, has_points: bool) -> None:
         """Identifiers for new points, the tree, then a durable store; nothing if all is as it was.
@@ -247,15 +247,15 @@ class Ingest:
         Args:
             has_points: Whether there is, or was before this run, a point of ours.
         """
-        library = self._library
-        info = library.manifest.identifiers
+        index = self._index
+        info = index.manifest.identifiers
         if self._writer.changed or (info is None and has_points):
             self._reporter.phase("identifiers", None)
-            unnamed = bring_in_step(library)
+            unnamed = bring_in_step(index)
             self._writer.settle()
-            for line in advice(library, unnamed):
+            for line in advice(index, unnamed):
                 self._reporter.say(line)
-        info = library.manifest.identifiers
+        info = index.manifest.identifiers
         if info is not None:
             self._report.identifiers = summary(info)
 

@@ -18,7 +18,7 @@ from qdrant_client import models
 
 from cart_qdrant.errors import MismatchError, StoreError, UsageError
 from cart_qdrant.index.identify import vector_of
-from cart_qdrant.index.index import Library, check_claim, make_claim
+from cart_qdrant.index.index import Index, check_claim, make_claim
 from cart_qdrant.index.manifest import StoreInfo
 from cart_qdrant.progress import Reporter, Silent
 from cart_qdrant.storage import requests as qdrant
@@ -62,7 +62,7 @@ class MigrateReport:
 
 
 def migrate(
-    library: Library,
+    index: Index,
     place: StoreInfo,
     *,
     api_key: str | None = None,
@@ -83,16 +83,16 @@ def migrate(
         MismatchError: There are points of another index, or their number differs.
         StoreError: A store failed, or a copied point differs; run it again to go on.
     """
-    library.require_own()
+    index.require_own()
     begin = time.perf_counter()
     reporter = reporter or Silent()
-    source = library.store
-    target = Library.reach(library.folder, place, api_key, client)
+    source = index.store
+    target = Index.reach(index.folder, place, api_key, client)
     try:
-        if place == library.manifest.store or target.location == source.location:
+        if place == index.manifest.store or target.location == source.location:
             raise UsageError(f"The points are at {source.location} already.")
         report = MigrateReport(source.location, target.location)
-        _prepare(library, target, place)
+        _prepare(index, target, place)
         report.points = source.count()
         reporter.phase("points", report.points)
         report.copied = copy_points(source, target, reporter)
@@ -104,16 +104,16 @@ def migrate(
     except BaseException:
         target.close()
         raise
-    library.store = target
-    library.put(replace(library.manifest, store=place))
+    index.store = target
+    index.put(replace(index.manifest, store=place))
     source.close()
     report.seconds = time.perf_counter() - begin
     return report
 
 
-def _prepare(library: Library, target: Store, place: StoreInfo) -> None:
+def _prepare(index: Index, target: Store, place: StoreInfo) -> None:
     """Claim the collection, and make it with its indexes, unless an earlier run has."""
-    key, manifest = library.key, library.manifest
+    key, manifest = index.key, index.manifest
     shared = place.kind != "edge"  # the folder's own store is nobody else's
     if shared and target.exists():
         told = check_claim(target, key, manifest.id)
@@ -123,10 +123,10 @@ def _prepare(library: Library, target: Store, place: StoreInfo) -> None:
                 "did not bring there.",
                 "Move to another collection: --to-collection NAME.",
             )
-    library.make_collection(target)
+    index.make_collection(target)
     if shared:
         make_claim(target, key, manifest.id, manifest.flip)
-    copy_indexes(library.store, target)
+    copy_indexes(index.store, target)
 
 
 def copy_indexes(source: Store, target: Store) -> None:

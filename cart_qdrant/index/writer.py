@@ -21,7 +21,7 @@ from qdrant_client import models
 from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.captions.reader import merge_captions, segment_captions
 from cart_qdrant.files import write_atomic
-from cart_qdrant.index.index import Library
+from cart_qdrant.index.index import Index
 from cart_qdrant.index.plan import Job, modified
 from cart_qdrant.records import Caption, Segment
 from cart_qdrant.storage.protocol import CAPTION, MEDIA
@@ -67,7 +67,7 @@ class PointWriter:
     """Buffers points of whole files and writes them.
 
     Args:
-        library: Open index; its lock is held.
+        index: Open index; its lock is held.
         use_captions: False stores no caption at all.
 
     Attributes:
@@ -75,13 +75,13 @@ class PointWriter:
         write_seconds: Time spent on the rest of writing.
     """
 
-    def __init__(self, library: Library, *, use_captions: bool = True) -> None:
-        self._library = library
+    def __init__(self, index: Index, *, use_captions: bool = True) -> None:
+        self._index = index
         self._use_captions = use_captions
         self._points: list[tuple[models.PointStruct, list[Caption]]] = []
         self._replacements: list[_Replacement] = []
-        self._note = library.folder.work / "replaced.json"
-        self._mark = library.folder.work / "changed"
+        self._note = index.folder.work / "replaced.json"
+        self._mark = index.folder.work / "changed"
         self._columns: set[str] = set()
         self._indexed: set[str] = set()
         self.embed_seconds = 0.0
@@ -94,7 +94,7 @@ class PointWriter:
 
     def settle(self) -> None:
         """Tell that identifiers and tree are in step with the points."""
-        self._library.store.flush()
+        self._index.store.flush()
         self._mark.unlink(missing_ok=True)
 
     def recover(self) -> None:
@@ -102,10 +102,10 @@ class PointWriter:
         if not self._note.exists():
             return
         for one in json.loads(self._note.read_bytes()):
-            there = self._library.store.retrieve(one["new"], with_payload=False)
+            there = self._index.store.retrieve(one["new"], with_payload=False)
             if len(there) == len(one["new"]):
                 self.mark_changed()
-                self._library.store.delete(one["old"])
+                self._index.store.delete(one["old"])
         self._note.unlink()
 
     def put(
@@ -162,7 +162,7 @@ class PointWriter:
 
     def touch(self, jobs: Sequence[Job]) -> None:
         """Store new times of files whose content and captions are known."""
-        self._library.store.set_payload(
+        self._index.store.set_payload(
             [
                 (one, {"size": job.entry.size, "mtime": modified(job.entry)})
                 for job in jobs
@@ -176,7 +176,7 @@ class PointWriter:
             return
         self.mark_changed()
         for begin in range(0, len(ids), WRITE):
-            self._library.store.delete(ids[begin : begin + WRITE])
+            self._index.store.delete(ids[begin : begin + WRITE])
 
     def flush(self) -> None:
         """Embed the captions of waiting points, write them, then remove what they replace."""
@@ -191,17 +191,17 @@ class PointWriter:
         if old:
             note = [{"new": r.new, "old": sorted(set(r.old) - written)} for r in self._replacements]
             write_atomic(self._note, json.dumps(note).encode())
-        self._library.store.upsert([point for point, _ in self._points])
+        self._index.store.upsert([point for point, _ in self._points])
         self._points, self._replacements = [], []
         if old:
-            self._library.store.delete(old)
+            self._index.store.delete(old)
             self._note.unlink()
         self.write_seconds += time.perf_counter() - begin
 
     def _index_columns(self) -> None:
         """Index the columns that users filter on: unindexed, one costs a look at every point."""
         for key in sorted(self._columns - self._indexed)[: COLUMNS - len(self._indexed)]:
-            self._library.store.create_keyword_index(key)
+            self._index.store.create_keyword_index(key)
             self._indexed.add(key)
 
     def mark_changed(self) -> None:
@@ -213,7 +213,7 @@ class PointWriter:
         if not any(captions for _, captions in self._points):
             return
         begin = time.perf_counter()
-        means = caption_means(self._library.text_encoder(), [c for _, c in self._points])
+        means = caption_means(self._index.text_encoder(), [c for _, c in self._points])
         self.embed_seconds += time.perf_counter() - begin
         for (point, _), mean in zip(self._points, means, strict=True):
             if mean is not None:

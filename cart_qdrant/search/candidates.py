@@ -19,7 +19,7 @@ import numpy as np
 from cart_qdrant.arrays.types import FloatArray, IndexArray, KeyArray, MaskArray
 from cart_qdrant.generator.beam_search import Beams
 from cart_qdrant.identifiers.item_table import keys_of, places_in
-from cart_qdrant.index.index import Library
+from cart_qdrant.index.index import Index
 from cart_qdrant.search.filters import merge_filters
 from cart_qdrant.search.fusion import SINGLE, Evidence
 from cart_qdrant.search.item_features import FOREIGN_KIND, FactFinder, Facts
@@ -192,7 +192,7 @@ class Collector:
     """Asks the store of one index.
 
     Args:
-        library: The index.
+        index: The index.
         verticals: Number of each modality's vertical.
         spaces: The spaces in the order of their numbers.
         facts: Knows the items.
@@ -200,22 +200,22 @@ class Collector:
 
     def __init__(
         self,
-        library: Library,
+        index: Index,
         verticals: Mapping[str, int],
         spaces: Sequence[str],
         facts: FactFinder,
     ) -> None:
-        self._library, self._verticals, self._spaces = library, verticals, list(spaces)
+        self._index, self._verticals, self._spaces = index, verticals, list(spaces)
         self._facts = facts
         self._lists: dict[str, dict[int, list[str]]] = {}
-        for modality, space in library.manifest.embedder.spaces.items():
+        for modality, space in index.manifest.embedder.spaces.items():
             of = self._lists.setdefault(space, {})
             of.setdefault(verticals[modality], []).append(modality)
 
     @cached_property
     def _partly(self) -> bool:
         """Whether some items have a caption and some have none."""
-        store = self._library.store
+        store = self._index.store
         return 0 < store.count(qdrant.Filter(must=[DESCRIBED])) < store.count()
 
     def _lists_of(
@@ -276,7 +276,7 @@ class Collector:
                     )
                 )  # fmt: skip
                 owners.append((b, "bm25"))
-        answers = self._library.store.query_ids(requests) if requests else []
+        answers = self._index.store.query_ids(requests) if requests else []
         pools = self._pools(encoded, owners, answers)
         for (b, by), found in zip(owners, answers, strict=True):
             if by == CAPTIONS_OF_BEAMS:
@@ -329,7 +329,7 @@ class Collector:
         """Holds for the points that beams name."""
         match = qdrant.MatchAny(any=beams.ids())
         named = qdrant.Filter(
-            must=[qdrant.FieldCondition(key=f"{self._library.field}.id", match=match)]
+            must=[qdrant.FieldCondition(key=f"{self._index.field}.id", match=match)]
         )
         return merge_filters(named, filter)
 
@@ -366,7 +366,7 @@ class Collector:
                 ask(pool, pool.media_C, here, MEDIA, q_BD[b])
             if captions:
                 ask(pool, pool.caption_C, ~pool.looked_C, CAPTION, encoded.caption_BW[b])
-        answers = self._library.store.query_ids(requests) if requests else []
+        answers = self._index.store.query_ids(requests) if requests else []
         for (pool, scores_C), found in zip(owners, answers, strict=True):
             place, scores = pool.places(found)
             scores_C[place] = scores

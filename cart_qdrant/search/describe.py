@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from cart_qdrant.index.identify import is_ours
-from cart_qdrant.index.index import Library
+from cart_qdrant.index.index import Index
 from cart_qdrant.index.writer import MADE_BY
 from cart_qdrant.records import Modality
 from cart_qdrant.search.candidates import DESCRIBED
@@ -48,9 +48,9 @@ class Description:
         return asdict(self)
 
 
-def describe(library: Library) -> Description:
+def describe(index: Index) -> Description:
     """Count items by kind, and look at the payloads of some."""
-    store = library.store
+    store = index.store
     items: dict[str, int] = {}
     for modality in Modality:
         match = qdrant.FieldCondition(key="modality", match=qdrant.MatchValue(value=str(modality)))
@@ -64,21 +64,21 @@ def describe(library: Library) -> Description:
     )
     return Description(
         location=store.location,
-        embedder=library.manifest.embedder.name,
-        trained=library.manifest.generator is not None,
+        embedder=index.manifest.embedder.name,
+        trained=index.manifest.generator is not None,
         items=items,
         described=store.count(qdrant.Filter(must=[DESCRIBED])),
-        fields=_fields(payloads, library),
+        fields=_fields(payloads, index),
         captions=list(captions)[:EXAMPLES],
     )
 
 
-def _fields(payloads: list[dict[str, Any]], library: Library) -> dict[str, list[Any]]:
+def _fields(payloads: list[dict[str, Any]], index: Index) -> dict[str, list[Any]]:
     """Values of the fields that people have given, the shortest first."""
-    mine = {library.key}
-    if library.manifest.identifiers is not None:
-        mine.add(library.manifest.identifiers.field)
-    ours = _LAID_OVER if library.attachment is not None else _OURS
+    mine = {index.key}
+    if index.manifest.identifiers is not None:
+        mine.add(index.manifest.identifiers.field)
+    ours = _LAID_OVER if index.attachment is not None else _OURS
     found: dict[str, dict[Any, None]] = {}
     for payload in payloads:
         for key, value in _flat(payload):

@@ -19,7 +19,7 @@ from cart_qdrant.generator.prior import NodeGains, prior_logits
 from cart_qdrant.identifiers.codec import Codec
 from cart_qdrant.identifiers.trie import Trie
 from cart_qdrant.index.identify import vector_of
-from cart_qdrant.index.index import Library
+from cart_qdrant.index.index import Index
 from cart_qdrant.records import Hit
 from cart_qdrant.search.candidates import Encoded, Pool
 from cart_qdrant.search.fusion import Calibration
@@ -64,14 +64,14 @@ class Explainer:
 
     def __init__(
         self,
-        library: Library,
+        index: Index,
         trie: Trie | None,
         codec: Codec | None,
         model: Trained | None,
         calibration: Calibration,
         gains: NodeGains | None,
     ) -> None:
-        self._library, self._trie, self._codec = library, trie, codec
+        self._index, self._trie, self._codec = index, trie, codec
         self._model, self._calibration, self._gains = model, calibration, gains
         self._words: dict[int, str | None] = {}
 
@@ -112,7 +112,7 @@ class Explainer:
         if not flat:
             return [None] * len(hits)
         if self._model is None:
-            x = self._library.query_text_encoder().embed(flat) @ caption_W
+            x = self._index.query_text_encoder().embed(flat) @ caption_W
         else:
             x = self._model.encode(flat).text_BW @ caption_W
         cosine = dict(zip(flat, x.tolist(), strict=True))
@@ -123,7 +123,7 @@ class Explainer:
         return out
 
     def _paths(self, hits: Sequence[Hit], encoded: Encoded) -> list[list[Step]]:
-        info, trie, codec = self._library.manifest.identifiers, self._trie, self._codec
+        info, trie, codec = self._index.manifest.identifiers, self._trie, self._codec
         if info is None or trie is None or codec is None:
             return [[] for _ in hits]
         out: list[list[Step]] = []
@@ -134,7 +134,7 @@ class Explainer:
             cart = hit.payload.get(info.field)
             codes.append([*cart["codes"]] if cart else [])
             paths.append(trie.path(codes[n]))
-            space = self._library.space(hit.modality)
+            space = self._index.space(hit.modality)
             # A point may be newer than the tree that was loaded.
             known = len(paths[n]) == codec.levels
             if known and space in encoded.media and space in codec.quantizers:
@@ -209,11 +209,11 @@ class Explainer:
 
     def _typical(self, cluster: int) -> str | None:
         """The caption that is nearest to the mean of the cluster's captions."""
-        info = self._library.manifest.identifiers
+        info = self._index.manifest.identifiers
         assert info is not None
         match = qdrant.MatchValue(value=str(cluster))
         of = qdrant.Filter(must=[qdrant.FieldCondition(key=f"{info.field}.p1", match=match)])
-        records = self._library.store.scroll(
+        records = self._index.store.scroll(
             of, with_payload=["captions"], with_vectors=[CAPTION], batch=SAMPLE
         )
         found = [
@@ -228,7 +228,7 @@ class Explainer:
 
     def _label(self, cluster: int) -> str | None:
         """The text, of those that the embedder knows, that is nearest to the cluster's centre."""
-        lexicon = self._library.taught()
+        lexicon = self._index.taught()
         if lexicon is None or self._codec is None:
             return None
         for space, quantizer in self._codec.quantizers.items():

@@ -25,7 +25,7 @@ from cart_qdrant.identifiers.item_table import (
     places_in,
 )
 from cart_qdrant.identifiers.trie import Trie
-from cart_qdrant.index.index import Library
+from cart_qdrant.index.index import Index
 from cart_qdrant.storage import requests as qdrant
 
 UNREACHED = -1
@@ -65,7 +65,7 @@ class FactFinder:
     """Knows the items of one index.
 
     Args:
-        library: The index.
+        index: The index.
         trie: Its tree.
         table: Its table of items; without, all is read from payloads.
         verticals: Number of each modality's vertical.
@@ -74,17 +74,17 @@ class FactFinder:
 
     def __init__(
         self,
-        library: Library,
+        index: Index,
         trie: Trie | None,
         table: ItemTable | None,
         verticals: Mapping[str, int],
         spaces: Sequence[str],
     ) -> None:
-        self._library, self._trie = library, trie
+        self._index, self._trie = index, trie
         self._table = None if trie is None else table
-        self._field = library.field
+        self._field = index.field
         number = {space: n for n, space in enumerate(spaces)}
-        known = [library.space(kind) for kind in KINDS]
+        known = [index.space(kind) for kind in KINDS]
         # By kind; one more for what is of none.
         self._space_of = np.asarray(
             [FOREIGN_KIND if one is None else number.get(one, UNREACHED) for one in known]
@@ -158,7 +158,7 @@ class FactFinder:
             filter=qdrant.Filter(must=[wanted]), limit=len(new),
             with_payload=["modality", "path", f"{self._field}.id", f"{self._field}.hub"],
         )  # fmt: skip
-        (points,) = self._library.store.query_batch([request])
+        (points,) = self._index.store.query_batch([request])
         places = key_C.searchsorted(keys_of([point.id for point in points])).tolist()
         return [(n, point.payload or {}) for n, point in zip(places, points, strict=True)]
 

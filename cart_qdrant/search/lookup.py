@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cart_qdrant.errors import StoreError, UsageError
-from cart_qdrant.index.index import Library
+from cart_qdrant.index.index import Index
 from cart_qdrant.media.scan import relative_name
 from cart_qdrant.records import Caption, Identifier, Item, Modality
 from cart_qdrant.storage import requests as qdrant
@@ -13,13 +13,13 @@ from cart_qdrant.storage.protocol import MEDIA
 from cart_qdrant.storage.validation import as_id
 
 
-def find_record(library: Library, name: str) -> qdrant.AnyRecord:
+def find_record(index: Index, name: str) -> qdrant.AnyRecord:
     """The point of an item, with its media vector. Of a file without a moment, its first segment.
 
     Raises:
         UsageError: There is none.
     """
-    record = _by_id(library, name) or _by_path(library, name)
+    record = _by_id(index, name) or _by_path(index, name)
     if record is None:
         raise UsageError(
             f"No item of the index is {name!r}.",
@@ -28,20 +28,20 @@ def find_record(library: Library, name: str) -> qdrant.AnyRecord:
     return record
 
 
-def find_item(library: Library, name: str) -> Item:
+def find_item(index: Index, name: str) -> Item:
     """An item with all that is known of it.
 
     Raises:
         UsageError: There is none.
     """
-    record = find_record(library, name)
+    record = find_record(index, name)
     payload = record.payload or {}
     if payload.get("modality") not in list(Modality):
         raise UsageError(
             f"The item {name!r} is of the kind {payload.get('modality')!r}, which is none of "
             f"{', '.join(Modality)}."
         )
-    info = library.manifest.identifiers
+    info = index.manifest.identifiers
     cart = payload.get(info.field) if info is not None else None
     return Item(
         id=str(record.id),
@@ -55,18 +55,18 @@ def find_item(library: Library, name: str) -> Item:
     )
 
 
-def _by_id(library: Library, name: str) -> qdrant.AnyRecord | None:
+def _by_id(index: Index, name: str) -> qdrant.AnyRecord | None:
     try:
         one = as_id(name)
     except StoreError:
         return None
-    found = library.store.retrieve([one], with_vectors=[MEDIA])
+    found = index.store.retrieve([one], with_vectors=[MEDIA])
     return found[0] if found else None
 
 
-def _by_path(library: Library, name: str) -> qdrant.AnyRecord | None:
+def _by_path(index: Index, name: str) -> qdrant.AnyRecord | None:
     """The segment of a file that holds a moment; its first one without a moment."""
-    whole = _segments(library, name)
+    whole = _segments(index, name)
     if whole:
         return whole[0]
     path, _, seconds = name.rpartition("@")
@@ -74,7 +74,7 @@ def _by_path(library: Library, name: str) -> qdrant.AnyRecord | None:
         moment = float(seconds)
     except ValueError:
         return None
-    segments = _segments(library, path)
+    segments = _segments(index, path)
 
     def distance(record: qdrant.AnyRecord) -> tuple[float, float]:
         payload = record.payload or {}
@@ -86,11 +86,11 @@ def _by_path(library: Library, name: str) -> qdrant.AnyRecord | None:
     return min(segments, key=distance, default=None)
 
 
-def _segments(library: Library, path: str) -> list[qdrant.AnyRecord]:
+def _segments(index: Index, path: str) -> list[qdrant.AnyRecord]:
     """A file's points in time order, named as stored, or as seen from here."""
-    for name in dict.fromkeys([path, relative_name(Path(path), library.folder.base)]):
+    for name in dict.fromkeys([path, relative_name(Path(path), index.folder.base)]):
         match = qdrant.FieldCondition(key="path", match=qdrant.MatchValue(value=name))
-        found = list(library.store.scroll(qdrant.Filter(must=[match]), with_vectors=[MEDIA]))
+        found = list(index.store.scroll(qdrant.Filter(must=[match]), with_vectors=[MEDIA]))
         if found:
             return sorted(found, key=_order)
     return []

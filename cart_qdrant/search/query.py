@@ -21,7 +21,7 @@ from cart_qdrant.config import SegmentConfig
 from cart_qdrant.embedders.external import FOREIGN
 from cart_qdrant.errors import MediaError, UsageError
 from cart_qdrant.index.identify import vector_of
-from cart_qdrant.index.index import Library
+from cart_qdrant.index.index import Index
 from cart_qdrant.media.segments import decode
 from cart_qdrant.records import Modality
 from cart_qdrant.search.lookup import find_record
@@ -125,12 +125,12 @@ class Mixer:
     """Makes vectors of queries for one index.
 
     Args:
-        library: The index; its embedder is loaded when a file is asked with.
+        index: The index; its embedder is loaded when a file is asked with.
         text: What makes vectors of texts.
     """
 
-    def __init__(self, library: Library, text: TextVectors) -> None:
-        self._library, self._text = library, text
+    def __init__(self, index: Index, text: TextVectors) -> None:
+        self._index, self._text = index, text
 
     def mix(self, query: Query) -> Mixed:
         """Vectors of a query.
@@ -180,7 +180,7 @@ class Mixer:
         """The mean vector of a file's segments of a kind."""
         if not path.exists():
             raise UsageError(f"There is no file {path}.")
-        info = self._library.manifest.embedder
+        info = self._index.manifest.embedder
         if info.name in ("precomputed", FOREIGN):
             raise UsageError(
                 "The vectors of this index were made elsewhere: no file can be embedded here.",
@@ -188,7 +188,7 @@ class Mixer:
             )
         wanted = (Modality.AUDIO,) if kind == "audio" else (Modality.IMAGE, Modality.VIDEO)
         found = decode(path, path.name, SegmentConfig(), wanted=wanted)
-        embedder = self._library.embedder()
+        embedder = self._index.embedder()
         sum_D = np.zeros(embedder.dim, dtype=np.float32)
         space: str | None = None
         try:
@@ -207,7 +207,7 @@ class Mixer:
 
     def _vector(self, vector: tuple[float, ...]) -> dict[str, FloatArray]:
         """The unit vector, in every space: which one it is of is not known."""
-        info = self._library.manifest.embedder
+        info = self._index.manifest.embedder
         x_D = np.asarray(vector, dtype=np.float32)
         norm = float(np.linalg.norm(x_D)) if len(x_D) else 0.0
         if len(x_D) != info.dim:
@@ -221,9 +221,9 @@ class Mixer:
 
     def _item(self, name: str) -> tuple[dict[str, FloatArray], str]:
         """The vector of a stored item, and its id."""
-        record = find_record(self._library, name)
+        record = find_record(self._index, name)
         vector = vector_of(record)
-        space = self._library.space((record.payload or {}).get("modality", ""))
+        space = self._index.space((record.payload or {}).get("modality", ""))
         if vector is None or space is None:
             raise UsageError(f"The item {name!r} has no vector.", "Mend it: cartq ingest")
         return {space: np.asarray(vector, dtype=np.float32)}, str(record.id)

@@ -25,7 +25,7 @@ from cart_qdrant.generator.beam_search import Beams
 from cart_qdrant.generator.decode import beams_for, decode
 from cart_qdrant.generator.prior import HUB, NodeGains
 from cart_qdrant.index.identify import load_codec, load_table, load_trie
-from cart_qdrant.index.index import TEXT_DIM, Library
+from cart_qdrant.index.index import TEXT_DIM, Index
 from cart_qdrant.index.remote import local_folder, media_folder
 from cart_qdrant.records import Hit, Item, Modality
 from cart_qdrant.search.candidates import DESCRIBED, POOL, Collector, Encoded, Pool
@@ -107,13 +107,13 @@ class _Ranked:
 class Retriever:
     """Searches one index. Use `open`; it is a context manager, and safe to use from threads."""
 
-    def __init__(self, library: Library) -> None:
-        self._library = library
+    def __init__(self, index: Index) -> None:
+        self._index = index
         # No thread is started before the first asynchronous search.
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="cart-qdrant")
-        manifest = library.manifest
+        manifest = index.manifest
         self._version = manifest.version
-        self._trie, self._codec = load_trie(library), load_codec(library, mapped=True)
+        self._trie, self._codec = load_trie(index), load_codec(index, mapped=True)
         self._model: Trained | None = None
         self._gains: NodeGains | None = None
         self._spaces = sorted(set(manifest.embedder.spaces.values()))
@@ -128,7 +128,7 @@ class Retriever:
                     f"index has {found}.",
                     "Train again: `cartq train`.",
                 )
-            folder = library.folder.path(manifest.generator.folder)
+            folder = index.folder.path(manifest.generator.folder)
             self._model = Trained(folder, text_encoder_folder())
             self._calibration = self._model.calibration
             if self._trie is not None:
@@ -137,7 +137,7 @@ class Retriever:
             levels = manifest.identifiers.levels if manifest.identifiers else 0
             self._calibration = untrained(
                 self._spaces, levels,
-                captions=library.store.count(qdrant.Filter(must=[DESCRIBED])) > 0,
+                captions=index.store.count(qdrant.Filter(must=[DESCRIBED])) > 0,
             )  # fmt: skip
         self._verticals = (
             self._model.verticals
@@ -145,12 +145,12 @@ class Retriever:
             else Verticals.single(list(manifest.embedder.spaces), TEXT_DIM)
         )
         of, spaces = self._verticals.of, self._calibration.spaces
-        facts = FactFinder(library, self._trie, load_table(library), of, spaces)
-        self._collector = Collector(library, of, spaces, facts)
+        facts = FactFinder(index, self._trie, load_table(index), of, spaces)
+        self._collector = Collector(index, of, spaces, facts)
         items = 0 if self._trie is None else len(self._trie)
         self._width = beams_for(self._calibration.beams, items)
         self._explainer = Explainer(
-            library, self._trie, self._codec, self._model, self._calibration, self._gains
+            index, self._trie, self._codec, self._model, self._calibration, self._gains
         )
 
     @classmethod
@@ -178,24 +178,24 @@ class Retriever:
             MismatchError: Its parts are of different versions.
             StoreError: The store cannot be opened, or another process has it.
         """
-        library = Library.open(
+        index = Index.open(
             local_folder(str(root)), url=url, api_key=api_key, collection=collection, client=client
         )
         try:
-            return cls(library)
+            return cls(index)
         except BaseException:
-            library.close()
+            index.close()
             raise
 
     @property
     def base(self) -> Path:
         """Folder that hits' paths are relative to."""
-        return self._library.folder.base
+        return self._index.folder.base
 
     def media_base(self, hits: Iterable[Hit | Item]) -> Path:
         """Folder in which the files of hits lie, under their paths: `base`, or a cache to which
         they are brought, where the index is behind a URL."""
-        return media_folder(self._library.folder, [hit.path for hit in hits])
+        return media_folder(self._index.folder, [hit.path for hit in hits])
 
     @property
     def calibration(self) -> Calibration:
@@ -206,7 +206,7 @@ class Retriever:
         """What the collection holds: kinds, fields to filter on, examples."""
         from cart_qdrant.search.describe import describe
 
-        return describe(self._library)
+        return describe(self._index)
 
     def item(self, name: str) -> Item:
         """A stored item by its id, its path, or PATH@SECONDS.
@@ -214,7 +214,7 @@ class Retriever:
         Raises:
             UsageError: There is none.
         """
-        return find_item(self._library, name)
+        return find_item(self._index, name)
 
     def search(
         self,
@@ -279,7 +279,7 @@ class Retriever:
             raise UsageError(f"--lane is {lane!r}, but must be one of {', '.join(LANES)}.")
         if group_by not in ("file", "none"):
             raise UsageError(f"--group-by is {group_by!r}, but must be file or none.")
-        if lane == "caption" and not self._library.keeps_captions:
+        if lane == "caption" and not self._index.keeps_captions:
             raise UsageError(
                 "--lane is caption, but the collection has no vectors of captions.",
                 "Attach again with --caption-vectors.",
@@ -322,7 +322,7 @@ class Retriever:
                 f"Ask without it, or in the lane {', '.join(MIXED)}.",
             )
         begin = time.perf_counter()
-        mixed = Mixer(self._library, self._text_vectors).mix(query)
+        mixed = Mixer(self._index, self._text_vectors).mix(query)
         media = {space: q_D[None] for space, q_D in mixed.media.items()}
         middle = time.perf_counter()
         no_text_BW = np.zeros((1, TEXT_DIM), np.float32)
@@ -375,7 +375,7 @@ class Retriever:
             return None
         if group_by == "none":
             return qdrant.Filter(must_not=[qdrant.HasIdCondition(has_id=list(mixed.exclude))])
-        made_of = self._library.store.retrieve(mixed.exclude)
+        made_of = self._index.store.retrieve(mixed.exclude)
         paths = [(record.payload or {})["path"] for record in made_of]
         match = qdrant.FieldCondition(key="path", match=qdrant.MatchAny(any=paths))
         return qdrant.Filter(must_not=[match])
@@ -474,14 +474,14 @@ class Retriever:
         begin = time.perf_counter()
         calibration = self._calibration
         if self._model is None:
-            caption_BW = self._library.query_text_encoder().embed(queries)
+            caption_BW = self._index.query_text_encoder().embed(queries)
             reached = self._untrained(queries, caption_BW) if media else {}
             taps, mask = None, None
         else:
             corrects = (beams or explain) and any(calibration.gates)
             found = self._model.encode(queries, taps=corrects)
             caption_BW = found.caption_BW
-            lexicon = self._library.taught() if calibration.zero_shot else None
+            lexicon = self._index.taught() if calibration.zero_shot else None
             reached = {
                 space: blend(
                     x, None if lexicon is None else lexicon.embed(found.text_BW, space),
@@ -511,16 +511,16 @@ class Retriever:
         """How many items there are for each that a filter lets through."""
         if filter is None or self._trie is None:
             return 1.0
-        return len(self._trie) / max(1, self._library.store.count(filter))
+        return len(self._trie) / max(1, self._index.store.count(filter))
 
     def _untrained(self, queries: list[str], text_BW: FloatArray) -> dict[str, FloatArray]:
         """Query vectors in the spaces that text reaches without training."""
-        lexicon = self._library.lexicon()
+        lexicon = self._index.lexicon()
         found: dict[str, FloatArray | None]
         if lexicon is not None:
             found = {space: lexicon.embed(text_BW, space) for space in self._spaces}
         else:
-            embedder = self._library.embedder()
+            embedder = self._index.embedder()
             found = {space: embedder.embed_text(queries, space) for space in self._spaces}
         return {space: x for space, x in found.items() if x is not None}
 
@@ -559,7 +559,7 @@ class Retriever:
         return out
 
     def _payloads(self, ids: set[str]) -> dict[str, dict[str, Any]]:
-        found = self._library.store.retrieve(sorted(ids))
+        found = self._index.store.retrieve(sorted(ids))
         return {str(r.id): dict(r.payload or {}) for r in found}
 
     def _take(
@@ -572,7 +572,7 @@ class Retriever:
         words: frozenset[str],
     ) -> list[Hit]:
         """The first `k` of ranked points whose payload is there."""
-        info = self._library.manifest.identifiers
+        info = self._index.manifest.identifiers
         hits: list[Hit] = []
         for id, place in zip(ids, rows.order.tolist(), strict=False):
             payload = payloads.get(id)
@@ -598,7 +598,7 @@ class Retriever:
     def close(self) -> None:
         """Close the store, when running searches are through."""
         self._threads.shutdown()
-        self._library.close()
+        self._index.close()
 
     def __enter__(self) -> Self:
         return self

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from cart_qdrant.arrays.types import FloatArray, IndexArray
 from cart_qdrant.arrays.vectors import unit
 from cart_qdrant.index.identify import Vectors, read_vectors
-from cart_qdrant.index.index import Library
+from cart_qdrant.index.index import Index
 from cart_qdrant.records import TRUST, Caption, CaptionSource, Modality, text_key
 from cart_qdrant.storage import requests as qdrant
 
@@ -70,14 +70,14 @@ class Corpus:
 
 
 def read_corpus(
-    library: Library, label: Callable[[FloatArray, str], list[str] | None] | None = None
+    index: Index, label: Callable[[FloatArray, str], list[str] | None] | None = None
 ) -> Corpus:
     """Read items and captions; items without any text get a weak label where there is a labeller.
 
     Args:
         label: Names what vectors x_ND of a space show, one label each; None for no labels.
     """
-    vectors = read_vectors(library)
+    vectors = read_vectors(index)
     row = {one: n for n, one in enumerate(vectors.ids)}
     texts: list[str] = []
     items: list[int] = []
@@ -88,9 +88,9 @@ def read_corpus(
     modalities = [""] * len(vectors.ids)
     filmed = {
         (record.payload or {}).get("path")
-        for record in library.store.scroll(_VIDEO, with_payload=["path"])
+        for record in index.store.scroll(_VIDEO, with_payload=["path"])
     }
-    for record in library.store.scroll(with_payload=["captions", "path", "modality"]):
+    for record in index.store.scroll(with_payload=["captions", "path", "modality"]):
         n = row.get(str(record.id))
         if n is None:
             continue

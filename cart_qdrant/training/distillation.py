@@ -10,7 +10,7 @@ import numpy as np
 from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.embedders.zero_shot import Lexicon, class_names
 from cart_qdrant.errors import CartError
-from cart_qdrant.index.index import Library
+from cart_qdrant.index.index import Index
 from cart_qdrant.progress import Reporter
 
 TEXTS = 3_000
@@ -18,9 +18,7 @@ TEXTS = 3_000
 _BLOCK = 64
 
 
-def learn_from(
-    library: Library, captions: list[str], seed: int, reporter: Reporter
-) -> Lexicon | None:
+def learn_from(index: Index, captions: list[str], seed: int, reporter: Reporter) -> Lexicon | None:
     """Texts of the corpus, and class names, with the vectors that the embedder gives them; None
     where it embeds no text, or is not here."""
     rng = np.random.default_rng(seed)
@@ -28,12 +26,12 @@ def learn_from(
     chosen = [distinct[n] for n in sorted(rng.permutation(len(distinct))[:TEXTS])]
     texts = list(dict.fromkeys([*chosen, *(name.split(",")[0] for name in class_names())]))
     try:
-        embedder = library.embedder()
+        embedder = index.embedder()
     except CartError as error:
         reporter.say(f"the embedder's text tower teaches nothing: {error}")
         return None
     values: dict[str, list[FloatArray]] = {}
-    spaces = list(dict.fromkeys(library.manifest.embedder.spaces.values()))
+    spaces = list(dict.fromkeys(index.manifest.embedder.spaces.values()))
     for space in spaces:
         if embedder.embed_text(texts[:1], space) is not None:
             values[space] = []
@@ -49,6 +47,6 @@ def learn_from(
         reporter.advance(len(block))
     return Lexicon(
         texts,
-        library.text_encoder().embed(texts),
+        index.text_encoder().embed(texts),
         {space: np.concatenate(found) for space, found in values.items()},
     )

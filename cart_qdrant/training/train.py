@@ -29,7 +29,7 @@ from cart_qdrant.identifiers.codec import Codec, IdentifierConfig, fit_codec
 from cart_qdrant.identifiers.hubness import BANK, CAPTION, Querybank, media_space
 from cart_qdrant.identifiers.trie import Trie
 from cart_qdrant.index.identify import prepare, remove_stale
-from cart_qdrant.index.index import TEACHER, TEXT_DIM, Library
+from cart_qdrant.index.index import TEACHER, TEXT_DIM, Index
 from cart_qdrant.index.manifest import Artifact, GeneratorInfo, IdentifierInfo
 from cart_qdrant.progress import Reporter, Silent
 from cart_qdrant.search.fusion import Calibration, untrained
@@ -61,17 +61,17 @@ JUDGED = 1_000
 
 
 def train(
-    library: Library, options: TrainOptions | None = None, reporter: Reporter | None = None
+    index: Index, options: TrainOptions | None = None, reporter: Reporter | None = None
 ) -> TrainReport:
     """Train on everything in an index and put the result in force.
 
-    The caller holds `library.folder.lock()`. A killed run is resumed by the next one with the
+    The caller holds `index.folder.lock()`. A killed run is resumed by the next one with the
     same data and options.
 
     Raises:
         IndexMissingError: The index has no item.
     """
-    return _Training(library, options or TrainOptions(), reporter or Silent()).run()
+    return _Training(index, options or TrainOptions(), reporter or Silent()).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +84,12 @@ class _Written:
 
 
 class _Training:
-    def __init__(self, library: Library, options: TrainOptions, reporter: Reporter) -> None:
-        self.library, self.options, self.reporter = library, options, reporter
+    def __init__(self, index: Index, options: TrainOptions, reporter: Reporter) -> None:
+        self.index, self.options, self.reporter = index, options, reporter
         self.tower_config, self.fit_config = PROFILES[options.profile]
         self.history: list[dict[str, float | str]] = []
         self.remarks: list[str] = []
-        self.work = library.folder.work / "train"
+        self.work = index.folder.work / "train"
         self.zero_shot = 0.0
         self.lexicon: Lexicon | None = None
 
@@ -100,27 +100,27 @@ class _Training:
 
     def run(self) -> TrainReport:
         begin = time.perf_counter()
-        library, options = self.library, self.options
-        library.add_indexes()
-        remove_stale(library)
-        lexicon = library.lexicon()
-        corpus = read_corpus(library, None if lexicon is None else lexicon.name)
+        index, options = self.index, self.options
+        index.add_indexes()
+        remove_stale(index)
+        lexicon = index.lexicon()
+        corpus = read_corpus(index, None if lexicon is None else lexicon.name)
         if not len(corpus):
             raise IndexMissingError("The index is empty.", "Fill it: `cartq ingest FOLDER`.")
         self.lexicon = lexicon
         if lexicon is None:
-            self.lexicon = learn_from(library, corpus.texts, options.seed, self.reporter)
+            self.lexicon = learn_from(index, corpus.texts, options.seed, self.reporter)
         split = split_pairs(corpus, options.seed)
         self._remark(corpus, split)
         self.zero_shot = ZERO_SHOT * max(0.0, 1 - len(split.train_P) / DISTILL_UNTIL)
         if not options.resume:
-            library.clear_work(["train"])
+            index.clear_work(["train"])
         torch.manual_seed(options.seed)
         spaces = {
-            str(space): library.manifest.embedder.dim
+            str(space): index.manifest.embedder.dim
             for space in np.unique(corpus.vectors.spaces[corpus.item_P])
         }
-        encoder = QueryEncoder(library.text_encoder(), spaces)
+        encoder = QueryEncoder(index.text_encoder(), spaces)
         self.reporter.phase("reading captions", None)
         states = TextStates(encoder, corpus.texts)
         mark = self._fingerprint(corpus, split)
@@ -137,8 +137,8 @@ class _Training:
         codec = self._codec(corpus, split, query_PD)
         scale = float(encoder.log_scale.detach().exp().clamp(max=100)) if spaces else 20.0
         bank = self._querybank(encoder, corpus, split, states, query_PD, scale)
-        info = prepare(library, corpus.vectors, codec, bank)
-        trie = Trie.load(library.folder.root / info.trie.name)
+        info = prepare(index, corpus.vectors, codec, bank)
+        trie = Trie.load(index.folder.root / info.trie.name)
         written = self._written(info, corpus)
         rows_NL = written.rows_NL
         data = GeneratorData(
@@ -148,7 +148,7 @@ class _Training:
         generator = Generator(
             GeneratorConfig(
                 sizes=tuple(level_sizes(codec)),
-                media_dim=library.manifest.embedder.dim,
+                media_dim=index.manifest.embedder.dim,
                 text_width=encoder.width,
             )
         )
@@ -254,7 +254,7 @@ class _Training:
         row = {one: n for n, one in enumerate(corpus.vectors.ids)}
         rows_NL = np.zeros((len(corpus), info.levels + 1), dtype=np.int32)
         hub_N2 = np.full((len(corpus), 2), np.nan, dtype=np.float32)
-        for record in self.library.store.scroll(with_payload=[info.field]):
+        for record in self.index.store.scroll(with_payload=[info.field]):
             n = row.get(str(record.id))
             if n is not None:
                 cart = (record.payload or {})[info.field]
@@ -272,7 +272,7 @@ class _Training:
             [corpus.texts[p] for p in train_P],
             modality_P.tolist(),
             lambda rows: tower_vectors(encoder, data.states, train_P[rows], None),
-            dict(self.library.manifest.embedder.spaces),
+            dict(self.index.manifest.embedder.spaces),
             files,
             TEXT_DIM,
             self.options.seed,
@@ -290,7 +290,7 @@ class _Training:
         verticals: Verticals,
     ) -> Calibration:
         corpus, split, codec = data.corpus, data.split, data.codec
-        captions = bool(corpus.captioned.any()) and self.library.keeps_captions
+        captions = bool(corpus.captioned.any()) and self.index.keeps_captions
         means = [_mean(written.hub_N[corpus.vectors.spaces == space]) for space in spaces]
         means.append(_mean(written.caption_hub_N))
         base = replace(
@@ -313,7 +313,7 @@ class _Training:
         keep = np.ones(len(corpus.texts), dtype=bool)
         keep[split.known_P] = False
         keep[split.new_P] = False
-        if not self.library.keeps_captions:
+        if not self.index.keeps_captions:
             keep[:] = False  # as a search finds it
         caption_NW, known_N = caption_vectors(corpus, data.states.text_PW, keep)
         caption_hub_N = bank.hubness(caption_NW, CAPTION)
@@ -380,17 +380,17 @@ class _Training:
         self, model: Model, bank: Querybank, info: IdentifierInfo, found: Mapping[str, Any]
     ) -> None:
         """Everything new goes into force in one replacement of the manifest."""
-        library = self.library
+        index = self.index
         version = info.version
-        folder = library.folder.root / f"generator-{version}"
-        draft = library.folder.work / folder.name
+        folder = index.folder.root / f"generator-{version}"
+        draft = index.folder.work / folder.name
         model.save(draft, bank)
-        if self.lexicon is not None and library.lexicon() is None:
+        if self.lexicon is not None and index.lexicon() is None:
             self.lexicon.save(draft / TEACHER)
         if folder.exists():
             shutil.rmtree(folder)  # of a run that was killed before the manifest named it
         rename_durably(draft, folder)
-        old = library.manifest.identifiers
+        old = index.manifest.identifiers
         generator = GeneratorInfo(
             version=version,
             folder=Artifact(folder.name, folder_hash(folder)),
@@ -404,12 +404,12 @@ class _Training:
                 **found,
             },
         )
-        stale = [*library.manifest.stale_fields, *([old.field] if old is not None else [])]
-        library.put(
-            replace(library.manifest, identifiers=info, generator=generator, stale_fields=stale)
+        stale = [*index.manifest.stale_fields, *([old.field] if old is not None else [])]
+        index.put(
+            replace(index.manifest, identifiers=info, generator=generator, stale_fields=stale)
         )
-        remove_stale(library)
-        library.clear_work(["train"])
+        remove_stale(index)
+        index.clear_work(["train"])
 
 
 def _mean(values: FloatArray) -> float:

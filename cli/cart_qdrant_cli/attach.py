@@ -117,9 +117,9 @@ def attach(
             make(
                 target.index, target.collection or "", url=target.url, path=path,
                 api_key=target.api_key, options=options, reporter=reporter,
-            ) as library,
+            ) as opened,
         ):  # fmt: skip
-            report = sync(library, reporter)
+            report = sync(opened, reporter)
     _show(report, target, json=json)
 
 
@@ -146,8 +146,8 @@ def sync(
     from cart_qdrant.index.attach import sync as follow
 
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
-    with target.writing() as library, reporting("points") as reporter:
-        report = follow(library, reporter, verify=verify)
+    with target.writing() as opened, reporting("points") as reporter:
+        report = follow(opened, reporter, verify=verify)
     _show(report, target, json=json)
 
 

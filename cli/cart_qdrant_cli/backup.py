@@ -44,8 +44,8 @@ def backup(
     from cart_qdrant.index.backup import backup as write
 
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
-    with target.writing() as library, reporting("points") as reporter:
-        count = write(library, file, reporter)
+    with target.writing() as opened, reporting("points") as reporter:
+        count = write(opened, file, reporter)
     _tell(file, count, json=json)
 
 
@@ -71,13 +71,13 @@ def restore(
     with reporting("points") as reporter:
         read(file, target.index)
         local = Target(index=target.index)
-        with local.writing() as library:
+        with local.writing() as opened:
             if target.url is not None:
                 place = StoreInfo(
                     kind="server", url=target.url, collection=target.collection or "media"
                 )
-                migrate(library, place, api_key=target.api_key, reporter=reporter)
-            count = library.store.count()
+                migrate(opened, place, api_key=target.api_key, reporter=reporter)
+            count = opened.store.count()
     _tell(target.index, count, json=json)
 
 

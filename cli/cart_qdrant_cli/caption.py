@@ -79,8 +79,8 @@ def caption(
 
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
     chosen = None if captioner == LABELS else open_captioner(captioner, model=model)
-    with target.writing() as library, reporting("items") as reporter:
-        report = caption_index(library, chosen, reporter, every=every, limit=limit)
+    with target.writing() as opened, reporting("items") as reporter:
+        report = caption_index(opened, chosen, reporter, every=every, limit=limit)
     if json:
         print_json(report.to_json())
     else:

@@ -32,7 +32,7 @@ from cart_qdrant_cli.output import (
 
 if TYPE_CHECKING:
     from cart_qdrant.index.identify import Health
-    from cart_qdrant.index.index import Library
+    from cart_qdrant.index.index import Index
     from cart_qdrant.index.manifest import Artifact
 
 EXAMPLES = examples("cartq doctor", "cartq doctor --fix", "cartq doctor --json")
@@ -84,16 +84,16 @@ def doctor(
     Exit code 1: it fails; what is wrong is listed with the remedy.
     """
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
-    with target.library(trust_folder=fix) as library:
-        if fix and library.manifest.store.kind != "edge":
-            with library.folder.lock():
-                if library.claim():
+    with target.open(trust_folder=fix) as opened:
+        if fix and opened.manifest.store.kind != "edge":
+            with opened.folder.lock():
+                if opened.claim():
                     remark("The collection was told that this folder is the right one.")
-        found = diagnose(library)
+        found = diagnose(opened)
         if fix and not found.passed:
-            with library.folder.lock(), reporting("items") as reporter:
-                mend(library, found, reporter)
-            found = diagnose(library)
+            with opened.folder.lock(), reporting("items") as reporter:
+                mend(opened, found, reporter)
+            found = diagnose(opened)
         elif fix:
             remark("Nothing to mend.")
     if json:
@@ -104,12 +104,12 @@ def doctor(
         raise typer.Exit(1)
 
 
-def diagnose(library: Library) -> Diagnosis:
+def diagnose(index: Index) -> Diagnosis:
     """Check the artefacts against the manifest, then measure the identifiers."""
     from cart_qdrant.index.identify import check
     from cart_qdrant.training.read_diagnostics import read_signs
 
-    manifest = library.manifest
+    manifest = index.manifest
     parts: dict[str, Artifact | None] = {
         "statistics": manifest.embedder.statistics,
         "lexicon": manifest.embedder.lexicon,
@@ -124,15 +124,15 @@ def diagnose(library: Library) -> Diagnosis:
     for name, part in parts.items():
         try:
             if part is not None:
-                library.folder.path(part, anew=True)
+                index.folder.path(part, anew=True)
         except MismatchError as error:
             broken[name] = error.what
-    health = None if "books" in broken else check(library)
+    health = None if "books" in broken else check(index)
     signs = [] if manifest.generator is None else read_signs(manifest.generator.summary)
     return Diagnosis(health, broken, signs)
 
 
-def mend(library: Library, found: Diagnosis, reporter: Reporter) -> None:
+def mend(index: Index, found: Diagnosis, reporter: Reporter) -> None:
     """Renew what can be made from the stored vectors; says what cannot."""
     from cart_qdrant.index.identify import assign_new, renew
 
@@ -142,20 +142,18 @@ def mend(library: Library, found: Diagnosis, reporter: Reporter) -> None:
             "ingest into another --index."
         )
     if "lexicon" in found.broken:
-        library.put(
-            replace(library.manifest, embedder=replace(library.manifest.embedder, lexicon=None))
-        )
+        index.put(replace(index.manifest, embedder=replace(index.manifest.embedder, lexicon=None)))
         reporter.say("The texts that the embedder knows are kept anew by the next `cartq ingest`.")
-    trained = library.manifest.generator is not None
+    trained = index.manifest.generator is not None
     if "generator" in found.broken:
-        library.put(replace(library.manifest, generator=None))
+        index.put(replace(index.manifest, generator=None))
     if {"trie", "items"} & found.broken.keys() and "books" not in found.broken:
         reporter.phase("reading identifiers", None)
-        assign_new(library)
+        assign_new(index)
     if "books" in found.broken or (found.health and not found.health.passed):
         reporter.phase("renewing identifiers", None)
-        renew(library)
-    if trained and library.manifest.generator is None:
+        renew(index)
+    if trained and index.manifest.generator is None:
         reporter.say("The generator does not fit any more: run `cartq train`.")
 
 

@@ -175,8 +175,8 @@ def _ablate(target: Target, out: Path, seeds: int, pairs: int, *, json: bool) ->
     options = AblateOptions(seeds=seeds, pairs=pairs)
     rows: list[Row] = []
     growth: list[Growth] = []
-    with target.library() as library, reporting("variants") as reporter:
-        for found in ablate(library, options, reporter):
+    with target.open() as index, reporting("variants") as reporter:
+        for found in ablate(index, options, reporter):
             if isinstance(found, Row):
                 rows.append(found)
                 r10 = ", ".join(f"{s} {r[10]:.3f}" for s, r in found.beams.items() if r)
@@ -209,9 +209,9 @@ def _compare(
 ) -> None:
     from cart_qdrant.evaluation.compare import Setup, compare, stored_files
 
-    with target.library() as library:
-        names = (embedders or library.manifest.embedder.name).split(",")
-        files = stored_files(library)
+    with target.open() as index:
+        names = (embedders or index.manifest.embedder.name).split(",")
+        files = stored_files(index)
     try:
         lengths = [float(one) for one in granularity.split(",")] if granularity else [None]
     except ValueError as error:

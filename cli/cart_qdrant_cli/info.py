@@ -55,11 +55,11 @@ def describe_index(target: Target) -> dict[str, Any]:
         IndexMissingError: There is no index.
     """
 
-    with target.library() as library:
-        manifest, folder = library.manifest, library.folder
+    with target.open() as index:
+        manifest, folder = index.manifest, index.folder
         kinds: Counter[str] = Counter()
         files: set[str] = set()
-        for record in library.store.scroll(with_payload=["path", "modality"]):
+        for record in index.store.scroll(with_payload=["path", "modality"]):
             payload = record.payload or {}
             kinds[str(payload.get("modality"))] += 1
             files.add(str(payload.get("path")))
@@ -69,7 +69,7 @@ def describe_index(target: Target) -> dict[str, Any]:
             "version": manifest.version,
             "files": len(files),
             "segments": dict(sorted(kinds.items())),
-            "store": {"kind": manifest.store.kind, "location": library.store.location},
+            "store": {"kind": manifest.store.kind, "location": index.store.location},
             "embedder": {
                 "name": manifest.embedder.name,
                 "version": manifest.embedder.version,

@@ -40,7 +40,7 @@ from cart_qdrant_cli.output import (
 
 if TYPE_CHECKING:
     from cart_qdrant.index.identify import Health
-    from cart_qdrant.index.index import Library
+    from cart_qdrant.index.index import Index
     from cart_qdrant.index.ingest import IngestOptions, IngestReport
 
 SHOWN = 20
@@ -156,9 +156,9 @@ def run_ingest(
     from cart_qdrant.index.ingest import Ingest
 
     _require_paths(options)
-    with _open(target, reporter, options.dry_run, embedder, vectors) as library:
-        report = Ingest(library, options, reporter).run()
-        health = None if options.dry_run else check(library)
+    with _open(target, reporter, options.dry_run, embedder, vectors) as index:
+        report = Ingest(index, options, reporter).run()
+        health = None if options.dry_run else check(index)
     return Ingested(report, health)
 
 
@@ -172,11 +172,11 @@ def _require_paths(options: IngestOptions) -> None:
 @contextmanager
 def _open(
     target: Target, reporter: Reporter, dry_run: bool, embedder: str, vectors: Path | None
-) -> Iterator[Library]:
+) -> Iterator[Index]:
     """The index, opened or made, and locked unless the run is dry."""
     from cart_qdrant.embedders.registry import open_embedder
     from cart_qdrant.index.folder import IndexFolder
-    from cart_qdrant.index.index import Library
+    from cart_qdrant.index.index import Index
 
     folder = IndexFolder(target.index.absolute())
     place: dict[str, Any] = {
@@ -192,8 +192,8 @@ def _open(
                 )
             if not dry_run:
                 stack.enter_context(folder.lock())
-            library = stack.enter_context(Library.open(folder.root, embedder=embedder, **place))
-            library.vectors_file = vectors
+            index = stack.enter_context(Index.open(folder.root, embedder=embedder, **place))
+            index.vectors_file = vectors
         else:
             if vectors is not None and embedder != PRECOMPUTED:
                 raise UsageError(
@@ -203,12 +203,12 @@ def _open(
             made = open_embedder(embedder, vectors=vectors, say=reporter.say)
             if dry_run:
                 scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                library = stack.enter_context(Library.create(scratch / target.index.name, made))
-                library.folder = folder  # paths are relative to where the index would be
+                index = stack.enter_context(Index.create(scratch / target.index.name, made))
+                index.folder = folder  # paths are relative to where the index would be
             else:
                 stack.enter_context(folder.lock())
-                library = stack.enter_context(Library.create(folder.root, made, **place))
-        yield library
+                index = stack.enter_context(Index.create(folder.root, made, **place))
+        yield index
 
 
 def show_ingest(console: Console, done: Ingested, target: Target, *, hint: bool = True) -> None:

@@ -56,8 +56,8 @@ def migrate(
     place = (
         StoreInfo() if to is None else StoreInfo(kind="server", url=to, collection=to_collection)
     )
-    with target.writing() as library, reporting("points") as reporter:
-        report = move(library, place, api_key=target.api_key, reporter=reporter)
+    with target.writing() as opened, reporting("points") as reporter:
+        report = move(opened, place, api_key=target.api_key, reporter=reporter)
     if json:
         print_json(report.to_json())
         return

@@ -18,7 +18,7 @@ from typer.core import TyperCommand
 from cart_qdrant.records import Modality
 
 if TYPE_CHECKING:
-    from cart_qdrant.index.index import Library
+    from cart_qdrant.index.index import Index
 
 DEFAULT_INDEX = Path(".cartq")
 INDEX_VARIABLE = "CARTQ_INDEX"
@@ -133,7 +133,7 @@ class Target:
     api_key: str | None = field(default=None, repr=False)
     verbose: bool = False
 
-    def library(self, *, trust_folder: bool = False) -> Library:
+    def open(self, *, trust_folder: bool = False) -> Index:
         """The index, opened.
 
         Args:
@@ -142,15 +142,15 @@ class Target:
         Raises:
             IndexMissingError: There is none.
         """
-        from cart_qdrant.index.index import Library
+        from cart_qdrant.index.index import Index
 
-        return Library.open(
+        return Index.open(
             self.index, url=self.url, api_key=self.api_key, collection=self.collection,
             trust_folder=trust_folder,
         )  # fmt: skip
 
     @contextmanager
-    def writing(self) -> Iterator[Library]:
+    def writing(self) -> Iterator[Index]:
         """The index, locked before it is opened: what another run flips is not missed.
 
         Raises:
@@ -161,8 +161,8 @@ class Target:
 
         folder = IndexFolder(self.index.absolute())
         folder.read()  # an index that is not there is not locked, either
-        with folder.lock(), self.library() as library:
-            yield library
+        with folder.lock(), self.open() as index:
+            yield index
 
     @property
     def hint(self) -> str:

@@ -75,9 +75,9 @@ def run_train(
     """
     from cart_qdrant.training.train import TrainOptions, train
 
-    with target.writing() as library:
+    with target.writing() as index:
         options = TrainOptions(profile=profile.value, seed=seed, resume=resume)
-        return train(library, options, reporter)
+        return train(index, options, reporter)
 
 
 def show_train(console: Console, report: TrainReport, target: Target, *, hint: bool = True) -> None:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from cart_qdrant.embedders.registry import NAMES, lite_available
 from cart_qdrant.errors import MissingExtraError
 from cart_qdrant.index.folder import IndexFolder
-from cart_qdrant.index.index import Library
+from cart_qdrant.index.index import Index
 from cart_qdrant_cli import demo_media
 from cart_qdrant_cli import ingest as ingest_command
 from cart_qdrant_cli import main as program
@@ -100,8 +100,8 @@ def own_index(small_index: Path, small_media: Path, tmp_path: Path) -> Path:
 def contents(index: Path) -> tuple[dict[str, str], dict[str, str]]:
     """The index's files but the engine's own, which opening tidies, and its points."""
     files = {k: v for k, v in tree_of(index).items() if not k.startswith("store/")}
-    with Library.open(index) as library:
-        return files, {key: repr(point) for key, point in points(library).items()}
+    with Index.open(index) as opened:
+        return files, {key: repr(point) for key, point in points(opened).items()}
 
 
 def test_the_surface_is_the_contracts() -> None:

@@ -15,7 +15,7 @@ from cart_qdrant.errors import UsageError
 from cart_qdrant.evaluation.ablation import AblateOptions, Growth, Row, ablate, variants
 from cart_qdrant.evaluation.ablation_report import write_report
 from cart_qdrant.index.identify import renew
-from cart_qdrant.index.index import TEXT_DIM, Library
+from cart_qdrant.index.index import TEXT_DIM, Index
 from cart_qdrant.records import Modality, Segment
 from cart_qdrant.training.read_diagnostics import read_signs
 from cart_qdrant.training.train import TrainOptions, train
@@ -26,9 +26,9 @@ THINGS = ["dog", "cat", "car", "boat", "horse", "bird", "train", "house", "tree"
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Library]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
     """Eighty things of a colour, each with two captions; vectors that say what they are."""
-    library = Library.create(tmp_path_factory.mktemp("ablate") / ".cartq", PatchEmbedder())
+    index = Index.create(tmp_path_factory.mktemp("ablate") / ".cartq", PatchEmbedder())
     rng = np.random.default_rng(0)
     colour, thing = rng.normal(size=(len(COLOURS), 48)), rng.normal(size=(len(THINGS), 48))
     points = []
@@ -36,7 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Library]:
         for t, thing_name in enumerate(THINGS):
             x = colour[c] + thing[t] + 0.3 * rng.normal(size=48)
             texts = [f"a {colour_name} {thing_name}", f"the {thing_name} is {colour_name}"]
-            encoded = library.text_encoder().embed(texts).mean(axis=0)
+            encoded = index.text_encoder().embed(texts).mean(axis=0)
             assert encoded.shape == (TEXT_DIM,)
             path = f"{colour_name}-{thing_name}.png"
             points.append(
@@ -51,17 +51,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Library]:
                     },
                 )
             )  # fmt: skip
-    library.store.upsert(points)
-    renew(library)
+    index.store.upsert(points)
+    renew(index)
     with pytest.raises(UsageError, match="not trained"):
-        next(ablate(library))
-    with library.folder.lock():
-        train(library, TrainOptions(profile="quick"))
-    yield library
-    library.close()
+        next(ablate(index))
+    with index.folder.lock():
+        train(index, TrainOptions(profile="quick"))
+    yield index
+    index.close()
 
 
-def test_what_training_may_have_seen_is_not_asked(trained: Library) -> None:
+def test_what_training_may_have_seen_is_not_asked(trained: Index) -> None:
     """Another split of the same texts, as another version would make it."""
     manifest = trained.manifest
     assert manifest.generator is not None
@@ -74,7 +74,7 @@ def test_what_training_may_have_seen_is_not_asked(trained: Library) -> None:
         trained.put(manifest)
 
 
-def test_every_variant_is_judged(trained: Library, tmp_path: Path) -> None:
+def test_every_variant_is_judged(trained: Index, tmp_path: Path) -> None:
     options = AblateOptions(seeds=1, pairs=100, queries=10, beams=20)
     found = list(ablate(trained, options))
     rows = [one for one in found if isinstance(one, Row)]
@@ -106,7 +106,7 @@ def test_every_variant_is_judged(trained: Library, tmp_path: Path) -> None:
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths[2:])
 
 
-def test_training_measured_what_doctor_judges(trained: Library) -> None:
+def test_training_measured_what_doctor_judges(trained: Index) -> None:
     generator = trained.manifest.generator
     assert generator is not None
     signs = generator.summary["signs"]

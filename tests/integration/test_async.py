@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cart_qdrant.errors import UsageError
-from cart_qdrant.index.index import Library
+from cart_qdrant.index.index import Index
 from cart_qdrant.index.ingest import Ingest, IngestOptions, IngestReport
 from cart_qdrant.index.manifest import StoreInfo
 from cart_qdrant.index.migrate import migrate
@@ -68,7 +68,7 @@ def test_the_event_loop_goes_on_during_a_search(
 def test_threads_search_while_points_are_written(trained: Path) -> None:
     """Eight threads read what one thread rewrites."""
     with Retriever.open(trained) as retriever:
-        store = retriever._library.store
+        store = retriever._index.store
         alone = [hit.id for hit in retriever.search(QUERY, k=5).hits]
         records = list(store.scroll(with_payload=True))
         done = threading.Event()
@@ -95,25 +95,25 @@ def test_threads_search_while_points_are_written(trained: Path) -> None:
 
 
 @pytest.fixture(params=["embedded", "memory", "server"])
-def library(
+def index(
     request: pytest.FixtureRequest, trained: Path, small_media: Path, tmp_path: Path
-) -> Iterator[Library]:
+) -> Iterator[Index]:
     """A trained index that a test may change, its media beside it, in either store."""
     shutil.copytree(small_media, tmp_path / "media")
     root = Path(shutil.copytree(trained, tmp_path / ".cartq"))
-    with Library.open(root) as one:
+    with Index.open(root) as one:
         if request.param != "embedded":
             place = StoreInfo(kind="client", collection="media")
             migrate(one, place, client=open_client(request, request.param))
         yield one
 
 
-def test_threads_search_while_files_are_ingested(library: Library, tmp_path: Path) -> None:
+def test_threads_search_while_files_are_ingested(index: Index, tmp_path: Path) -> None:
     """Eight threads ask while a ninth adds pictures; afterwards these are found, too."""
     for n in range(6):
         media.write_image(tmp_path / "media" / f"late-{n}.png", media.scene(50 + n))
         (tmp_path / "media" / f"late-{n}.txt").write_text(f"a red lighthouse number {n}\n")
-    retriever = Retriever(library)
+    retriever = Retriever(index)
     alone = retriever.search(QUERY, k=1).hits[0].id
     done = threading.Event()
 
@@ -127,8 +127,8 @@ def test_threads_search_while_files_are_ingested(library: Library, tmp_path: Pat
 
     def write() -> IngestReport:
         try:
-            with library.folder.lock():
-                return Ingest(library, IngestOptions(paths=[tmp_path / "media"])).run()
+            with index.folder.lock():
+                return Ingest(index, IngestOptions(paths=[tmp_path / "media"])).run()
         finally:
             done.set()
 
@@ -137,5 +137,5 @@ def test_threads_search_while_files_are_ingested(library: Library, tmp_path: Pat
         report = pool.submit(write).result()
         assert all(reader.result() >= 1 for reader in readers)
     assert report.segments == 6 and not report.failed
-    found = Retriever(library).search("a red lighthouse number 3", lane="caption", k=6).hits
+    found = Retriever(index).search("a red lighthouse number 3", lane="caption", k=6).hits
     assert {hit.path for hit in found} == {f"media/late-{n}.png" for n in range(6)}

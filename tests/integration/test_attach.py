@@ -18,7 +18,7 @@ from cart_qdrant.embedders.registry import open_embedder
 from cart_qdrant.errors import MismatchError, StoreError, UsageError
 from cart_qdrant.index.attach import AttachOptions, attach, guess_fields, sync
 from cart_qdrant.index.identify import check, load_trie, renew
-from cart_qdrant.index.index import Library
+from cart_qdrant.index.index import Index
 from cart_qdrant.index.ingest import Ingest, IngestOptions
 from cart_qdrant.search.filters import parse_filter
 from cart_qdrant.search.query import Part, Query
@@ -97,74 +97,74 @@ def payloads(client: QdrantClient) -> dict[str, str]:
 @pytest.fixture
 def attached(
     tmp_path: Path, client: QdrantClient, monkeypatch: pytest.MonkeyPatch, text_encoder: Any
-) -> Callable[..., Library]:
+) -> Callable[..., Index]:
     """Attaches to the collection of `client`, and brings the identifiers in step."""
-    monkeypatch.setattr(Library, "text_encoder", lambda self: text_encoder)
+    monkeypatch.setattr(Index, "text_encoder", lambda self: text_encoder)
 
-    def make(**options: Any) -> Library:
+    def make(**options: Any) -> Index:
         chosen = AttachOptions(**options)
-        library = attach(tmp_path / ".cartq", "photos", client=client, options=chosen)
-        sync(library)
-        return library
+        index = attach(tmp_path / ".cartq", "photos", client=client, options=chosen)
+        sync(index)
+        return index
 
     return make
 
 
 def test_attach_leaves_payloads_as_they_were(
-    client: QdrantClient, attached: Callable[..., Library], phrase_vectors: Any
+    client: QdrantClient, attached: Callable[..., Index], phrase_vectors: Any
 ) -> None:
     fill(client, phrase_vectors)
     before = payloads(client)
     vectors = [r.vector for r in client.scroll("photos", limit=1000, with_vectors=True)[0]]
-    library = attached()
+    index = attached()
     assert payloads(client) == before
     after = [r.vector for r in client.scroll("photos", limit=1000, with_vectors=True)[0]]
     assert after == vectors
     record = client.retrieve("photos", [7])[0]
     assert set(record.payload or {}) == {*theirs(7), "cart"}
-    how = library.attachment
+    how = index.attachment
     assert how is not None
     assert (how.vector, how.path, how.captions, how.words) == ("", "meta.url", ["title"], "title")
     assert how.modality == "image"
-    health = check(library)
+    health = check(index)
     assert health is not None and health.items == len(PHRASES)
 
 
 def test_sync_follows_others(
-    client: QdrantClient, attached: Callable[..., Library], phrase_vectors: Any
+    client: QdrantClient, attached: Callable[..., Index], phrase_vectors: Any
 ) -> None:
     fill(client, phrase_vectors, whole=False)
-    library = attached()
+    index = attached()
     half = len(PHRASES) // 2
     add(client, phrase_vectors, range(half, len(PHRASES)))
     client.delete("photos", models.PointIdsList(points=[1, 3, str(uuid.UUID(int=2))]))
-    report = sync(library)
+    report = sync(index)
     assert (report.new, report.gone, report.items) == (half, 3, len(PHRASES) - 3)
-    again = sync(library)
+    again = sync(index)
     assert (again.new, again.gone, again.changed) == (0, 0, 0)
     # A vector that is replaced in place keeps its payload, and with it the old identifier.
     client.update_vectors("photos", [models.PointVectors(id=5, vector=phrase_vectors[50].tolist())])
-    assert sync(library).changed == 0
-    assert sync(library, verify=True).changed == 1
-    assert sync(library, verify=True).changed == 0
+    assert sync(index).changed == 0
+    assert sync(index, verify=True).changed == 1
+    assert sync(index, verify=True).changed == 0
     carts = [
         (r.payload or {})["cart"] for r in client.retrieve("photos", [5, str(uuid.UUID(int=50))])
     ]
     assert carts[0]["codes"] == carts[1]["codes"] and carts[0]["u"] != carts[1]["u"]
-    trie, info = load_trie(library), library.manifest.identifiers
+    trie, info = load_trie(index), index.manifest.identifiers
     assert trie is not None and info is not None and len(trie) == len(PHRASES) - 3
 
 
 def test_trained_search_finds_by_their_words(
-    client: QdrantClient, attached: Callable[..., Library], phrase_vectors: Any
+    client: QdrantClient, attached: Callable[..., Index], phrase_vectors: Any
 ) -> None:
     fill(client, phrase_vectors)
-    library = attached()
+    index = attached()
     before = payloads(client)
-    train(library, TrainOptions(profile="quick"))
+    train(index, TrainOptions(profile="quick"))
     assert payloads(client) == before
     assert set(client.retrieve("photos", [7])[0].payload or {}) == {*theirs(7), "cart_2"}
-    with Retriever.open(library.folder.root, client=client) as retriever:
+    with Retriever.open(index.folder.root, client=client) as retriever:
         asked = range(0, 60, 6)
         found = [retriever.search(PHRASES[n], k=10).hits for n in asked]
         right = [
@@ -184,40 +184,40 @@ def test_trained_search_finds_by_their_words(
 
 
 def test_captions_get_a_vector_when_asked(
-    client: QdrantClient, attached: Callable[..., Library], phrase_vectors: Any
+    client: QdrantClient, attached: Callable[..., Index], phrase_vectors: Any
 ) -> None:
     fill(client, phrase_vectors)
     before = payloads(client)
-    library = attached(caption_vectors=True)
+    index = attached(caption_vectors=True)
     assert payloads(client) == before
     assert client.get_collection("photos").config.params.vectors["cart_caption"].size == 384
-    with Retriever.open(library.folder.root, client=client) as retriever:
+    with Retriever.open(index.folder.root, client=client) as retriever:
         assert all(
             retriever.search(PHRASES[n], lane="caption", k=1).hits[0].caption == PHRASES[n]
             for n in range(5)
         )
     client.set_payload("photos", {"title": "a red car in the rain"}, [1])
-    assert sync(library).captions == 0
-    assert sync(library, verify=True).captions == len(PHRASES)
-    with Retriever.open(library.folder.root, client=client) as retriever:
+    assert sync(index).captions == 0
+    assert sync(index, verify=True).captions == len(PHRASES)
+    with Retriever.open(index.folder.root, client=client) as retriever:
         (hit,) = retriever.search("a red car in the rain", lane="caption", k=1).hits
         assert hit.id == "1"
 
 
 def test_a_named_vector_among_others(
-    client: QdrantClient, attached: Callable[..., Library], phrase_vectors: Any
+    client: QdrantClient, attached: Callable[..., Index], phrase_vectors: Any
 ) -> None:
     fill(client, phrase_vectors, name="image")
-    library = attached(fields={"path": "", "captions": ""}, key="codes")
-    how = library.attachment
+    index = attached(fields={"path": "", "captions": ""}, key="codes")
+    how = index.attachment
     assert how is not None
     assert (how.vector, how.path, how.captions, how.words) == ("image", None, [], None)
     assert "codes" in (client.retrieve("photos", [7])[0].payload or {})
-    (record,) = library.store.retrieve(["7"])
+    (record,) = index.store.retrieve(["7"])
     assert (record.payload or {})["path"] == "point:7"
     with pytest.raises(UsageError, match="already"):
         attached()
-    root = library.folder.root
+    root = index.folder.root
     with pytest.raises(StoreError, match="client of your own"):
         Retriever.open(root)
     with Retriever.open(root, client=client) as retriever:
@@ -230,11 +230,11 @@ def test_a_named_vector_among_others(
 
 
 def test_it_writes_nothing_else(
-    client: QdrantClient, attached: Callable[..., Library], phrase_vectors: Any, tmp_path: Path
+    client: QdrantClient, attached: Callable[..., Index], phrase_vectors: Any, tmp_path: Path
 ) -> None:
     fill(client, phrase_vectors)
-    library = attached()
-    store = library.store
+    index = attached()
+    store = index.store
     point = models.PointStruct(id=str(uuid.uuid4()), vector={"media": [1.0] * DIM})
     for write in (
         lambda: store.upsert([point]),
@@ -246,7 +246,7 @@ def test_it_writes_nothing_else(
         with pytest.raises(StoreError, match="filled by others"):
             write()
     with pytest.raises(UsageError, match="cartq sync"):
-        Ingest(library, IngestOptions(paths=[tmp_path]))
+        Ingest(index, IngestOptions(paths=[tmp_path]))
 
 
 def test_what_does_not_fit_is_told(
@@ -273,26 +273,26 @@ def test_what_does_not_fit_is_told(
 
 
 def test_another_model_is_refused(
-    client: QdrantClient, attached: Callable[..., Library], phrase_vectors: Any
+    client: QdrantClient, attached: Callable[..., Index], phrase_vectors: Any
 ) -> None:
     fill(client, phrase_vectors, whole=False)
-    library = attached()
-    root = library.folder.root
-    old = library.folder.manifest.read_bytes()
+    index = attached()
+    root = index.folder.root
+    old = index.folder.manifest.read_bytes()
     old_trie = {p.name: p.read_bytes() for p in root.iterdir() if p.is_file()}
     add(client, phrase_vectors, range(len(PHRASES) // 2, len(PHRASES)))
-    sync(library)
-    new = library.manifest.flip
+    sync(index)
+    new = index.manifest.flip
     for name, data in old_trie.items():
         (root / name).write_bytes(data)
     with pytest.raises(MismatchError, match=f"model {new!r}, but .* has ") as told:
-        Library.open(root, client=client)
+        Index.open(root, client=client)
     assert "cartq doctor --fix" in told.value.remedy
     other = json.loads(old)
     other["id"] = "another"
     (root / "manifest.json").write_text(json.dumps(other))
     with pytest.raises(MismatchError, match="belongs to the index"):
-        Library.open(root, client=client)
+        Index.open(root, client=client)
 
 
 def test_an_embedded_engine_of_others(
@@ -300,7 +300,7 @@ def test_an_embedded_engine_of_others(
 ) -> None:
     import qdrant_edge as edge
 
-    monkeypatch.setattr(Library, "text_encoder", lambda self: text_encoder)
+    monkeypatch.setattr(Index, "text_encoder", lambda self: text_encoder)
     folder = tmp_path / "theirs"
     folder.mkdir()
     params = edge.EdgeVectorParams(DIM, edge.Distance.Cosine)
@@ -310,10 +310,10 @@ def test_an_embedded_engine_of_others(
     shard.flush()
     shard.close()
     options = AttachOptions(caption_vectors=True)
-    with attach(tmp_path / ".cartq", "", path=folder, options=options) as library:
-        report = sync(library)
+    with attach(tmp_path / ".cartq", "", path=folder, options=options) as index:
+        report = sync(index)
         assert report.items == report.captions == len(PHRASES)
-        assert library.store.info().vectors["cart_caption"] == VectorInfo(384)
+        assert index.store.info().vectors["cart_caption"] == VectorInfo(384)
     with Retriever.open(tmp_path / ".cartq") as retriever:
         (hit,) = retriever.search(PHRASES[8], lane="caption", k=1).hits
         assert (hit.id, hit.caption) == ("9", PHRASES[8])
@@ -350,31 +350,31 @@ def test_later_identifiers_find_their_field_free(
     client.set_payload("photos", {"tags_2": "theirs"}, [3])
     with pytest.raises(UsageError, match="'tags_2' already"):
         attach(tmp_path / "a", "photos", client=client, options=AttachOptions(key="tags"))
-    with attach(tmp_path / "b", "photos", client=client) as library:
-        sync(library)
+    with attach(tmp_path / "b", "photos", client=client) as index:
+        sync(index)
         client.set_payload("photos", {"cart_2": "theirs"}, [5])  # since then
         with pytest.raises(StoreError, match=r"1 points .* 'cart_2'"):
-            renew(library)
+            renew(index)
     assert client.retrieve("photos", [5])[0].payload["cart_2"] == "theirs"
     with pytest.raises(MismatchError, match="belongs to the index"):
         attach(tmp_path / "c", "photos", client=client)
 
 
 def test_points_of_another_kind_and_without_a_path(
-    client: QdrantClient, attached: Callable[..., Library], phrase_vectors: Any
+    client: QdrantClient, attached: Callable[..., Index], phrase_vectors: Any
 ) -> None:
     fill(client, phrase_vectors)
     numbers = [n for n in range(len(PHRASES)) if n % 2]
     client.set_payload("photos", {"kind": "image"}, models.Filter())
     client.set_payload("photos", {"kind": "document"}, [9, 11])
     client.delete_payload("photos", ["meta"], numbers[:3])  # 1, 3, 5
-    library = attached(fields={"modality": "kind"})
-    info = library.manifest.identifiers
+    index = attached(fields={"modality": "kind"})
+    info = index.manifest.identifiers
     assert info is not None and info.count == len(PHRASES) - 2
-    again = sync(library)
-    assert library.manifest.identifiers == info and again.new == 0
+    again = sync(index)
+    assert index.manifest.identifiers == info and again.new == 0
     assert "2 points have no such vector, or are of another kind" in again.remarks[0]
-    with Retriever.open(library.folder.root, client=client) as retriever:
+    with Retriever.open(index.folder.root, client=client) as retriever:
         assert retriever.item("3").path == "point:3"
         assert retriever.item("point:3").id == "3"
         assert retriever.item("s3://bucket/7.jpg").id == "7"
@@ -390,7 +390,7 @@ def test_points_of_another_kind_and_without_a_path(
 
 
 def test_fields_with_unusual_names(
-    client: QdrantClient, attached: Callable[..., Library], phrase_vectors: Any, tmp_path: Path
+    client: QdrantClient, attached: Callable[..., Index], phrase_vectors: Any, tmp_path: Path
 ) -> None:
     fill(client, phrase_vectors)
     client.set_payload("photos", {"Image Title": "a red car"}, [7])
@@ -398,11 +398,11 @@ def test_fields_with_unusual_names(
     with pytest.raises(StoreError, match="cannot be addressed"):
         attach(tmp_path / "x", "photos", client=client,
                options=AttachOptions(fields={"captions": 'a "title"'}))  # fmt: skip
-    library = attached(fields={"captions": "Image Title"}, caption_vectors=True)
-    assert sync(library, verify=True).captions == 2
+    index = attached(fields={"captions": "Image Title"}, caption_vectors=True)
+    assert sync(index, verify=True).captions == 2
     client.delete_payload("photos", ['"Image Title"'], [9])
-    sync(library, verify=True)
-    with Retriever.open(library.folder.root, client=client) as retriever:
+    sync(index, verify=True)
+    with Retriever.open(index.folder.root, client=client) as retriever:
         (hit,) = retriever.search("a car", lane="caption").hits
         assert (hit.id, hit.caption) == ("7", "a red car")
         assert retriever.search("red", lane="bm25").hits[0].id == "7"

@@ -22,12 +22,12 @@ import json, resource, sys
 from pathlib import Path
 from cart_qdrant.embedders.registry import open_embedder
 from cart_qdrant.index.ingest import Ingest, IngestOptions
-from cart_qdrant.index.index import Library
+from cart_qdrant.index.index import Index
 
 folder = Path(sys.argv[1])
-with Library.create(folder / ".cartq", open_embedder("lite")) as library, library.folder.lock():
-    report = Ingest(library, IngestOptions(paths=[folder / "media"])).run()
-    stored = sorted({r.payload["path"] for r in library.store.scroll(with_payload=["path"])})
+with Index.create(folder / ".cartq", open_embedder("lite")) as index, index.folder.lock():
+    report = Ingest(index, IngestOptions(paths=[folder / "media"])).run()
+    stored = sorted({r.payload["path"] for r in index.store.scroll(with_payload=["path"])})
 peak = int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) // 1024
 print(json.dumps({"report": report.to_json(), "stored": stored, "peak_mb": peak}))
 """

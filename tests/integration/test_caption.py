@@ -16,7 +16,7 @@ import pytest
 from cart_qdrant.captions.models import EndpointCaptioner, HubCaptioner, Spoken, open_captioner
 from cart_qdrant.errors import CaptionError, UsageError
 from cart_qdrant.index.annotate import DOUBTFUL, caption_index
-from cart_qdrant.index.index import Library
+from cart_qdrant.index.index import Index
 from cart_qdrant.index.ingest import IngestReport
 from cart_qdrant.progress import Silent
 from cart_qdrant.search.retriever import Retriever
@@ -24,7 +24,7 @@ from cart_qdrant.training.corpus import read_corpus
 from tests import media_factory as media
 from tests.conftest import points
 
-Opener = Callable[..., Library]
+Opener = Callable[..., Index]
 Ingester = Callable[..., IngestReport]
 
 
@@ -61,7 +61,7 @@ class Parrot:
 
 
 @pytest.fixture
-def library(tmp_path: Path, open_library: Opener, ingest: Ingester) -> Library:
+def index(tmp_path: Path, open_index: Opener, ingest: Ingester) -> Index:
     """Six pictures, one with a caption, a clip of two scenes with sound, and a sound."""
     folder = tmp_path / "media"
     folder.mkdir()
@@ -71,25 +71,25 @@ def library(tmp_path: Path, open_library: Opener, ingest: Ingester) -> Library:
     frames = media.moving(50, 48) + media.moving(51, 48)
     media.write_video(folder / "clip.mp4", frames, sound=media.tone(6.0))
     media.write_audio(folder / "bell.wav", media.tone(13.0, hertz=880))
-    found = open_library(tmp_path / ".cartq")
+    found = open_index(tmp_path / ".cartq")
     assert ingest(found, folder).failed == []
     return found
 
 
-def by_source(library: Library, source: str) -> dict[str, list[dict[str, Any]]]:
+def by_source(index: Index, source: str) -> dict[str, list[dict[str, Any]]]:
     out: dict[str, list[dict[str, Any]]] = {}
-    for payload in points(library).values():
+    for payload in points(index).values():
         found = [c for c in payload["captions"] if c["source"] == source]
         if found:
             out.setdefault(payload["path"], []).extend(found)
     return out
 
 
-def test_pictures_and_shots_are_described_once(library: Library) -> None:
+def test_pictures_and_shots_are_described_once(index: Index) -> None:
     model = Colours()
-    report = caption_index(library, model, Silent())
+    report = caption_index(index, model, Silent())
     assert report.failed == [] and report.items == report.captions == model.seen
-    made = by_source(library, "generated")
+    made = by_source(index, "generated")
     assert "media/picture-0.png" not in made  # people have described it
     assert len(made["media/picture-1.png"]) == 1
     assert made["media/picture-1.png"][0]["by"] == "colours"
@@ -98,165 +98,165 @@ def test_pictures_and_shots_are_described_once(library: Library) -> None:
     assert len(shots) >= 2 and all(shot["start"] < shot["end"] for shot in shots)
     assert "media/bell.wav" not in made
 
-    again = caption_index(library, model, Silent())
+    again = caption_index(index, model, Silent())
     assert (again.items, again.captions) == (0, 0)
     assert again.skipped == report.items + report.skipped
-    every = caption_index(library, model, Silent(), every=True)
+    every = caption_index(index, model, Silent(), every=True)
     assert every.items == 1
-    assert len(by_source(library, "generated")["media/picture-0.png"]) == 1
+    assert len(by_source(index, "generated")["media/picture-0.png"]) == 1
 
 
-def test_what_is_made_is_found_by_its_words(library: Library) -> None:
-    caption_index(library, Colours(), Silent())
-    text = by_source(library, "generated")["media/picture-3.png"][0]["text"]
-    vectors = [p["vector"].get("caption") for p in points(library).values()]
+def test_what_is_made_is_found_by_its_words(index: Index) -> None:
+    caption_index(index, Colours(), Silent())
+    text = by_source(index, "generated")["media/picture-3.png"][0]["text"]
+    vectors = [p["vector"].get("caption") for p in points(index).values()]
     assert sum(v is not None for v in vectors) >= 8
-    retriever = Retriever(library)
+    retriever = Retriever(index)
     near = {hit.path: hit.caption for hit in retriever.search(text, lane="caption").hits[:3]}
     assert near["media/picture-3.png"] == text
     assert retriever.search(text, lane="bm25").hits[0].path == "media/picture-3.png"
 
 
-def test_a_run_stops_at_its_limit_and_is_resumed(library: Library) -> None:
+def test_a_run_stops_at_its_limit_and_is_resumed(index: Index) -> None:
     model = Colours()
-    first = caption_index(library, model, Silent(), limit=3)
+    first = caption_index(index, model, Silent(), limit=3)
     assert first.items == model.seen == 3
-    second = caption_index(library, model, Silent())
+    second = caption_index(index, model, Silent())
     assert second.items >= 4 and model.seen == first.items + second.items
 
 
-def test_speech_is_kept_with_its_seconds(library: Library) -> None:
+def test_speech_is_kept_with_its_seconds(index: Index) -> None:
     parrot = Parrot()
-    report = caption_index(library, parrot, Silent())
+    report = caption_index(index, parrot, Silent())
     assert report.failed == []
     # Windows that follow each other are heard as one.
     assert sorted(round(s) for s in parrot.heard) == [6, 13]
-    said = by_source(library, "speech")
-    for payload in points(library).values():
+    said = by_source(index, "speech")
+    for payload in points(index).values():
         for c in payload["captions"]:
             if c["source"] == "speech":
                 assert c["start"] < payload["end"] and c["end"] > payload["start"]
     assert {c["text"] for c in said["media/bell.wav"]} == {f"word {n}" for n in range(13)}
     kinds = {
-        p["modality"] for p in points(library).values()
+        p["modality"] for p in points(index).values()
         if any(c["source"] == "speech" for c in p["captions"])
     }  # fmt: skip
     assert kinds == {"audio", "video"}
-    assert caption_index(library, parrot, Silent()).items == 0
-    hit = Retriever(library).search("word 12", lane="bm25", group_by="none").hits[0]
+    assert caption_index(index, parrot, Silent()).items == 0
+    hit = Retriever(index).search("word 12", lane="bm25", group_by="none").hits[0]
     assert hit.path == "media/bell.wav" and hit.start <= 12 < hit.end
     assert hit.caption == "word 12" and hit.moment == pytest.approx((12, 13))
 
 
-def test_a_failing_picture_does_not_stop_the_run(library: Library) -> None:
-    report = caption_index(library, Colours(broken=2), Silent())
+def test_a_failing_picture_does_not_stop_the_run(index: Index) -> None:
+    report = caption_index(index, Colours(broken=2), Silent())
     assert [f.reason for f in report.failed] == ["this picture is too much."] * 2
     assert report.captions >= 5
     broken = Colours(broken=99)
     broken.name = "broken"
     with pytest.raises(CaptionError, match="this picture is too much"):
-        caption_index(library, broken, Silent())
+        caption_index(index, broken, Silent())
     assert broken.broken == 99 - 3  # it is not tried on every picture
 
 
-def test_a_file_that_is_gone_is_reported(library: Library, tmp_path: Path) -> None:
+def test_a_file_that_is_gone_is_reported(index: Index, tmp_path: Path) -> None:
     (tmp_path / "media" / "picture-2.png").unlink()
-    report = caption_index(library, Colours(), Silent())
+    report = caption_index(index, Colours(), Silent())
     assert [f.path for f in report.failed] == ["media/picture-2.png"]
     assert report.captions >= 5
 
 
-def test_speech_of_a_file_that_is_gone_is_tried_again(library: Library, tmp_path: Path) -> None:
+def test_speech_of_a_file_that_is_gone_is_tried_again(index: Index, tmp_path: Path) -> None:
     (tmp_path / "media" / "bell.wav").rename(tmp_path / "bell.wav")
-    report = caption_index(library, Parrot(), Silent())
+    report = caption_index(index, Parrot(), Silent())
     assert [f.path for f in report.failed] == ["media/bell.wav"]
-    assert "media/bell.wav" not in by_source(library, "speech")
+    assert "media/bell.wav" not in by_source(index, "speech")
     (tmp_path / "bell.wav").rename(tmp_path / "media" / "bell.wav")
-    assert caption_index(library, Parrot(), Silent()).items == 2
-    assert "media/bell.wav" in by_source(library, "speech")
+    assert caption_index(index, Parrot(), Silent()).items == 2
+    assert "media/bell.wav" in by_source(index, "speech")
 
 
-def test_spoken_pictures_are_described_as_well(library: Library) -> None:
-    caption_index(library, Parrot(), Silent())
-    caption_index(library, Colours(), Silent())
-    assert len(by_source(library, "generated")["media/clip.mp4"]) >= 2
+def test_spoken_pictures_are_described_as_well(index: Index) -> None:
+    caption_index(index, Parrot(), Silent())
+    caption_index(index, Colours(), Silent())
+    assert len(by_source(index, "generated")["media/clip.mp4"]) >= 2
 
 
-def test_a_killed_run_loses_no_caption(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_loses_no_caption(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
 
         def stop(*_: object) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr(library.store, "set_payload", stop)
+        patch.setattr(index.store, "set_payload", stop)
         with pytest.raises(KeyboardInterrupt):
-            caption_index(library, Colours(), Silent())
-    assert by_source(library, "generated") == {}
-    report = caption_index(library, Colours(), Silent())
-    described = [p for p in points(library).values() if p["captions"]]
+            caption_index(index, Colours(), Silent())
+    assert by_source(index, "generated") == {}
+    report = caption_index(index, Colours(), Silent())
+    described = [p for p in points(index).values() if p["captions"]]
     assert len(described) >= report.captions >= 7
     assert all(p["vector"].get("caption") is not None for p in described)
 
 
-def test_files_that_are_gone_do_not_use_up_the_limit(library: Library, tmp_path: Path) -> None:
+def test_files_that_are_gone_do_not_use_up_the_limit(index: Index, tmp_path: Path) -> None:
     for n in (1, 2, 3):
         (tmp_path / "media" / f"picture-{n}.png").unlink()
     seen = 0
     for _ in range(4):
-        seen += caption_index(library, Colours(), Silent(), limit=1).items
+        seen += caption_index(index, Colours(), Silent(), limit=1).items
     assert seen >= 3
 
 
 def test_captions_by_models_stay_with_their_segment(
-    library: Library, tmp_path: Path, ingest: Ingester
+    index: Index, tmp_path: Path, ingest: Ingester
 ) -> None:
-    caption_index(library, Colours(), Silent())
-    before = {one: p["captions"] for one, p in points(library).items()}
+    caption_index(index, Colours(), Silent())
+    before = {one: p["captions"] for one, p in points(index).items()}
     (tmp_path / "media" / "clip.mp4").rename(tmp_path / "media" / "other.mp4")
-    assert ingest(library, tmp_path / "media").renamed == 1
-    after = [p for p in points(library).values() if p["path"] == "media/other.mp4"]
+    assert ingest(index, tmp_path / "media").renamed == 1
+    after = [p for p in points(index).values() if p["path"] == "media/other.mp4"]
     made = [[c for c in p["captions"] if "by" in c] for p in after]
     assert sorted(map(len, made)) == sorted(
         len([c for c in captions if "by" in c])
         for one, captions in before.items()
-        if one not in points(library)
+        if one not in points(index)
     )
     assert all(not m for p, m in zip(after, made, strict=True) if p["modality"] == "audio")
 
 
 def test_ingesting_without_captions_lets_models_begin_anew(
-    library: Library, tmp_path: Path, ingest: Ingester
+    index: Index, tmp_path: Path, ingest: Ingester
 ) -> None:
-    report = caption_index(library, Colours(), Silent())
-    ingest(library, tmp_path / "media", use_captions=False)
-    assert by_source(library, "generated") == {}
-    assert caption_index(library, Colours(), Silent(), every=True).captions >= report.captions
+    report = caption_index(index, Colours(), Silent())
+    ingest(index, tmp_path / "media", use_captions=False)
+    assert by_source(index, "generated") == {}
+    assert caption_index(index, Colours(), Silent(), every=True).captions >= report.captions
 
 
 def test_later_ingests_keep_what_models_made(
-    library: Library, tmp_path: Path, ingest: Ingester
+    index: Index, tmp_path: Path, ingest: Ingester
 ) -> None:
-    caption_index(library, Colours(), Silent())
-    before = by_source(library, "generated")
+    caption_index(index, Colours(), Silent())
+    before = by_source(index, "generated")
     folder = tmp_path / "media"
     (folder / "picture-1.txt").write_text("a cat on a mat\n")
-    report = ingest(library, folder)
+    report = ingest(index, folder)
     assert report.recaptioned == 1
-    made = by_source(library, "generated")
+    made = by_source(index, "generated")
     assert made == before
-    (row,) = [p for p in points(library).values() if p["path"] == "media/picture-1.png"]
+    (row,) = [p for p in points(index).values() if p["path"] == "media/picture-1.png"]
     assert row["captions"][0]["source"] == "txt"
     assert row["captioned_by"] == ["colours"]
     # Other content is another picture: what was said of it is gone.
     media.write_image(folder / "picture-4.png", media.scene(77))
-    ingest(library, folder)
-    assert "media/picture-4.png" not in by_source(library, "generated")
-    assert caption_index(library, Colours(), Silent()).items == 1
+    ingest(index, folder)
+    assert "media/picture-4.png" not in by_source(index, "generated")
+    assert caption_index(index, Colours(), Silent()).items == 1
 
 
-def test_captions_weigh_by_source_and_fit(library: Library) -> None:
-    caption_index(library, Colours(), Silent())
-    corpus = read_corpus(library)
+def test_captions_weigh_by_source_and_fit(index: Index) -> None:
+    caption_index(index, Colours(), Silent())
+    corpus = read_corpus(index)
     trust = dict(zip(corpus.texts, corpus.trust_P.tolist(), strict=True))
     assert trust["a dog on a surfboard"] == 1
     assert all(w == pytest.approx(0.7) for t, w in trust.items() if t.startswith("mean"))
@@ -268,9 +268,9 @@ def test_labels_and_their_fit_on_a_real_index(
     root = tmp_path / ".cartq"
     shutil.copytree(small_index, root)
     shutil.copytree(small_media, tmp_path / "media")
-    with Library.open(root) as library, library.folder.lock():
-        report = caption_index(library, None, Silent())
-        labels = by_source(library, "label")
+    with Index.open(root) as index, index.folder.lock():
+        report = caption_index(index, None, Silent())
+        labels = by_source(index, "label")
         assert len(labels["media/picture-3.png"]) == 1
         sure = [c["confidence"] for found in labels.values() for c in found if "confidence" in c]
         # The likeliest label of each picture fits it better than it fits most others.
@@ -286,15 +286,15 @@ def test_labels_and_their_fit_on_a_real_index(
                 taken = [c["text"] for found in labels.values() for c in found]
                 return [taken[(n + 5) % len(taken)] for n in range(len(images))]
 
-        wrong = caption_index(library, Wrong(), Silent(), every=True)
+        wrong = caption_index(index, Wrong(), Silent(), every=True)
         assert wrong.doubtful
-        made = [c for found in by_source(library, "generated").values() for c in found]
+        made = [c for found in by_source(index, "generated").values() for c in found]
         assert np.mean([c["confidence"] for c in made]) < np.mean(sure)
 
 
-def test_labels_need_texts(library: Library) -> None:
+def test_labels_need_texts(index: Index) -> None:
     with pytest.raises(UsageError, match="patch knows no texts"):
-        caption_index(library, None, Silent())
+        caption_index(index, None, Silent())
 
 
 # The endpoint, against a server of our own.

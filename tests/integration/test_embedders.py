@@ -18,7 +18,7 @@ from cart_qdrant.embedders.imagebind.model import ImageBind, ImageBindConfig
 from cart_qdrant.embedders.imagebind.weights import convert
 from cart_qdrant.embedders.registry import open_embedder
 from cart_qdrant.errors import MediaError, MismatchError, MissingExtraError, UsageError
-from cart_qdrant.index.index import Library
+from cart_qdrant.index.index import Index
 from cart_qdrant.index.ingest import IngestReport
 from cart_qdrant.media.clip import Clip
 from cart_qdrant.records import Modality
@@ -89,33 +89,33 @@ def test_imagebind_from_ingest_to_search(
     imagebind: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    open_library: Callable[..., Library],
+    open_index: Callable[..., Index],
     ingest: Callable[..., IngestReport],
 ) -> None:
     monkeypatch.setenv("CARTQ_MODELS", str(imagebind))
     root = tmp_path / ".cartq"
-    library = open_library(root, open_embedder("imagebind"))
-    report = ingest(library, make_media(tmp_path / "media"))
+    index = open_index(root, open_embedder("imagebind"))
+    report = ingest(index, make_media(tmp_path / "media"))
     assert report.failed == []
-    assert library.manifest.embedder.spaces == dict.fromkeys(("image", "video", "audio"), "shared")
-    kinds = {r.payload["modality"] for r in library.store.scroll() if r.payload}
+    assert index.manifest.embedder.spaces == dict.fromkeys(("image", "video", "audio"), "shared")
+    kinds = {r.payload["modality"] for r in index.store.scroll() if r.payload}
     assert kinds == {"image", "video", "audio"}
-    library.close()
+    index.close()
 
     with Retriever.open(root) as retriever:
         result = retriever.search("a dog", k=20, lane="dense", group_by="none")
         # The answer is the order of the text tower itself.
         q = open_embedder("imagebind").embed_text(["a dog"], "shared")
         assert q is not None
-        records = retriever._library.store.scroll(with_vectors=["media"])
+        records = retriever._index.store.scroll(with_vectors=["media"])
         scores = {str(r.id): float(np.dot(r.vector["media"], q[0])) for r in records}
         assert [hit.id for hit in result.hits] == sorted(scores, key=lambda one: -scores[one])
         assert {hit.modality for hit in result.hits} == {"image", "video", "audio"}
 
-    with Library.open(root) as library, library.folder.lock():
-        train(library, TrainOptions(profile="quick"))
-        assert library.lexicon() is None
-        lexicon = library.taught()
+    with Index.open(root) as index, index.folder.lock():
+        train(index, TrainOptions(profile="quick"))
+        assert index.lexicon() is None
+        lexicon = index.taught()
         assert lexicon is not None and "scene number 3" in lexicon.texts
         vectors = open_embedder("imagebind").embed_text(["scene number 3"], "shared")
         kept = lexicon.values["shared"][lexicon.texts.index("scene number 3")]
@@ -126,10 +126,10 @@ def test_imagebind_from_ingest_to_search(
     with Retriever.open(root) as retriever:
         assert retriever.search("scene number 3").hits[0].path.endswith("picture-3.png")
     with (
-        Library.open(root) as library,
+        Index.open(root) as index,
         pytest.raises(MissingExtraError, match="cartq models pull imagebind"),
     ):
-        library.embedder()
+        index.embedder()
 
 
 def test_an_index_is_bound_to_the_width_of_its_weights(
@@ -137,7 +137,7 @@ def test_an_index_is_bound_to_the_width_of_its_weights(
 ) -> None:
     monkeypatch.setenv("CARTQ_MODELS", str(imagebind))
     root = tmp_path / ".cartq"
-    Library.create(root, open_embedder("imagebind")).close()
+    Index.create(root, open_embedder("imagebind")).close()
     other = tmp_path / "models" / "imagebind"
     config = ImageBindConfig(**inputs.TINY)
     torch.save(ImageBind(config).state_dict(), tmp_path / "other.pth")
@@ -147,28 +147,28 @@ def test_an_index_is_bound_to_the_width_of_its_weights(
     )
     monkeypatch.setenv("CARTQ_MODELS", str(other.parent))
     with (
-        Library.open(root) as library,
+        Index.open(root) as index,
         pytest.raises(MismatchError, match=r"made with the embedder imagebind.*32-d.*16-d"),
     ):
-        library.embedder()
+        index.embedder()
 
 
 def test_a_sentence_transformers_model_from_ingest_to_search(
     clip_model: Path,
     tmp_path: Path,
-    open_library: Callable[..., Library],
+    open_index: Callable[..., Index],
     ingest: Callable[..., IngestReport],
 ) -> None:
     name = f"st:{clip_model}"
     root = tmp_path / ".cartq"
-    library = open_library(root, open_embedder(name))
-    report = ingest(library, make_media(tmp_path / "media"))
+    index = open_index(root, open_embedder(name))
+    report = ingest(index, make_media(tmp_path / "media"))
     # What the model does not embed is told, file by file; the rest is stored.
     assert [failure.path.rsplit("/", 1)[-1] for failure in report.failed] == ["bell.wav"]
     assert "audio is not known to the embedder" in report.failed[0].reason
-    assert library.manifest.embedder.dim == 24
-    assert set(library.manifest.embedder.spaces) == {"image", "video"}
-    library.close()
+    assert index.manifest.embedder.dim == 24
+    assert set(index.manifest.embedder.spaces) == {"image", "video"}
+    index.close()
     with Retriever.open(root) as retriever:
         assert len(retriever.search("a dog", k=20, lane="dense").hits) == 9
 

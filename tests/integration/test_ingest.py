@@ -17,7 +17,7 @@ from cart_qdrant.embedders.zero_shot import Lexicon
 from cart_qdrant.errors import MismatchError, UsageError
 from cart_qdrant.index import writer
 from cart_qdrant.index.identify import check, load_codec, load_trie, read_vectors, renew
-from cart_qdrant.index.index import Library
+from cart_qdrant.index.index import Index
 from cart_qdrant.index.ingest import Ingest, IngestOptions
 from cart_qdrant.records import Identifier
 from tests import media_factory as media
@@ -35,129 +35,127 @@ def pictures(folder: Path, count: int, first: int = 0) -> list[Path]:
     ]
 
 
-def assert_named(library: Library) -> None:
+def assert_named(index: Index) -> None:
     """Every point has an identifier of its own, and the tree holds exactly those."""
-    info, trie = library.manifest.identifiers, load_trie(library)
+    info, trie = index.manifest.identifiers, load_trie(index)
     assert info is not None and trie is not None
-    stored = [Identifier.from_payload(p[info.field]) for p in points(library).values()]
+    stored = [Identifier.from_payload(p[info.field]) for p in points(index).values()]
     rows = sorted((*one.codes, one.u) for one in stored)
     assert len(set(rows)) == len(rows) == info.count
     assert trie.rows().tolist() == [list(row) for row in rows]
 
 
-def media_vectors(library: Library) -> dict[str, Any]:
-    return {i: p["vector"]["media"] for i, p in points(library).items()}
+def media_vectors(index: Index) -> dict[str, Any]:
+    return {i: p["vector"]["media"] for i, p in points(index).items()}
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 20])
-def test_any_number_of_items(tmp_path: Path, open_library: Run, ingest: Run, count: int) -> None:
+def test_any_number_of_items(tmp_path: Path, open_index: Run, ingest: Run, count: int) -> None:
     pictures(tmp_path / "m", count)
-    library = open_library(tmp_path / ".cartq")
-    report = ingest(library, tmp_path / "m")
+    index = open_index(tmp_path / ".cartq")
+    report = ingest(index, tmp_path / "m")
     assert (report.files, report.segments, report.failed) == (count, count, [])
-    assert report.identifiers["count"] == count == len(points(library))
-    assert_named(library)
-    health = check(library)
+    assert report.identifiers["count"] == count == len(points(index))
+    assert_named(index)
+    health = check(index)
     assert health is not None and health.items == count
 
 
-def test_no_item(tmp_path: Path, open_library: Run, ingest: Run) -> None:
+def test_no_item(tmp_path: Path, open_index: Run, ingest: Run) -> None:
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "notes.md").write_text("nothing here")
-    library = open_library(tmp_path / ".cartq")
-    report = ingest(library, tmp_path / "m")
+    index = open_index(tmp_path / ".cartq")
+    report = ingest(index, tmp_path / "m")
     assert (report.files, report.segments, report.identifiers) == (0, 0, {})
-    assert library.manifest.identifiers is None and check(library) is None
+    assert index.manifest.identifiers is None and check(index) is None
     with pytest.raises(UsageError, match="no path"):
-        ingest(library)
+        ingest(index)
     with pytest.raises(UsageError, match="no file or folder"):
-        ingest(library, tmp_path / "absent")
+        ingest(index, tmp_path / "absent")
 
 
 def test_second_run_does_nothing(
-    tmp_path: Path, small_media: Path, open_library: Run, ingest: Run, monkeypatch: Any
+    tmp_path: Path, small_media: Path, open_index: Run, ingest: Run, monkeypatch: Any
 ) -> None:
     shutil.copytree(small_media, tmp_path / "m")
     for n, path in enumerate(sorted((tmp_path / "m").iterdir())):
         # Times that a float in the store's JSON does not give back to the last bit.
         os.utime(path, ns=(0, 1_763_999_999_123_456_789 + 7_777_777_777 * n))
-    library = open_library(tmp_path / ".cartq", PatchEmbedder())
-    first = ingest(library, tmp_path / "m")
+    index = open_index(tmp_path / ".cartq", PatchEmbedder())
+    first = ingest(index, tmp_path / "m")
     assert first.unchanged == 0 and first.failed == []
-    library.close()
+    index.close()
     embedder = PatchEmbedder()
-    library = open_library(tmp_path / ".cartq", embedder)
-    before = points(library)
+    index = open_index(tmp_path / ".cartq", embedder)
+    before = points(index)
     for name in ("upsert", "set_payload", "delete", "update_vectors", "delete_payload_key"):
-        monkeypatch.setattr(library.store, name, lambda *a, _n=name: pytest.fail(_n))
-    again = ingest(library, tmp_path / "m")
+        monkeypatch.setattr(index.store, name, lambda *a, _n=name: pytest.fail(_n))
+    again = ingest(index, tmp_path / "m")
     assert (again.unchanged, again.segments) == (first.files, 0)
-    assert embedder.calls == [] and points(library) == before
+    assert embedder.calls == [] and points(index) == before
     assert again.identifiers == first.identifiers
 
 
-def test_unchanged_files_are_not_opened(tmp_path: Path, open_library: Run, ingest: Run) -> None:
+def test_unchanged_files_are_not_opened(tmp_path: Path, open_index: Run, ingest: Run) -> None:
     (path,) = pictures(tmp_path / "m", 1)
-    library = open_library(tmp_path / ".cartq")
-    ingest(library, tmp_path / "m")
+    index = open_index(tmp_path / ".cartq")
+    ingest(index, tmp_path / "m")
     info = path.stat()
     path.write_bytes(b"x" * info.st_size)  # would be noticed if it were opened
     os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
-    report = ingest(library, tmp_path / "m")
+    report = ingest(index, tmp_path / "m")
     assert report.unchanged == 1 and report.failed == []
 
 
-def test_touch_keeps_everything_but_the_time(
-    tmp_path: Path, open_library: Run, ingest: Run
-) -> None:
+def test_touch_keeps_everything_but_the_time(tmp_path: Path, open_index: Run, ingest: Run) -> None:
     a, _b = pictures(tmp_path / "m", 2)
     shutil.copy(a, tmp_path / "m" / "0-same.png")  # a copy must not take its place
     embedder = PatchEmbedder()
-    library = open_library(tmp_path / ".cartq", embedder)
-    ingest(library, tmp_path / "m")
-    before, embedder.calls = points(library), []
+    index = open_index(tmp_path / ".cartq", embedder)
+    ingest(index, tmp_path / "m")
+    before, embedder.calls = points(index), []
     os.utime(a, ns=(1, 10**18))
-    report = ingest(library, tmp_path / "m")
-    after = points(library)
+    report = ingest(index, tmp_path / "m")
+    after = points(index)
     assert report.unchanged == 3 and report.segments == 0 and embedder.calls == []
     changed = {i for i in before if before[i] != after[i]}
     assert {after[i]["path"] for i in changed} == {"m/p000.png"}
     (one,) = changed
     assert after[one] == {**before[one], "mtime": 1e9}
-    assert ingest(library, tmp_path / "m").unchanged == 3
+    assert ingest(index, tmp_path / "m").unchanged == 3
 
 
-def test_rename_keeps_the_vector(tmp_path: Path, open_library: Run, ingest: Run) -> None:
+def test_rename_keeps_the_vector(tmp_path: Path, open_index: Run, ingest: Run) -> None:
     a, *_ = pictures(tmp_path / "m", 4)
     embedder = PatchEmbedder()
-    library = open_library(tmp_path / ".cartq", embedder)
-    ingest(library, tmp_path / "m")
-    before, embedder.calls = points(library), []
+    index = open_index(tmp_path / ".cartq", embedder)
+    ingest(index, tmp_path / "m")
+    before, embedder.calls = points(index), []
     a.rename(tmp_path / "m" / "other.png")
-    report = ingest(library, tmp_path / "m")
+    report = ingest(index, tmp_path / "m")
     assert (report.renamed, report.removed, embedder.calls) == (1, 0, [])
-    paths = {p["path"]: p["vector"]["media"] for p in points(library).values()}
+    paths = {p["path"]: p["vector"]["media"] for p in points(index).values()}
     old = {p["path"]: p["vector"]["media"] for p in before.values()}
     assert "m/p000.png" not in paths and paths["m/other.png"] == old["m/p000.png"]
     assert len(paths) == 4
-    assert_named(library)
+    assert_named(index)
 
 
 def test_rename_to_two_names_and_swap(
-    tmp_path: Path, open_library: Run, ingest: Run, monkeypatch: Any
+    tmp_path: Path, open_index: Run, ingest: Run, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(writer, "WRITE", 1)  # every file is written before the next is read
     a, b, c = pictures(tmp_path / "m", 3)
-    library = open_library(tmp_path / ".cartq")
-    ingest(library, tmp_path / "m")
-    vector = {p["path"]: p["vector"]["media"] for p in points(library).values()}
+    index = open_index(tmp_path / ".cartq")
+    ingest(index, tmp_path / "m")
+    vector = {p["path"]: p["vector"]["media"] for p in points(index).values()}
     shutil.copy(a, tmp_path / "m" / "x.png")
     a.rename(tmp_path / "m" / "y.png")
     b.rename(tmp_path / "m" / "t")
     c.rename(b)
     (tmp_path / "m" / "t").rename(c)
-    report = ingest(library, tmp_path / "m")
-    now = {p["path"]: p["vector"]["media"] for p in points(library).values()}
+    report = ingest(index, tmp_path / "m")
+    now = {p["path"]: p["vector"]["media"] for p in points(index).values()}
     assert report.renamed == 1
     assert now == {
         "m/x.png": vector["m/p000.png"],
@@ -165,104 +163,102 @@ def test_rename_to_two_names_and_swap(
         "m/p001.png": vector["m/p002.png"],
         "m/p002.png": vector["m/p001.png"],
     }
-    assert_named(library)
+    assert_named(index)
 
 
-def test_edit_replaces_all_segments(tmp_path: Path, open_library: Run, ingest: Run) -> None:
+def test_edit_replaces_all_segments(tmp_path: Path, open_index: Run, ingest: Run) -> None:
     folder = tmp_path / "m"
     pictures(folder, 2)
     scenes = [media.moving(n, 24) for n in (60, 61, 62)]
     clip = media.write_video(folder / "clip.mp4", [*scenes[0], *scenes[1], *scenes[2]])
-    library = open_library(tmp_path / ".cartq")
-    ingest(library, folder)
-    long = [p for p in points(library).values() if p["path"] == "m/clip.mp4"]
+    index = open_index(tmp_path / ".cartq")
+    ingest(index, folder)
+    long = [p for p in points(index).values() if p["path"] == "m/clip.mp4"]
     assert len(long) >= 2
     media.write_video(clip, scenes[2])
-    report = ingest(library, folder)
-    short = [p for p in points(library).values() if p["path"] == "m/clip.mp4"]
+    report = ingest(index, folder)
+    short = [p for p in points(index).values() if p["path"] == "m/clip.mp4"]
     assert report.unchanged == 2 and 1 <= len(short) < len(long)
     assert {p["segments"] for p in short} == {len(short)}
     assert len({p["hash"] for p in short} & {p["hash"] for p in long}) == 0
-    assert_named(library)
+    assert_named(index)
 
 
-def test_prune(tmp_path: Path, open_library: Run, ingest: Run) -> None:
+def test_prune(tmp_path: Path, open_index: Run, ingest: Run) -> None:
     one, *_ = pictures(tmp_path / "a" / "deep", 3)
     (other,) = pictures(tmp_path / "b", 1, first=9)
-    library = open_library(tmp_path / ".cartq")
-    ingest(library, tmp_path / "a", tmp_path / "b")
+    index = open_index(tmp_path / ".cartq")
+    ingest(index, tmp_path / "a", tmp_path / "b")
     one.unlink()
     other.unlink()
-    assert ingest(library, tmp_path / "a").removed == 0
-    assert len(points(library)) == 4
+    assert ingest(index, tmp_path / "a").removed == 0
+    assert len(points(index)) == 4
     # Only below the given folder; `..` in it changes nothing.
-    report = ingest(library, tmp_path / "a" / "deep" / ".." / "deep", prune=True)
+    report = ingest(index, tmp_path / "a" / "deep" / ".." / "deep", prune=True)
     assert report.removed == 1
-    assert {p["path"] for p in points(library).values()} == {
+    assert {p["path"] for p in points(index).values()} == {
         "a/deep/p001.png",
         "a/deep/p002.png",
         "b/p009.png",
     }
-    assert_named(library)
+    assert_named(index)
 
 
-def test_prune_to_nothing_and_grow_again(tmp_path: Path, open_library: Run, ingest: Run) -> None:
+def test_prune_to_nothing_and_grow_again(tmp_path: Path, open_index: Run, ingest: Run) -> None:
     for path in pictures(tmp_path / "m", 3):
         path.rename(path.with_name("x" + path.name))
-    library = open_library(tmp_path / ".cartq")
-    ingest(library, tmp_path / "m")
+    index = open_index(tmp_path / ".cartq")
+    ingest(index, tmp_path / "m")
     shutil.rmtree(tmp_path / "m")
     (tmp_path / "m").mkdir()
-    report = ingest(library, tmp_path / "m", prune=True)
+    report = ingest(index, tmp_path / "m", prune=True)
     assert report.removed == 3 and report.identifiers["count"] == 0
-    assert_named(library)
+    assert_named(index)
     pictures(tmp_path / "m", 2)
-    assert ingest(library, tmp_path / "m").identifiers["count"] == 2
-    assert_named(library)
+    assert ingest(index, tmp_path / "m").identifiers["count"] == 2
+    assert_named(index)
 
 
-def test_prune_spares_what_cannot_be_read(tmp_path: Path, open_library: Run, ingest: Run) -> None:
+def test_prune_spares_what_cannot_be_read(tmp_path: Path, open_index: Run, ingest: Run) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may read everything")
     pictures(tmp_path / "m" / "deep", 2)
-    library = open_library(tmp_path / ".cartq")
-    ingest(library, tmp_path / "m")
+    index = open_index(tmp_path / ".cartq")
+    ingest(index, tmp_path / "m")
     (tmp_path / "m" / "deep").chmod(0)
     try:
-        report = ingest(library, tmp_path / "m", prune=True)
+        report = ingest(index, tmp_path / "m", prune=True)
     finally:
         (tmp_path / "m" / "deep").chmod(0o755)
-    assert report.removed == 0 and len(points(library)) == 2
+    assert report.removed == 0 and len(points(index)) == 2
 
 
 def test_nested_roots_and_roots_above_the_index(
-    tmp_path: Path, open_library: Run, ingest: Run
+    tmp_path: Path, open_index: Run, ingest: Run
 ) -> None:
     pictures(tmp_path / "m" / "deep", 2)
     pictures(tmp_path / "m", 1, first=5)
-    library = open_library(tmp_path / "work" / ".cartq")
-    report = ingest(library, tmp_path / "m" / "deep", tmp_path / "m", tmp_path / "m" / "p005.png")
+    index = open_index(tmp_path / "work" / ".cartq")
+    report = ingest(index, tmp_path / "m" / "deep", tmp_path / "m", tmp_path / "m" / "p005.png")
     assert report.files == 3
-    assert {p["path"] for p in points(library).values()} == {
+    assert {p["path"] for p in points(index).values()} == {
         "../m/deep/p000.png",
         "../m/deep/p001.png",
         "../m/p005.png",
     }
     (tmp_path / "m" / "p005.png").unlink()
-    assert ingest(library, tmp_path / "m", prune=True).removed == 1
+    assert ingest(index, tmp_path / "m", prune=True).removed == 1
 
 
-def test_caption_edit_leaves_the_media_vector(
-    tmp_path: Path, open_library: Run, ingest: Run
-) -> None:
+def test_caption_edit_leaves_the_media_vector(tmp_path: Path, open_index: Run, ingest: Run) -> None:
     pictures(tmp_path / "m", 2)
     (tmp_path / "m" / "metadata.jsonl").write_text(
         json.dumps({"file_name": "p000.png", "captions": ["a red dog", "a dog"], "split": "dev"})
     )
     embedder = PatchEmbedder()
-    library = open_library(tmp_path / ".cartq", embedder)
-    ingest(library, tmp_path / "m")
-    before, embedder.calls = points(library), []
+    index = open_index(tmp_path / ".cartq", embedder)
+    ingest(index, tmp_path / "m")
+    before, embedder.calls = points(index), []
     (i,) = [i for i, p in before.items() if p["path"] == "m/p000.png"]
     assert [(c["text"], c["source"]) for c in before[i]["captions"]][:2] == [
         ("a red dog", "metadata"),
@@ -271,73 +267,73 @@ def test_caption_edit_leaves_the_media_vector(
     assert before[i]["split"] == "dev"
     (tmp_path / "m" / "metadata.jsonl").unlink()
     (tmp_path / "m" / "p000.txt").write_text("a blue cat")
-    report = ingest(library, tmp_path / "m")
-    after = points(library)
+    report = ingest(index, tmp_path / "m")
+    after = points(index)
     assert report.recaptioned == 1 and report.unchanged == 1 and embedder.calls == []
     assert after[i]["vector"]["media"] == before[i]["vector"]["media"]
     assert after[i]["vector"]["caption"] != before[i]["vector"]["caption"]
     assert after[i]["captions"][0] == {"text": "a blue cat", "source": "txt"}
     assert after[i]["cart"] == before[i]["cart"] and "split" not in after[i]
-    assert ingest(library, tmp_path / "m").unchanged == 2
+    assert ingest(index, tmp_path / "m").unchanged == 2
 
 
 def test_caption_vector_is_the_mean_of_strong_captions(
-    tmp_path: Path, open_library: Run, ingest: Run, text_encoder: Any
+    tmp_path: Path, open_index: Run, ingest: Run, text_encoder: Any
 ) -> None:
     (path,) = pictures(tmp_path / "m", 1)
     path.rename(tmp_path / "m" / "old_lighthouse.png")
-    library = open_library(tmp_path / ".cartq")
-    ingest(library, tmp_path / "m")
-    (point,) = points(library).values()
+    index = open_index(tmp_path / ".cartq")
+    ingest(index, tmp_path / "m")
+    (point,) = points(index).values()
     assert point["captions"] == [{"text": "old lighthouse", "source": "filename"}]
     (weak,) = text_encoder.embed(["old lighthouse"])
     assert np.dot(point["vector"]["caption"], weak) > 0.999
     (tmp_path / "m" / "old_lighthouse.txt").write_text("a white tower\nwaves at dusk\n")
-    ingest(library, tmp_path / "m")
-    (point,) = points(library).values()
+    ingest(index, tmp_path / "m")
+    (point,) = points(index).values()
     mean = text_encoder.embed([c["text"] for c in point["captions"][:-1]]).mean(axis=0)
     assert point["captions"][-1]["source"] == "filename"
     assert np.dot(point["vector"]["caption"], mean / np.linalg.norm(mean)) > 0.999
 
 
 def test_captions_can_be_left_out_and_taken_up_again(
-    tmp_path: Path, small_media: Path, open_library: Run, ingest: Run
+    tmp_path: Path, small_media: Path, open_index: Run, ingest: Run
 ) -> None:
     shutil.copytree(small_media, tmp_path / "m")
-    library = open_library(tmp_path / ".cartq")
-    files = ingest(library, tmp_path / "m").files
-    before = points(library)
+    index = open_index(tmp_path / ".cartq")
+    files = ingest(index, tmp_path / "m").files
+    before = points(index)
     texts = {c["text"]: c["source"] for p in before.values() for c in p["captions"]}
     assert texts["a beach"] == "container" and texts["a dog on a surfboard"] == "txt"
-    assert ingest(library, tmp_path / "m", use_captions=False).recaptioned == files
-    bare = points(library)
+    assert ingest(index, tmp_path / "m", use_captions=False).recaptioned == files
+    bare = points(index)
     assert all(p["captions"] == [] and "caption" not in p["vector"] for p in bare.values())
-    assert ingest(library, tmp_path / "m", use_captions=False).unchanged == files
-    assert ingest(library, tmp_path / "m").recaptioned == files
-    after = points(library)
+    assert ingest(index, tmp_path / "m", use_captions=False).unchanged == files
+    assert ingest(index, tmp_path / "m").recaptioned == files
+    after = points(index)
     assert {i: p["captions"] for i, p in after.items()} == {
         i: p["captions"] for i, p in before.items()
     }
 
 
-def test_damaged_file_keeps_its_points(tmp_path: Path, open_library: Run, ingest: Run) -> None:
+def test_damaged_file_keeps_its_points(tmp_path: Path, open_index: Run, ingest: Run) -> None:
     a, _ = pictures(tmp_path / "m", 2)
-    library = open_library(tmp_path / ".cartq")
-    ingest(library, tmp_path / "m")
-    before = points(library)
+    index = open_index(tmp_path / ".cartq")
+    ingest(index, tmp_path / "m")
+    before = points(index)
     a.write_bytes(b"not a picture")
     for _again in range(2):
-        report = ingest(library, tmp_path / "m")
+        report = ingest(index, tmp_path / "m")
         assert [f.path for f in report.failed] == ["m/p000.png"]
-        assert points(library) == before
+        assert points(index) == before
 
 
 def test_file_that_goes_during_the_run_is_a_failure(
-    tmp_path: Path, open_library: Run, ingest: Run, monkeypatch: Any
+    tmp_path: Path, open_index: Run, ingest: Run, monkeypatch: Any
 ) -> None:
     a, b = pictures(tmp_path / "m", 2)
-    library = open_library(tmp_path / ".cartq")
-    ingest(library, tmp_path / "m")
+    index = open_index(tmp_path / ".cartq")
+    ingest(index, tmp_path / "m")
     shutil.copy(b, a)  # known content: it is hashed before it is decoded
     from cart_qdrant.index import plan as module
 
@@ -348,25 +344,25 @@ def test_file_that_goes_during_the_run_is_a_failure(
     content_hash = module.content_hash
     monkeypatch.setattr(module, "content_hash", vanish)
     os.utime(a, ns=(1, 1))
-    report = ingest(library, tmp_path / "m")
+    report = ingest(index, tmp_path / "m")
     assert [f.path for f in report.failed] == ["m/p000.png"]
 
 
-def test_dry_run_writes_nothing(tmp_path: Path, open_library: Run, ingest: Run) -> None:
+def test_dry_run_writes_nothing(tmp_path: Path, open_index: Run, ingest: Run) -> None:
     a, b, _ = pictures(tmp_path / "m", 3)
-    library = open_library(tmp_path / ".cartq")
-    ingest(library, tmp_path / "m")
-    library.close()
+    index = open_index(tmp_path / ".cartq")
+    ingest(index, tmp_path / "m")
+    index.close()
     pictures(tmp_path / "m", 1, first=7)
     a.rename(tmp_path / "m" / "renamed.png")
     b.unlink()
     before = tree_of(tmp_path)
-    library = open_library(tmp_path / ".cartq")
-    stored = points(library)
+    index = open_index(tmp_path / ".cartq")
+    stored = points(index)
     options = IngestOptions(paths=[tmp_path / "m"], dry_run=True, prune=True)
-    report = Ingest(library, options).run()
-    assert points(library) == stored
-    library.close()
+    report = Ingest(index, options).run()
+    assert points(index) == stored
+    index.close()
     assert report.would_ingest == ["m/p007.png"] and report.would_remove == ["m/p001.png"]
     assert (report.renamed, report.unchanged, report.segments) == (1, 1, 0)
     # The engine tidies its own files when it is opened; the points in them are the same.
@@ -390,32 +386,32 @@ class _Flaky(PatchEmbedder):
 
 
 def test_stopped_run_goes_on(
-    tmp_path: Path, small_media: Path, open_library: Run, ingest: Run, monkeypatch: Any
+    tmp_path: Path, small_media: Path, open_index: Run, ingest: Run, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(writer, "WRITE", 2)
     monkeypatch.setattr("cart_qdrant.index.pipeline.BATCH", 1)
     shutil.copytree(small_media, tmp_path / "m")
-    library = open_library(
+    index = open_index(
         tmp_path / ".cartq", _Flaky(8)
     )  # one segment a call: files are whole by then
     with pytest.raises(KeyboardInterrupt):
-        ingest(library, tmp_path / "m")
-    assert len(points(library)) > 0
-    library.close()
-    library = open_library(tmp_path / ".cartq")
-    ingest(library, tmp_path / "m")
+        ingest(index, tmp_path / "m")
+    assert len(points(index)) > 0
+    index.close()
+    index = open_index(tmp_path / ".cartq")
+    ingest(index, tmp_path / "m")
     # Without a stop elsewhere; the same relative paths, so the same ids.
     shutil.copytree(tmp_path / "m", tmp_path / "twin" / "m")
-    twin = open_library(tmp_path / "twin" / ".cartq")
+    twin = open_index(tmp_path / "twin" / ".cartq")
     ingest(twin, tmp_path / "twin" / "m")
-    assert_same_content(library, twin)
-    assert_named(library)
+    assert_same_content(index, twin)
+    assert_named(index)
 
 
-def assert_same_content(library: Library, twin: Library) -> None:
+def assert_same_content(index: Index, twin: Index) -> None:
     """The same points but for what the order of the work decides: counters, cluster numbers, and
     the last digits of caption vectors, which depend on the texts they were embedded with."""
-    found, wanted = _content(library), _content(twin)
+    found, wanted = _content(index), _content(twin)
     for i, point in wanted.items():
         one, other = (p["vector"].pop("caption", None) for p in (found[i], point))
         assert (one is None) == (other is None)
@@ -424,116 +420,116 @@ def assert_same_content(library: Library, twin: Library) -> None:
     assert found == wanted
 
 
-def _content(library: Library) -> dict[str, Any]:
-    return {i: {k: v for k, v in p.items() if k != "cart"} for i, p in points(library).items()}
+def _content(index: Index) -> dict[str, Any]:
+    return {i: {k: v for k, v in p.items() if k != "cart"} for i, p in points(index).items()}
 
 
 def test_killed_between_writing_and_removing(
-    tmp_path: Path, open_library: Run, ingest: Run, monkeypatch: Any
+    tmp_path: Path, open_index: Run, ingest: Run, monkeypatch: Any
 ) -> None:
     a, *_ = pictures(tmp_path / "m", 3)
-    library = open_library(tmp_path / ".cartq")
-    ingest(library, tmp_path / "m")
+    index = open_index(tmp_path / ".cartq")
+    ingest(index, tmp_path / "m")
     a.rename(tmp_path / "m" / "other.png")
     with monkeypatch.context() as patch:
-        patch.setattr(library.store, "delete", lambda ids: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(index.store, "delete", lambda ids: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            ingest(library, tmp_path / "m")
-    assert len(points(library)) == 4
-    ingest(library, tmp_path / "m")
-    assert {p["path"] for p in points(library).values()} == {
+            ingest(index, tmp_path / "m")
+    assert len(points(index)) == 4
+    ingest(index, tmp_path / "m")
+    assert {p["path"] for p in points(index).values()} == {
         "m/other.png",
         "m/p001.png",
         "m/p002.png",
     }
-    assert_named(library)
+    assert_named(index)
 
 
-def test_growth_makes_identifiers_anew(tmp_path: Path, open_library: Run, ingest: Run) -> None:
+def test_growth_makes_identifiers_anew(tmp_path: Path, open_index: Run, ingest: Run) -> None:
     pictures(tmp_path / "m", 3)
-    library = open_library(tmp_path / ".cartq")
-    ingest(library, tmp_path / "m")
-    assert library.manifest.identifiers and library.manifest.identifiers.field == "cart"
+    index = open_index(tmp_path / ".cartq")
+    ingest(index, tmp_path / "m")
+    assert index.manifest.identifiers and index.manifest.identifiers.field == "cart"
     pictures(tmp_path / "m", 9, first=3)
-    report = ingest(library, tmp_path / "m")
-    info = library.manifest.identifiers
+    report = ingest(index, tmp_path / "m")
+    info = index.manifest.identifiers
     assert (info.field, info.count, report.identifiers["fitted_on"]) == ("cart_2", 12, 12)
-    assert_named(library)
+    assert_named(index)
     # The old field serves searches that are still under way, until the next run that writes.
-    assert library.manifest.stale_fields == ["cart"]
-    assert sum("cart" in p for p in points(library).values()) == 3
-    ingest(library, tmp_path / "m")
-    assert library.manifest.stale_fields == []
-    assert not any("cart" in p for p in points(library).values())
-    assert_named(library)
+    assert index.manifest.stale_fields == ["cart"]
+    assert sum("cart" in p for p in points(index).values()) == 3
+    ingest(index, tmp_path / "m")
+    assert index.manifest.stale_fields == []
+    assert not any("cart" in p for p in points(index).values())
+    assert_named(index)
 
 
-def test_new_kind_of_media_gets_identifiers(tmp_path: Path, open_library: Run, ingest: Run) -> None:
+def test_new_kind_of_media_gets_identifiers(tmp_path: Path, open_index: Run, ingest: Run) -> None:
     pictures(tmp_path / "m", 6)
-    library = open_library(tmp_path / ".cartq")
-    ingest(library, tmp_path / "m")
+    index = open_index(tmp_path / ".cartq")
+    ingest(index, tmp_path / "m")
     media.write_audio(tmp_path / "m" / "bell.wav", media.tone(3.0))
-    ingest(library, tmp_path / "m")
-    codec = load_codec(library)
+    ingest(index, tmp_path / "m")
+    codec = load_codec(index)
     assert codec is not None and set(codec.quantizers) == {"visual", "audio"}
-    assert_named(library)
+    assert_named(index)
 
 
 def test_renewal_is_seen_whole_or_not_at_all(
-    tmp_path: Path, open_library: Run, ingest: Run, monkeypatch: Any
+    tmp_path: Path, open_index: Run, ingest: Run, monkeypatch: Any
 ) -> None:
     pictures(tmp_path / "m", 8)
-    library = open_library(tmp_path / ".cartq")
-    ingest(library, tmp_path / "m")
-    before = points(library)
+    index = open_index(tmp_path / ".cartq")
+    ingest(index, tmp_path / "m")
+    before = points(index)
     with monkeypatch.context() as patch:
-        patch.setattr(library, "put", lambda manifest: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(index, "put", lambda manifest: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            renew(library)
-    library.close()
-    library = open_library(tmp_path / ".cartq")
+            renew(index)
+    index.close()
+    index = open_index(tmp_path / ".cartq")
     # New identifiers are written, but what is in force is whole and as it was.
-    assert {i: p["cart"] for i, p in points(library).items()} == {
+    assert {i: p["cart"] for i, p in points(index).items()} == {
         i: p["cart"] for i, p in before.items()
     }
-    assert_named(library)
-    renew(library)
-    assert_named(library)
-    assert len(read_vectors(library).ids) == 8
+    assert_named(index)
+    renew(index)
+    assert_named(index)
+    assert len(read_vectors(index).ids) == 8
 
 
-def test_points_of_others_are_left_alone(tmp_path: Path, open_library: Run, ingest: Run) -> None:
+def test_points_of_others_are_left_alone(tmp_path: Path, open_index: Run, ingest: Run) -> None:
     pictures(tmp_path / "m", 2)
-    library = open_library(tmp_path / ".cartq")
+    index = open_index(tmp_path / ".cartq")
     strange = "00000000-0000-4000-8000-000000000001"
-    vector = {"media": [1.0] * library.manifest.embedder.dim}
+    vector = {"media": [1.0] * index.manifest.embedder.dim}
     payload = {"path": "m/gone.png", "modality": "image", "note": "not ours"}
-    library.store.upsert([models.PointStruct(id=strange, vector=vector, payload=payload)])
-    report = ingest(library, tmp_path / "m", prune=True)
+    index.store.upsert([models.PointStruct(id=strange, vector=vector, payload=payload)])
+    report = ingest(index, tmp_path / "m", prune=True)
     assert (report.removed, report.identifiers["count"]) == (0, 2)
-    renew(library)
-    assert points(library)[strange].keys() == {*payload, "vector"}
-    assert library.manifest.identifiers and library.manifest.identifiers.count == 2
+    renew(index)
+    assert points(index)[strange].keys() == {*payload, "vector"}
+    assert index.manifest.identifiers and index.manifest.identifiers.count == 2
 
 
 def test_columns_named_like_identifiers_do_not_stay(
-    tmp_path: Path, open_library: Run, ingest: Run
+    tmp_path: Path, open_index: Run, ingest: Run
 ) -> None:
     pictures(tmp_path / "m", 1)
     table = tmp_path / "m" / "metadata.csv"
     table.write_text("file_name,caption,cartoon\np000.png,a drawing,yes\n")
-    library = open_library(tmp_path / ".cartq")
-    ingest(library, tmp_path / "m")
-    (point,) = points(library).values()
+    index = open_index(tmp_path / ".cartq")
+    ingest(index, tmp_path / "m")
+    (point,) = points(index).values()
     assert point["cartoon"] == "yes"
     table.write_text("file_name,caption\np000.png,a drawing\n")
-    ingest(library, tmp_path / "m")
-    (point,) = points(library).values()
+    ingest(index, tmp_path / "m")
+    (point,) = points(index).values()
     assert "cartoon" not in point and "cart" in point
 
 
 def test_sidecars_and_subtitles_reach_the_payload(
-    tmp_path: Path, open_library: Run, ingest: Run
+    tmp_path: Path, open_index: Run, ingest: Run
 ) -> None:
     folder = tmp_path / "m"
     folder.mkdir()
@@ -543,50 +539,50 @@ def test_sidecars_and_subtitles_reach_the_payload(
     (tmp_path / "table.csv").write_text(
         "file_name,caption\nm/harbour_at_dawn.mp4,an explicit text\n"
     )
-    library = open_library(tmp_path / ".cartq")
-    ingest(library, folder, captions=tmp_path / "table.csv")
-    found = sorted(points(library).values(), key=lambda p: p["start"])
+    index = open_index(tmp_path / ".cartq")
+    ingest(index, folder, captions=tmp_path / "table.csv")
+    found = sorted(points(index).values(), key=lambda p: p["start"])
     assert len(found) >= 2
     sources = [{c["source"] for c in p["captions"]} for p in found]
     assert "subtitle" in sources[0] and "subtitle" not in sources[-1]
     assert all("explicit" in s and "filename" in s for s in sources)
 
 
-def test_index_without_manifest_is_refused(tmp_path: Path, open_library: Run, ingest: Run) -> None:
+def test_index_without_manifest_is_refused(tmp_path: Path, open_index: Run, ingest: Run) -> None:
     pictures(tmp_path / "m", 1)
-    library = open_library(tmp_path / ".cartq")
-    library.close()
+    index = open_index(tmp_path / ".cartq")
+    index.close()
     (tmp_path / ".cartq" / "manifest.json").unlink()
-    library = open_library(tmp_path / ".cartq")  # no point yet: a run that was killed early
-    ingest(library, tmp_path / "m")
-    library.close()
+    index = open_index(tmp_path / ".cartq")  # no point yet: a run that was killed early
+    ingest(index, tmp_path / "m")
+    index.close()
     (tmp_path / ".cartq" / "manifest.json").unlink()
     with pytest.raises(MismatchError, match="1 points"):
-        open_library(tmp_path / ".cartq")
+        open_index(tmp_path / ".cartq")
 
 
 def test_lite_index_of_real_media(small_index: Path, small_media: Path) -> None:
-    with Library.open(small_index) as library:
-        assert library.manifest.embedder.statistics is not None
-        kinds = {p["modality"] for p in points(library).values()}
+    with Index.open(small_index) as index:
+        assert index.manifest.embedder.statistics is not None
+        kinds = {p["modality"] for p in points(index).values()}
         assert kinds == {"image", "video", "audio"}
-        assert_named(library)
-        health = check(library)
-        assert health is not None and health.items == library.manifest.identifiers.count  # type: ignore[union-attr]
+        assert_named(index)
+        health = check(index)
+        assert health is not None and health.items == index.manifest.identifiers.count  # type: ignore[union-attr]
         assert not (small_index / "work" / "features").exists()
 
 
 def test_columns_of_a_caption_table_are_indexed(
-    tmp_path: Path, open_library: Run, ingest: Run, monkeypatch: Any
+    tmp_path: Path, open_index: Run, ingest: Run, monkeypatch: Any
 ) -> None:
     pictures(tmp_path / "m", 3)
     row = {"place": "sea", "note": "x" * 500, "year": 2020, "odd key": "a"}
     rows = [{"file_name": f"p{n:03}.png", **row} for n in range(3)]
     (tmp_path / "m" / "metadata.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    library = open_library(tmp_path / ".cartq")
+    index = open_index(tmp_path / ".cartq")
     made: list[str] = []
-    monkeypatch.setattr(type(library.store), "create_keyword_index", lambda _, f: made.append(f))
-    ingest(library, tmp_path / "m")
+    monkeypatch.setattr(type(index.store), "create_keyword_index", lambda _, f: made.append(f))
+    ingest(index, tmp_path / "m")
     assert [name for name in made if not name.startswith("cart")] == ["place"]
 
 
@@ -598,24 +594,22 @@ class _Speaking(_Fitted):
 
 
 def test_texts_are_kept_with_the_statistics_that_they_hold_for(
-    tmp_path: Path, open_library: Run, ingest: Run
+    tmp_path: Path, open_index: Run, ingest: Run
 ) -> None:
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "bad.png").write_bytes(b"no picture")
     embedder = _Speaking()
-    library = open_library(tmp_path / ".cartq", embedder)
-    ingest(library, tmp_path / "m")
-    assert library.manifest.embedder.statistics is None
-    assert library.lexicon() is None, "statistics to come would not fit it"
+    index = open_index(tmp_path / ".cartq", embedder)
+    ingest(index, tmp_path / "m")
+    assert index.manifest.embedder.statistics is None
+    assert index.lexicon() is None, "statistics to come would not fit it"
     pictures(tmp_path / "m", 3)
-    ingest(library, tmp_path / "m")
-    kept = library.lexicon()
+    ingest(index, tmp_path / "m")
+    kept = index.lexicon()
     assert kept is not None and np.array_equal(kept.values["visual"][0], embedder.mean)
 
 
-def test_a_file_without_texts_takes_none_away(
-    tmp_path: Path, open_library: Run, ingest: Run
-) -> None:
+def test_a_file_without_texts_takes_none_away(tmp_path: Path, open_index: Run, ingest: Run) -> None:
     class Lexical(PatchEmbedder):
         texts = ("a scene",)
 
@@ -624,11 +618,11 @@ def test_a_file_without_texts_takes_none_away(
             return Lexicon(self.texts, np.ones((n, 4), np.float32), {"visual": np.ones((n, 48))})
 
     embedder = Lexical()
-    library = open_library(tmp_path / ".cartq", embedder)
+    index = open_index(tmp_path / ".cartq", embedder)
     pictures(tmp_path / "m", 1)
-    ingest(library, tmp_path / "m")
+    ingest(index, tmp_path / "m")
     embedder.texts = ()
     pictures(tmp_path / "m", 2)
-    ingest(library, tmp_path / "m")
-    kept = library.lexicon()
+    ingest(index, tmp_path / "m")
+    kept = index.lexicon()
     assert kept is not None and list(kept.texts) == ["a scene"]

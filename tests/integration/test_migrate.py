@@ -16,7 +16,7 @@ from cart_qdrant.index import migrate as migration
 from cart_qdrant.index.backup import backup, restore
 from cart_qdrant.index.folder import IndexFolder
 from cart_qdrant.index.identify import check
-from cart_qdrant.index.index import Library
+from cart_qdrant.index.index import Index
 from cart_qdrant.index.manifest import StoreInfo
 from cart_qdrant.index.migrate import migrate
 from cart_qdrant.search.retriever import Retriever
@@ -44,24 +44,24 @@ def assert_same(one: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]]
 
 
 def test_there_and_back(index: Path, client: QdrantClient) -> None:
-    with Library.open(index) as library:
-        before = points(library)
-        report = migrate(library, PLACE, client=client)
+    with Index.open(index) as opened:
+        before = points(opened)
+        report = migrate(opened, PLACE, client=client)
         assert report.points == report.copied == report.compared == len(before)
-        assert_same(points(library), before)
-        health = check(library)
+        assert_same(points(opened), before)
+        health = check(opened)
         assert health is not None and health.items == len(before)
     with pytest.raises(StoreError, match="client of your own"):
-        Library.open(index)
+        Index.open(index)
     with Retriever.open(index, client=client) as retriever:
         there = retriever.search(QUERY, k=5).hits
     assert client.get_collection("media").config.metadata["cart-qdrant:cart"]["index"]
-    with Library.open(index, client=client) as library:
+    with Index.open(index, client=client) as opened:
         one = next(iter(before))
-        library.store.set_payload([(one, {"year": 2001})])
-        report = migrate(library, StoreInfo())
+        opened.store.set_payload([(one, {"year": 2001})])
+        report = migrate(opened, StoreInfo())
         assert (report.copied, report.removed) == (1, 0)  # the rest is still there
-        assert points(library)[one]["year"] == 2001
+        assert points(opened)[one]["year"] == 2001
     with Retriever.open(index) as retriever:
         back = retriever.search(QUERY, k=5).hits
         assert [hit.id for hit in back] == [hit.id for hit in there]
@@ -83,21 +83,21 @@ def test_a_killed_run_goes_on(
             raise StoreError("the wire is cut")
         upsert(self, rows)
 
-    with Library.open(index) as library:
-        before = points(library)
+    with Index.open(index) as opened:
+        before = points(opened)
         with monkeypatch.context() as patch, pytest.raises(StoreError, match="cut"):
             patch.setattr(ClientStore, "upsert", fail)
-            migrate(library, PLACE, client=client)
-        assert library.manifest.store == StoreInfo()
+            migrate(opened, PLACE, client=client)
+        assert opened.manifest.store == StoreInfo()
         # Meanwhile the index changes: one point goes, one has another payload.
         gone, changed, *_ = [str(r.id) for r in client.scroll("media", limit=3)[0]]
-        library.store.delete([gone])
-        library.store.set_payload([(changed, {"year": 2001})])
-        report = migrate(library, PLACE, client=client)
+        opened.store.delete([gone])
+        opened.store.set_payload([(changed, {"year": 2001})])
+        report = migrate(opened, PLACE, client=client)
         assert report.removed == 1 and report.points == len(before) - 1
         # Eight were there: one of them went, one is copied again.
         assert report.copied == len(before) - 8 + 1
-        assert points(library)[changed]["year"] == 2001
+        assert points(opened)[changed]["year"] == 2001
 
 
 def test_a_collection_that_another_index_took_is_left_alone(
@@ -108,21 +108,21 @@ def test_a_collection_that_another_index_took_is_left_alone(
     def fail(self: ClientStore, rows: Any) -> None:
         raise StoreError("the wire is cut")
 
-    with Library.open(index) as library:
+    with Index.open(index) as opened:
         with monkeypatch.context() as patch, pytest.raises(StoreError, match="cut"):
             patch.setattr(ClientStore, "upsert", fail)
-            migrate(library, PLACE, client=client)
+            migrate(opened, PLACE, client=client)
         other = Path(shutil.copytree(index, tmp_path / "other" / ".cartq"))
         manifest = json.loads((other / "manifest.json").read_bytes())
         (other / "manifest.json").write_text(json.dumps({**manifest, "id": "other"}))
-        with Library.open(other) as second:
+        with Index.open(other) as second:
             with pytest.raises(MismatchError, match=f"belongs to the index {manifest['id']}"):
                 migrate(second, PLACE, client=client)
             client.delete_collection("media")
             migrate(second, PLACE, client=client)
             count = second.store.count()
         with pytest.raises(MismatchError, match="belongs to the index other"):
-            migrate(library, PLACE, client=client)
+            migrate(opened, PLACE, client=client)
     assert client.count("media").count == count
 
 
@@ -130,10 +130,10 @@ def test_a_collection_that_another_index_took_is_left_alone(
 def test_a_flip_that_is_killed_locks_nobody_out(
     index: Path, client: QdrantClient, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
-    with Library.open(index) as library:
-        migrate(library, PLACE, client=client)
-    with Library.open(index, client=client) as library:
-        before = library.manifest
+    with Index.open(index) as opened:
+        migrate(opened, PLACE, client=client)
+    with Index.open(index, client=client) as opened:
+        before = opened.manifest
         with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
             tell, told = ClientStore.tell, []
 
@@ -147,31 +147,31 @@ def test_a_flip_that_is_killed_locks_nobody_out(
                 patch.setattr(IndexFolder, "write", killed)
             else:
                 patch.setattr(ClientStore, "tell", killed)
-            library.put(before)
+            opened.put(before)
     metadata = client.get_collection("media").config.metadata["cart-qdrant:cart"]
     assert metadata["before"] == before.flip
-    with Library.open(index, client=client) as library:
-        assert (library.manifest.flip == before.flip) == at.startswith("before")
-        library.put(library.manifest)
-        assert not library.claim()
+    with Index.open(index, client=client) as opened:
+        assert (opened.manifest.flip == before.flip) == at.startswith("before")
+        opened.put(opened.manifest)
+        assert not opened.claim()
     client.update_collection("media", metadata={"cart-qdrant:cart": {"index": before.id}})
     with pytest.raises(MismatchError, match="cartq doctor --fix"):
-        Library.open(index, client=client)
-    with Library.open(index, client=client, trust_folder=True) as library:
-        assert library.claim()
-    with Library.open(index, client=client) as library:
-        assert library.store.count() > 1
+        Index.open(index, client=client)
+    with Index.open(index, client=client, trust_folder=True) as opened:
+        assert opened.claim()
+    with Index.open(index, client=client) as opened:
+        assert opened.store.count() > 1
 
 
 def test_what_others_have_there_is_left_alone(index: Path, client: QdrantClient) -> None:
     client.create_collection("media", models.VectorParams(size=3, distance=models.Distance.DOT))
     client.upsert("media", [models.PointStruct(id=1, vector=[1.0, 0, 0], payload={"a": 1})])
-    with Library.open(index) as library:
+    with Index.open(index) as opened:
         with pytest.raises(MismatchError, match="1 points that this index did not bring"):
-            migrate(library, PLACE, client=client)
+            migrate(opened, PLACE, client=client)
         with pytest.raises(UsageError, match="already"):
-            migrate(library, StoreInfo())
-        assert library.store.count() > 1 and not library.manifest.store.url
+            migrate(opened, StoreInfo())
+        assert opened.store.count() > 1 and not opened.manifest.store.url
     assert client.count("media").count == 1
     with Retriever.open(index) as retriever:
         assert retriever.search(QUERY, k=1).hits
@@ -187,33 +187,33 @@ def test_a_copy_that_differs_is_refused(
         return [row.model_copy(update={"payload": {**(row.payload or {}), "x": 1}}) for row in rows]
 
     monkeypatch.setattr(ClientStore, "retrieve", garbled)
-    with Library.open(index) as library:
+    with Index.open(index) as opened:
         with pytest.raises(StoreError, match="is not that at"):
-            migrate(library, PLACE, client=client)
-        assert library.manifest.store == StoreInfo()
-        assert library.store.count() > 1
+            migrate(opened, PLACE, client=client)
+        assert opened.manifest.store == StoreInfo()
+        assert opened.store.count() > 1
 
 
 def test_an_index_in_one_file(index: Path, client: QdrantClient, tmp_path: Path) -> None:
     """From the embedded store and from a collection alike."""
-    with Library.open(index) as library:
-        before = points(library)
-        assert backup(library, tmp_path / "one.tar") == len(before)
+    with Index.open(index) as opened:
+        before = points(opened)
+        assert backup(opened, tmp_path / "one.tar") == len(before)
         allocated = sum(f.stat().st_blocks * 512 for f in index.rglob("*") if f.is_file())
         assert (tmp_path / "one.tar").stat().st_size < allocated  # not the engine's holes
-        migrate(library, PLACE, client=client)
-        assert backup(library, tmp_path / "two.tar") == len(before)
-        library.folder.work.mkdir(exist_ok=True)
-        (library.folder.work / "changed").touch()  # as an ingestion that was killed leaves it
+        migrate(opened, PLACE, client=client)
+        assert backup(opened, tmp_path / "two.tar") == len(before)
+        opened.folder.work.mkdir(exist_ok=True)
+        (opened.folder.work / "changed").touch()  # as an ingestion that was killed leaves it
         with pytest.raises(UsageError, match="cartq ingest"):
-            backup(library, tmp_path / "three.tar")
+            backup(opened, tmp_path / "three.tar")
     for name in ("one", "two"):
         root = tmp_path / name / ".cartq"
         restore(tmp_path / f"{name}.tar", root)
-        with Library.open(root) as library:
-            assert_same(points(library), before)
-            assert library.manifest.generator is not None
-            assert library.store.info().indexed >= {"cart_2.id", "cart_2.p1", "modality"}
+        with Index.open(root) as opened:
+            assert_same(points(opened), before)
+            assert opened.manifest.generator is not None
+            assert opened.store.info().indexed >= {"cart_2.id", "cart_2.p1", "modality"}
         with Retriever.open(root) as retriever:
             assert retriever.search(QUERY, k=1).hits[0].path == "media/picture-0.png"
         with pytest.raises(UsageError, match="not empty"):

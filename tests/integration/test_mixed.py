@@ -9,7 +9,7 @@ import pytest
 from qdrant_client import models
 
 from cart_qdrant.index.identify import renew
-from cart_qdrant.index.index import Library
+from cart_qdrant.index.index import Index
 from cart_qdrant.records import Modality, Segment
 from cart_qdrant.search.retriever import Lane, Retriever
 from cart_qdrant.training.train import TrainOptions, train
@@ -25,7 +25,7 @@ BARE = {"a loud siren can be heard", "a soft drum can be heard", "the distant vi
 @pytest.fixture(scope="module")
 def retriever(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Retriever]:
     """100 pictures and 36 sounds; the sounds' cosines with their queries are as they come."""
-    library = Library.create(tmp_path_factory.mktemp("mixed") / ".cartq", PatchEmbedder())
+    index = Index.create(tmp_path_factory.mktemp("mixed") / ".cartq", PatchEmbedder())
     rng = np.random.default_rng(0)
     points = []
     for kind, first, second, pattern in (
@@ -41,7 +41,7 @@ def retriever(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Retriever]:
                 if set(texts) & BARE:
                     texts = []
                 else:
-                    vector["caption"] = library.text_encoder().embed(texts).mean(axis=0).tolist()
+                    vector["caption"] = index.text_encoder().embed(texts).mean(axis=0).tolist()
                 path = f"{one}-{other}.{kind.value}"
                 payload = {
                     "path": path, "modality": kind.value, "hash": path, "start": 0.0, "end": 1.0,
@@ -49,11 +49,11 @@ def retriever(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Retriever]:
                 }  # fmt: skip
                 one_id = Segment(path, kind, 0.0, 1.0).id
                 points.append(models.PointStruct(id=one_id, vector=vector, payload=payload))
-    library.store.upsert(points)
-    renew(library)
-    with library.folder.lock():
-        train(library, TrainOptions(profile="quick"))
-    with Retriever(library) as found:
+    index.store.upsert(points)
+    renew(index)
+    with index.folder.lock():
+        train(index, TrainOptions(profile="quick"))
+    with Retriever(index) as found:
         yield found
 
 

@@ -26,21 +26,21 @@ class Deaf(PatchEmbedder):
         return super().embed_media(clips)
 
 
-def test_a_part_that_failed_is_tried_again(tmp_path: Path, open_library: Run, ingest: Run) -> None:
+def test_a_part_that_failed_is_tried_again(tmp_path: Path, open_index: Run, ingest: Run) -> None:
     folder = tmp_path / "m"
     folder.mkdir()
     media.write_video(folder / "clip.mp4", media.moving(1, 24), sound=media.tone(3.0))
     media.write_image(folder / "good.png")
     embedder = Deaf()
-    library = open_library(tmp_path / ".cartq", embedder)
+    index = open_index(tmp_path / ".cartq", embedder)
     for unchanged in (0, 1):  # named again by every run
-        report = ingest(library, folder)
+        report = ingest(index, folder)
         assert [f.path for f in report.failed] == ["m/clip.mp4"]
         assert report.failed[0].reason == "partly stored: sound has no vector."
         assert report.unchanged == unchanged
-        assert {p["modality"] for p in points(library).values()} == {"video", "image"}
+        assert {p["modality"] for p in points(index).values()} == {"video", "image"}
     embedder.deaf = False
-    report = ingest(library, folder)
+    report = ingest(index, folder)
     assert (report.failed, report.unchanged) == ([], 1)
-    assert {p["modality"] for p in points(library).values()} == {"video", "image", "audio"}
-    assert ingest(library, folder).unchanged == 2
+    assert {p["modality"] for p in points(index).values()} == {"video", "image", "audio"}
+    assert ingest(index, folder).unchanged == 2

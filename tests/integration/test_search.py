@@ -17,7 +17,7 @@ from cart_qdrant.files import file_hash
 from cart_qdrant.generator.beam_search import Beams
 from cart_qdrant.identifiers.item_table import KINDS, ItemTable, keys_of
 from cart_qdrant.index.identify import load_table, load_trie
-from cart_qdrant.index.index import Library
+from cart_qdrant.index.index import Index
 from cart_qdrant.index.manifest import Artifact
 from cart_qdrant.search.filters import parse_filter
 from cart_qdrant.search.item_features import FactFinder
@@ -78,15 +78,15 @@ def test_every_lane_answers_after_training(trained: Path, lane) -> None:
 
 def keep_of_table(root: Path, change: Callable[[ItemTable], ItemTable] | None) -> None:
     """Put another table of items in force, or none."""
-    with Library.open(root) as library:
-        info, table = library.manifest.identifiers, load_table(library)
+    with Index.open(root) as index:
+        info, table = index.manifest.identifiers, load_table(index)
         assert info is not None and table is not None
         items = None
         if change is not None:
             path = root / "items-changed.safetensors"
             change(table).save(path)
             items = Artifact(path.name, file_hash(path))
-        library.put(replace(library.manifest, identifiers=replace(info, items=items)))
+        index.put(replace(index.manifest, identifiers=replace(info, items=items)))
 
 
 def every_second(table: ItemTable) -> ItemTable:
@@ -115,10 +115,10 @@ def test_what_the_table_lacks_is_read_from_payloads(
 
 
 def test_a_point_that_got_another_identifier_is_known_by_its_payload(trained: Path) -> None:
-    with Library.open(trained) as library:
-        info, trie, table = library.manifest.identifiers, load_trie(library), load_table(library)
+    with Index.open(trained) as index:
+        info, trie, table = index.manifest.identifiers, load_trie(index), load_table(index)
         assert info is not None and trie is not None and table is not None
-        one, other = list(library.store.scroll())[:2]
+        one, other = list(index.store.scroll())[:2]
         ids = [str(one.id), str(other.id)]
         key = keys_of(ids)
         row = table.rows(key)
@@ -126,9 +126,9 @@ def test_a_point_that_got_another_identifier_is_known_by_its_payload(trained: Pa
         old[row[0]] = table.leaf_N[row[1]]  # the first had that of the second
         leaf = table.leaf_N[row[:1]]
         named = Beams(trie.rows()[leaf], np.zeros(1, np.float32), leaf)
-        spaces = sorted(set(library.manifest.embedder.spaces.values()))
+        spaces = sorted(set(index.manifest.embedder.spaces.values()))
         for known in (table, replace(table, leaf_N=old)):
-            finder = FactFinder(library, trie, known, dict.fromkeys(KINDS, 0), spaces)
+            finder = FactFinder(index, trie, known, dict.fromkeys(KINDS, 0), spaces)
             facts, (share,) = finder.of(ids, key, [(named, np.asarray([0, 1]))])
             assert share[0] == 0 and np.isnan(share[1])
             carts = [(r.payload or {})[info.field] for r in (one, other)]
@@ -136,12 +136,12 @@ def test_a_point_that_got_another_identifier_is_known_by_its_payload(trained: Pa
 
 
 def test_training_flips_to_new_identifiers(small_index: Path, trained: Path) -> None:
-    with Library.open(trained) as library:
-        info, generator = library.manifest.identifiers, library.manifest.generator
+    with Index.open(trained) as index:
+        info, generator = index.manifest.identifiers, index.manifest.generator
         assert info is not None and generator is not None
         assert generator.identifiers == info.version
-        assert library.manifest.stale_fields == []
-        payloads = [record.payload for record in library.store.scroll()]
+        assert index.manifest.stale_fields == []
+        payloads = [record.payload for record in index.store.scroll()]
     assert all(info.field in p and not ({"cart"} - {info.field}) & set(p) for p in payloads if p)
 
 

@@ -15,7 +15,7 @@ from qdrant_client import models
 from cart_qdrant.embedders.registry import open_embedder
 from cart_qdrant.errors import IndexMissingError, MismatchError, StoreError
 from cart_qdrant.index.identify import check
-from cart_qdrant.index.index import Library
+from cart_qdrant.index.index import Index
 from cart_qdrant.index.ingest import Ingest, IngestOptions
 from cart_qdrant.search.retriever import Retriever
 from cart_qdrant.storage.protocol import MEDIA, CollectionSpec
@@ -30,16 +30,16 @@ def test_the_main_job(server: Server, small_media: Path, tmp_path: Path) -> None
     shutil.copytree(small_media, tmp_path / "media")
     place: dict[str, Any] = {"url": server.url, "api_key": server.key, "collection": "job"}
     root = tmp_path / ".cartq"
-    with Library.create(root, open_embedder("lite"), **place) as library, library.folder.lock():
-        report = Ingest(library, IngestOptions(paths=[tmp_path / "media"])).run()
+    with Index.create(root, open_embedder("lite"), **place) as index, index.folder.lock():
+        report = Ingest(index, IngestOptions(paths=[tmp_path / "media"])).run()
         assert not report.failed and report.segments > 10
     with Retriever.open(root, **place) as retriever:
         assert retriever.search("a dog on a surfboard").hits[0].path == "media/picture-0.png"
-    with Library.open(root, **place) as library, library.folder.lock():
-        train(library, TrainOptions(profile="quick"))
-        again = Ingest(library, IngestOptions(paths=[tmp_path / "media"])).run()
+    with Index.open(root, **place) as index, index.folder.lock():
+        train(index, TrainOptions(profile="quick"))
+        again = Ingest(index, IngestOptions(paths=[tmp_path / "media"])).run()
         assert (again.segments, again.unchanged) == (0, report.files)
-        health = check(library)
+        health = check(index)
         assert health is not None and health.items == report.segments
     with Retriever.open(root, **place) as retriever:
         for lane in ("auto", "fused", "dense", "generative", "caption", "bm25", "rrf"):
@@ -47,12 +47,12 @@ def test_the_main_job(server: Server, small_media: Path, tmp_path: Path) -> None
             assert hits and hits[0].why is not None, lane
         assert retriever.search("surfboard", lane="bm25").hits[0].path == "media/picture-0.png"
     with pytest.raises(StoreError, match="Missing rights"):
-        Library.open(root, url=server.url, collection="job", api_key="wrong")
+        Index.open(root, url=server.url, collection="job", api_key="wrong")
     client = server.client()
     client.delete_collection("job")
     client.close()
     with pytest.raises(IndexMissingError, match="are gone"):
-        Library.open(root, **place)
+        Index.open(root, **place)
 
 
 def test_a_collection_of_another_embedder_is_refused(server: Server) -> None:

@@ -61,7 +61,7 @@ def test_texts_to_embed_take_the_place_of_the_query(engine: Retriever) -> None:
 
 def test_a_vector_is_searched_as_it_is(engine: Retriever) -> None:
     hit = engine.search("a dog on a surfboard", k=1).hits[0]
-    (record,) = engine._library.store.retrieve([hit.id], with_vectors=["media"])
+    (record,) = engine._index.store.retrieve([hit.id], with_vectors=["media"])
     vector = [3.0 * float(x) for x in record.vector["media"]]
     found = CartQdrantRetriever(engine, k=1).retrieve(QueryBundle("", embedding=vector))
     assert found[0].node.node_id == hit.id and found[0].score == pytest.approx(1, abs=1e-3)
@@ -70,11 +70,11 @@ def test_a_vector_is_searched_as_it_is(engine: Retriever) -> None:
 
 
 def ids(engine: Retriever, filters: MetadataFilters) -> set[str]:
-    return {str(record.id) for record in engine._library.store.scroll(to_filter(filters))}
+    return {str(record.id) for record in engine._index.store.scroll(to_filter(filters))}
 
 
 def test_filters_choose_the_same_points(engine: Retriever) -> None:
-    everything = {str(r.id): r.payload for r in engine._library.store.scroll()}
+    everything = {str(r.id): r.payload for r in engine._index.store.scroll()}
 
     def those(keep) -> set[str]:
         return {one for one, payload in everything.items() if keep(payload)}

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from cart_qdrant.errors import IndexMissingError, MismatchError
-from cart_qdrant.index.index import Library, identifier_fields
+from cart_qdrant.index.index import Index, identifier_fields
 from cart_qdrant.storage.protocol import CAPTION, MEDIA
 from tests.conftest import PatchEmbedder
 
-Open = Callable[..., Library]
+Open = Callable[..., Index]
 
 
 class _Fitted(PatchEmbedder):
@@ -41,10 +41,10 @@ class _Fitted(PatchEmbedder):
         self.mean = arrays["mean"]
 
 
-def test_made_index_opens_with_what_it_is_bound_to(tmp_path: Path, open_library: Open) -> None:
-    made = open_library(tmp_path / ".cartq")
+def test_made_index_opens_with_what_it_is_bound_to(tmp_path: Path, open_index: Open) -> None:
+    made = open_index(tmp_path / ".cartq")
     made.close()
-    again = open_library(tmp_path / ".cartq")
+    again = open_index(tmp_path / ".cartq")
     assert again.manifest == made.manifest
     info = again.manifest.embedder
     assert (info.name, info.version, info.dim) == ("patch", "1", 48)
@@ -54,15 +54,15 @@ def test_made_index_opens_with_what_it_is_bound_to(tmp_path: Path, open_library:
 
 def test_no_index(tmp_path: Path) -> None:
     with pytest.raises(IndexMissingError, match="cartq ingest"):
-        Library.open(tmp_path / ".cartq")
+        Index.open(tmp_path / ".cartq")
     assert not (tmp_path / ".cartq").exists(), "looking for an index must not make one"
 
 
-def test_lost_points(tmp_path: Path, open_library: Open) -> None:
-    open_library(tmp_path / ".cartq").close()
+def test_lost_points(tmp_path: Path, open_index: Open) -> None:
+    open_index(tmp_path / ".cartq").close()
     (tmp_path / ".cartq" / "store").rename(tmp_path / "elsewhere")
     with pytest.raises(IndexMissingError, match="gone"):
-        Library.open(tmp_path / ".cartq")
+        Index.open(tmp_path / ".cartq")
 
 
 @pytest.mark.parametrize(
@@ -73,53 +73,53 @@ def test_lost_points(tmp_path: Path, open_library: Open) -> None:
     ],
 )
 def test_wrong_binding_is_refused(
-    tmp_path: Path, open_library: Open, given: dict[str, str], match: str
+    tmp_path: Path, open_index: Open, given: dict[str, str], match: str
 ) -> None:
-    open_library(tmp_path / ".cartq").close()
+    open_index(tmp_path / ".cartq").close()
     with pytest.raises(MismatchError, match=match):
-        Library.open(tmp_path / ".cartq", **given)
-    Library.open(tmp_path / ".cartq", embedder="auto").close()
+        Index.open(tmp_path / ".cartq", **given)
+    Index.open(tmp_path / ".cartq", embedder="auto").close()
 
 
 @pytest.mark.parametrize(("name", "value"), [("version", "2"), ("dim", 7)])
 def test_embedder_that_changed_is_refused(
-    tmp_path: Path, open_library: Open, name: str, value: Any
+    tmp_path: Path, open_index: Open, name: str, value: Any
 ) -> None:
-    open_library(tmp_path / ".cartq").close()
+    open_index(tmp_path / ".cartq").close()
     changed = PatchEmbedder()
     setattr(changed, name, value)
-    library = open_library(tmp_path / ".cartq", changed)
+    index = open_index(tmp_path / ".cartq", changed)
     with pytest.raises(MismatchError, match=rf"patch 1 \(48-d\).*{value}"):
-        library.embedder()
+        index.embedder()
 
 
-def test_statistics_are_frozen_and_checked(tmp_path: Path, open_library: Open) -> None:
+def test_statistics_are_frozen_and_checked(tmp_path: Path, open_index: Open) -> None:
     fitted = _Fitted()
-    library = open_library(tmp_path / ".cartq", fitted)
+    index = open_index(tmp_path / ".cartq", fitted)
     fitted.fit({"visual": np.eye(48, dtype=np.float32)})
-    library.freeze_statistics(fitted)
-    library.close()
+    index.freeze_statistics(fitted)
+    index.close()
     fresh = _Fitted()
-    library = open_library(tmp_path / ".cartq", fresh)
-    assert library.embedder() is fresh
+    index = open_index(tmp_path / ".cartq", fresh)
+    assert index.embedder() is fresh
     np.testing.assert_array_equal(fresh.mean, fitted.mean)
-    statistics = library.manifest.embedder.statistics
+    statistics = index.manifest.embedder.statistics
     assert statistics is not None
     (tmp_path / ".cartq" / statistics.name).write_bytes(b"other")
     with pytest.raises(MismatchError, match=statistics.hash):
-        library.embedder()
+        index.embedder()
 
 
-def test_collection_has_its_vectors_and_indexes(tmp_path: Path, open_library: Open) -> None:
-    spec = open_library(tmp_path / ".cartq").store._open_spec()  # type: ignore[attr-defined]
+def test_collection_has_its_vectors_and_indexes(tmp_path: Path, open_index: Open) -> None:
+    spec = open_index(tmp_path / ".cartq").store._open_spec()  # type: ignore[attr-defined]
     assert spec.vectors == {MEDIA: 48, CAPTION: 384}
     assert {"modality", "path", "hash", *identifier_fields("cart")} <= set(spec.keywords)
 
 
-def test_finished_work_is_cleared(tmp_path: Path, open_library: Open) -> None:
-    library = open_library(tmp_path / ".cartq")
-    (library.folder.work / "parts" / "deep").mkdir(parents=True)
-    (library.folder.work / "file").touch()
-    (library.folder.work / "kept").touch()
-    library.clear_work(["parts", "file", "absent"])
-    assert [p.name for p in library.folder.work.iterdir()] == ["kept"]
+def test_finished_work_is_cleared(tmp_path: Path, open_index: Open) -> None:
+    index = open_index(tmp_path / ".cartq")
+    (index.folder.work / "parts" / "deep").mkdir(parents=True)
+    (index.folder.work / "file").touch()
+    (index.folder.work / "kept").touch()
+    index.clear_work(["parts", "file", "absent"])
+    assert [p.name for p in index.folder.work.iterdir()] == ["kept"]

@@ -16,7 +16,7 @@ from qdrant_client import QdrantClient
 
 from cart_qdrant.errors import IndexMissingError, MismatchError, UsageError
 from cart_qdrant.index.folder import IndexFolder
-from cart_qdrant.index.index import Library
+from cart_qdrant.index.index import Index
 from cart_qdrant.index.manifest import StoreInfo
 from cart_qdrant.index.migrate import migrate
 from cart_qdrant.index.remote import KEPT, local_folder
@@ -40,8 +40,8 @@ def published(trained: Path, tmp_path: Path, memory: Any) -> Iterator[QdrantClie
     """A trained index whose points are with a client, and its folder at `URL`."""
     root = Path(shutil.copytree(trained, tmp_path / "original" / ".cartq"))
     client = QdrantClient(":memory:")
-    with Library.open(root) as library:
-        migrate(library, StoreInfo(kind="client", collection="media"), client=client)
+    with Index.open(root) as index:
+        migrate(index, StoreInfo(kind="client", collection="media"), client=client)
     shutil.rmtree(root / "store")
     memory.put(str(root), "/shared/.cartq", recursive=True)
     yield client
@@ -82,8 +82,8 @@ def test_a_copy_is_made_once_a_version(published: QdrantClient, memory: Any) -> 
     assert local_folder(URL) == folder
     assert all(path.read_bytes() != b"damaged" for path in times)
     assert not list(folder.glob(".*"))
-    with Library.open(folder, client=published) as library, pytest.raises(UsageError, match=URL):
-        library.folder.lock().__enter__()
+    with Index.open(folder, client=published) as index, pytest.raises(UsageError, match=URL):
+        index.folder.lock().__enter__()
 
 
 def test_what_is_not_whole_is_refused(published: QdrantClient, memory: Any) -> None:
