@@ -146,11 +146,11 @@ def measure(kind: type[Memory | Engine], vectors: np.ndarray[Any, Any]) -> str:
                 report = sync(index, verify=verify)
                 seconds.append(time.perf_counter() - begin_s)
                 if not verify:
-                    new, gone = report.new, report.gone
+                    new, deleted = report.new, report.deleted
         assert report.changed == 0
         return (
             f"| {kind.name} | {first.items} | {attached:.0f} | {first.identifiers['U']:.3f} | "
-            f"{'yes' if same else 'NO'} | {new} / {gone} | {seconds[0]:.1f} | {seconds[1]:.1f} |"
+            f"{'yes' if same else 'NO'} | {new} / {deleted} | {seconds[0]:.1f} | {seconds[1]:.1f} |"
         )
 
 

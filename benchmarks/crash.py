@@ -27,7 +27,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from cart_qdrant.index.folder import IndexFolder
-from cart_qdrant.index.identify import load_codec, load_trie, renew
+from cart_qdrant.index.identify import load_codec, load_trie, refit
 from cart_qdrant.index.index import Index
 from cart_qdrant.records import Identifier
 from cart_qdrant.search.retriever import Retriever
@@ -292,7 +292,7 @@ def work(what: str, index: Path, media: Path) -> None:
             ):
                 setattr(owner, name, _logged(getattr(owner, name), name, log))
             if what == "renew":
-                renew(opened)
+                refit(opened)
             elif what == "train":
                 train.train(opened, train.TrainOptions(profile="quick"))
             else:

@@ -127,7 +127,7 @@ def make_index(source: Path, root: Path, count: int, *, graph: bool) -> FloatArr
         )
         rows_NL = Counters().complete(codec.quantizers[SPACE].encode(x_ND))
         say(f"{count:,}: identifiers fitted and coded in {time.perf_counter() - begin:.0f} s")
-        bank = index.querybank()
+        bank = index.query_bank()
         assert bank is not None
         hub_N = bank.hubness(x_ND, media_space(SPACE))
         if count < len(vectors.ids):

@@ -110,7 +110,7 @@ def read_index(
             for record in opened.store.scroll(with_payload=["path"]):
                 of[Path((record.payload or {})["path"]).name] = row[str(record.id)]
             model = Model.load(opened.folder.path(generator.folder), opened.text_encoder())
-            bank, codec = opened.querybank(), load_codec(opened)
+            bank, codec = opened.query_bank(), load_codec(opened)
             rows = [json.loads(line) for line in queries.read_text().splitlines()]
             picked = np.random.default_rng(0).permutation(len(rows))[:asked]
             texts = [rows[n]["query"] for n in picked]

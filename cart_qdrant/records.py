@@ -157,12 +157,12 @@ class Identifier:
     def to_payload(self) -> dict[str, Any]:
         """The `cart` payload field."""
         prefixes = {f"p{n}": self.prefix(n) for n in range(1, len(self.codes) + 1)}
-        return {"id": self.id, **prefixes, "codes": list(self.codes), "u": self.u}
+        return {"id": self.id, **prefixes, "codes": list(self.codes), "disambiguation": self.u}
 
     @classmethod
     def from_payload(cls, payload: dict[str, Any]) -> Identifier:
         """Inverse of `to_payload`."""
-        return cls(tuple(int(c) for c in payload["codes"]), int(payload["u"]))
+        return cls(tuple(int(c) for c in payload["codes"]), int(payload["disambiguation"]))
 
 
 @dataclass(frozen=True, slots=True)

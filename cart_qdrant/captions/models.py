@@ -37,7 +37,7 @@ _TASKS = {"florence": "<DETAILED_CAPTION>"}
 
 
 @dataclass(frozen=True, slots=True)
-class Spoken:
+class TranscriptSegment:
     """What is said from `start` to `end` (seconds)."""
 
     start: float
@@ -69,7 +69,7 @@ class Transcriber(Protocol):
     def name(self) -> str:
         """Model; kept with each caption."""
 
-    def transcribe(self, samples: FloatArray, rate: int) -> list[Spoken]:
+    def transcribe(self, samples: FloatArray, rate: int) -> list[TranscriptSegment]:
         """What is said in mono sound (T,), in time order; nothing where nobody speaks.
 
         Raises:
@@ -196,7 +196,7 @@ class WhisperTranscriber:
                 "Name one of faster-whisper's sizes, or a folder: --captioner whisper:FOLDER",
             ) from error
 
-    def transcribe(self, samples: FloatArray, rate: int) -> list[Spoken]:
+    def transcribe(self, samples: FloatArray, rate: int) -> list[TranscriptSegment]:
         """See `Transcriber`."""
         if rate != 16_000:
             raise UsageError(f"Sound has {rate} samples a second, but speech is read at 16000.")
@@ -205,7 +205,7 @@ class WhisperTranscriber:
             # Whisper pads sound to 30 seconds, and may tell of seconds that are not there.
             length = len(samples) / rate
             return [
-                Spoken(segment.start, min(segment.end, length), segment.text.strip())
+                TranscriptSegment(segment.start, min(segment.end, length), segment.text.strip())
                 for segment in segments
                 if segment.text.strip() and segment.start < min(segment.end, length)
             ]

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     pass
 
 
-FOREIGN = "foreign"
+EXTERNAL = "external"
 """Name of what made the vectors of an attached collection, where nobody told."""
 
 
-class ForeignEmbedder:
+class ExternalEmbedder:
     """Stands for a model that is not known: its vectors are there, and nothing else embeds so.
 
     Args:
@@ -26,7 +26,7 @@ class ForeignEmbedder:
         spaces: Space of each modality.
     """
 
-    name = FOREIGN
+    name = EXTERNAL
     version = "1"
 
     def __init__(self, dim: int, spaces: Mapping[Modality, str]) -> None:

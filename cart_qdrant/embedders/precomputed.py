@@ -16,7 +16,7 @@ import numpy.typing as npt
 from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.embedders.precomputed_file import VectorFile, read_vectors
 from cart_qdrant.embedders.text.folder import text_encoder_folder
-from cart_qdrant.embedders.zero_shot import Lexicon
+from cart_qdrant.embedders.zero_shot import TextAnchors
 from cart_qdrant.errors import MediaError, UsageError
 from cart_qdrant.media.clip import Clip
 from cart_qdrant.media.path_match import SuffixIndex, path_key
@@ -92,16 +92,16 @@ class PrecomputedEmbedder:
                 )
         return _normalised(vectors[[self._texts[text_key(text)] for text in texts]])
 
-    def lexicon(self) -> Lexicon:
+    def text_anchors(self) -> TextAnchors:
         """The file's texts, through which other texts are reached; none where it has none."""
         vectors = self._file.text_vectors
         if vectors is None or not self.has_text:
-            return Lexicon([], np.empty((0, 0), dtype=np.float32), {})
+            return TextAnchors([], np.empty((0, 0), dtype=np.float32), {})
         from cart_qdrant.embedders.text.minilm import TextEncoder
 
         texts = list(self._file.texts)
         keys = TextEncoder(text_encoder_folder()).embed(texts)
-        return Lexicon(texts, keys, {SPACE: _normalised(vectors)})
+        return TextAnchors(texts, keys, {SPACE: _normalised(vectors)})
 
     def embed_media(self, clips: Sequence[Clip]) -> FloatArray:
         """Vectors (B, D) of the clips, L2-normalised.

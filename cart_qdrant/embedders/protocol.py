@@ -14,7 +14,7 @@ from cart_qdrant.media.clip import Clip
 from cart_qdrant.records import Modality
 
 if TYPE_CHECKING:
-    from cart_qdrant.embedders.zero_shot import Lexicon
+    from cart_qdrant.embedders.zero_shot import TextAnchors
 
 
 class Embedder(Protocol):
@@ -83,8 +83,8 @@ class FittedEmbedder(Protocol):
 
 
 @runtime_checkable
-class LexicalEmbedder(Protocol):
+class AnchoredEmbedder(Protocol):
     """An embedder that knows vectors of some texts, and reaches others through them."""
 
-    def lexicon(self) -> Lexicon:
+    def text_anchors(self) -> TextAnchors:
         """The texts and their vectors; kept in the index, so that a search loads no embedder."""

@@ -36,7 +36,7 @@ def class_names() -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Lexicon:
+class TextAnchors:
     """See the module's docstring.
 
     Attributes:
@@ -79,7 +79,7 @@ class Lexicon:
         return save_arrays(path, {"texts": text, "keys": self.keys_TW, **values}, drafts)
 
     @classmethod
-    def load(cls, path: Path) -> Lexicon:
+    def load(cls, path: Path) -> TextAnchors:
         """Inverse of `save`."""
         arrays = load_arrays(path)
         values = {k.removeprefix("value."): x for k, x in arrays.items() if k.startswith("value.")}

@@ -37,7 +37,12 @@ from cart_qdrant.index.index import Index
 from cart_qdrant.progress import Reporter, Silent
 from cart_qdrant.search.fusion import MEANINGFUL
 from cart_qdrant.training.corpus import Corpus, Split, read_corpus, split_pairs
-from cart_qdrant.training.generator_fit import FitConfig, GeneratorData, fit_generator, read_taps
+from cart_qdrant.training.generator_fit import (
+    FitConfig,
+    GeneratorData,
+    fit_generator,
+    read_hidden_states,
+)
 from cart_qdrant.training.query_encoder import QueryEncoder
 from cart_qdrant.training.query_vectors import pair_vectors
 from cart_qdrant.training.text_states import TextStates
@@ -118,7 +123,7 @@ class Row:
     variant: str
     group: str
     seed: int
-    U: float
+    unique_ratio: float
     beams: dict[str, dict[int, float]]
     """By the decoder's probability alone."""
     reranked: dict[str, dict[int, float]]
@@ -181,8 +186,8 @@ class _Ablation:
         model = Model.load(index.folder.path(generator.folder), index.text_encoder())
         self.encoder: QueryEncoder = model.encoder
         self.calibration = model.calibration
-        lexicon = index.lexicon()
-        whole = read_corpus(index, None if lexicon is None else lexicon.name)
+        text_anchors = index.text_anchors()
+        whole = read_corpus(index, None if text_anchors is None else text_anchors.name)
         split = split_pairs(whole, int(generator.summary["seed"]))
         learned = (generator.summary.get("corpus"), generator.summary.get("split"))
         if learned != (whole.digest(), split.digest()):
@@ -208,7 +213,11 @@ class _Ablation:
         self.states = TextStates(self.encoder, self.corpus.texts)
         share = self.calibration.zero_shot
         self.query_PD = pair_vectors(
-            self.encoder, self.corpus, self.states, index.taught() if share else None, share
+            self.encoder,
+            self.corpus,
+            self.states,
+            index.distilled_anchors() if share else None,
+            share,
         )
         quantizer = max(codec.quantizers.values(), key=lambda q: q.fitted_on)
         self.sizes = (
@@ -287,7 +296,7 @@ class _Ablation:
             dense[name] = _recalls(self._dense_ranks(made.data, rows))
         return Row(
             variant=variant.name, group=variant.group, seed=seed,
-            U=round(unique_ratio(made.data.codes_NL), 4),
+            unique_ratio=round(unique_ratio(made.data.codes_NL), 4),
             beams=beams, reranked=reranked, dense=dense,
             decode_ms=round(1e3 * spent / max(asked, 1), 3),
         )  # fmt: skip
@@ -300,14 +309,14 @@ class _Ablation:
         spent = 0.0
         for space, at in data.blocks(rows):
             part = rows[at]
-            taps, mask = read_taps(self.encoder, data, part)
+            hidden_states, mask = read_hidden_states(self.encoder, data, part)
             start = time.perf_counter()
             q_BD = data.query_PD[part]
             levels = prior_logits(data.codec, {space: q_BD}, space, data.scale)
             scorer: Scorer = PriorScorer(levels)
             if net is not None:
                 gates = [1.0] * len(levels)
-                scorer = GeneratorScorer.of(net, taps, mask, q_BD, levels, gates)
+                scorer = GeneratorScorer.of(net, hidden_states, mask, q_BD, levels, gates)
             found = beam_search(trie, scorer, len(part), self.options.beams)
             spent += time.perf_counter() - start
             out |= zip(at.tolist(), found, strict=True)

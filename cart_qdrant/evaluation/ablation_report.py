@@ -59,7 +59,7 @@ def markdown(rows: Sequence[Row], growth: Sequence[Growth], options: AblateOptio
     ]
     for name in _names(rows):
         mine = [row for row in rows if row.variant == name]
-        cells = [mine[0].group, name, f"{np.mean([row.U for row in mine]):.3f}"]
+        cells = [mine[0].group, name, f"{np.mean([row.unique_ratio for row in mine]):.3f}"]
         for stratum in STRATA:
             first = _spread(mine, lambda row, s=stratum: row.beams[s].get(1))  # type: ignore[misc]
             tenth = _spread(mine, lambda row, s=stratum: row.beams[s].get(10))  # type: ignore[misc]

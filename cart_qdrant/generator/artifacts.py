@@ -15,7 +15,7 @@ CONFIG = "config.json"
 CALIBRATION = "calibration.json"
 GENERATOR = "generator.safetensors"
 TOWER = "tower.safetensors"
-VERTICALS = "verticals.safetensors"
+MODALITY_PRIOR = "verticals.safetensors"
 QUERY_GRAPH = "query.onnx"
 """The query encoder, see `query_graph`."""
 

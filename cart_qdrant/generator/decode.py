@@ -46,7 +46,7 @@ def decode(
     width: int,
     gates: Sequence[float],
     generator: Callable[[], Generator] | None = None,
-    taps: Sequence[FloatArray] | Sequence[Tensor] | None = None,
+    hidden_states: Sequence[FloatArray] | Sequence[Tensor] | None = None,
     mask_BS: MaskArray | Tensor | None = None,
     gains: NodeGains | None = None,
     widen: float = 1.0,
@@ -74,7 +74,7 @@ def decode(
         if generator is not None and any(gates):
             from cart_qdrant.generator.network import GeneratorScorer
 
-            scorer = GeneratorScorer.of(generator(), taps, mask_BS, q_BD, levels, gates)
+            scorer = GeneratorScorer.of(generator(), hidden_states, mask_BS, q_BD, levels, gates)
             corrected = beam_search(trie, scorer, len(q_BD), width, gains)
             found = [_union(a, b) for a, b in zip(corrected, found, strict=True)]
         per_space.append(found)

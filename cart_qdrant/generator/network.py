@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from cart_qdrant.arrays.types import FloatArray, IndexArray, IntArray, MaskArray
 from cart_qdrant.errors import ConfigError
 
-TAPS = 3
+HIDDEN_STATES = 3
 """Encoder layers that are fused: E1, E2, E3."""
 
 
@@ -69,7 +69,7 @@ class GeneratorConfig:
 class Memory:
     """What the decoder reads: each tap (B, S, W), and a mask (B, 1, 1, S) of what is there."""
 
-    taps: tuple[Tensor, ...]
+    hidden_states: tuple[Tensor, ...]
     mask: Tensor
 
 
@@ -120,9 +120,9 @@ class _Layer(nn.Module):
         self.fine = nn.ModuleList()
         self.fine_gates = nn.ModuleList()
         if config.fine_fusion:
-            self.fine.extend(_Attention(w, config.heads) for _ in range(TAPS))
+            self.fine.extend(_Attention(w, config.heads) for _ in range(HIDDEN_STATES))
             if config.fine_gates:
-                self.fine_gates.extend(nn.Linear(2 * w, w) for _ in range(TAPS))
+                self.fine_gates.extend(nn.Linear(2 * w, w) for _ in range(HIDDEN_STATES))
         self.norms = nn.ModuleList(nn.LayerNorm(w) for _ in range(3))
         self.up, self.down = nn.Linear(w, 4 * w), nn.Linear(4 * w, w)
         self.dropout = nn.Dropout(config.dropout)
@@ -135,7 +135,9 @@ class _Layer(nn.Module):
             coarse = self.coarse.keys(fused_BSW)
         fine = [
             attention.keys(tap)
-            for attention, tap in zip(self.fine, memory.taps, strict=False)  # none when it is off
+            for attention, tap in zip(
+                self.fine, memory.hidden_states, strict=False
+            )  # none when it is off
             if isinstance(attention, _Attention)
         ]
         return _Read(coarse, tuple(fine), memory.mask)
@@ -167,7 +169,7 @@ class _Layer(nn.Module):
             if self.fine_gates:
                 c = c * torch.sigmoid(self.fine_gates[n](torch.cat([y, c], dim=-1)))
             else:
-                c = c / TAPS
+                c = c / HIDDEN_STATES
             found = found + c
         x = x + self.dropout(found.reshape(r, t, w))
         out: Tensor = x + self.dropout(self.down(F.gelu(self.up(self.norms[2](x)))))
@@ -181,9 +183,9 @@ class Generator(nn.Module):
         super().__init__()
         self.config = config
         w = config.width
-        self.taps_in = nn.ModuleList(nn.Linear(config.text_width, w) for _ in range(TAPS))
-        self.media_in = nn.Linear(config.media_dim, TAPS * config.prefix * w)
-        self.fuse = nn.Linear(TAPS * w, w) if config.coarse_fusion else None
+        self.taps_in = nn.ModuleList(nn.Linear(config.text_width, w) for _ in range(HIDDEN_STATES))
+        self.media_in = nn.Linear(config.media_dim, HIDDEN_STATES * config.prefix * w)
+        self.fuse = nn.Linear(HIDDEN_STATES * w, w) if config.coarse_fusion else None
         self.start = nn.Parameter(torch.randn(w) * 0.02)
         self.places = nn.Parameter(torch.randn(len(config.sizes), w) * 0.02)
         self.codes = nn.ModuleList(nn.Embedding(v, w) for v in config.sizes)
@@ -195,7 +197,7 @@ class Generator(nn.Module):
 
     def memory(
         self,
-        taps: Sequence[Tensor] | None,
+        hidden_states: Sequence[Tensor] | None,
         mask_BS: Tensor | None,
         media_BD: Tensor | None,
     ) -> Memory:
@@ -204,16 +206,16 @@ class Generator(nn.Module):
         Raises:
             ConfigError: Neither is given.
         """
-        parts: list[list[Tensor]] = [[] for _ in range(TAPS)]
+        parts: list[list[Tensor]] = [[] for _ in range(HIDDEN_STATES)]
         masks: list[Tensor] = []
         if media_BD is not None:
             b = len(media_BD)
-            made = self.media_in(media_BD).view(b, TAPS, self.config.prefix, -1)
-            for n in range(TAPS):
+            made = self.media_in(media_BD).view(b, HIDDEN_STATES, self.config.prefix, -1)
+            for n in range(HIDDEN_STATES):
                 parts[n].append(made[:, n])
             masks.append(torch.ones(b, self.config.prefix, dtype=torch.bool))
-        if taps is not None and mask_BS is not None:
-            for n, (project, tap) in enumerate(zip(self.taps_in, taps, strict=True)):
+        if hidden_states is not None and mask_BS is not None:
+            for n, (project, tap) in enumerate(zip(self.taps_in, hidden_states, strict=True)):
                 parts[n].append(project(tap))
             masks.append(mask_BS)
         if not masks:
@@ -244,7 +246,9 @@ class Generator(nn.Module):
 
     def read(self, memory: Memory) -> list[_Read]:
         """A memory as each layer reads it; the same for every step of a decoding."""
-        fused = self.fuse(torch.cat(memory.taps, dim=-1)) if self.fuse is not None else None
+        fused = (
+            self.fuse(torch.cat(memory.hidden_states, dim=-1)) if self.fuse is not None else None
+        )
         layers = (layer for layer in self.layers if isinstance(layer, _Layer))
         return [layer.read(memory, fused) for layer in layers]
 
@@ -322,14 +326,14 @@ class GeneratorScorer:
     def of(
         cls,
         generator: Generator,
-        taps: Sequence[FloatArray] | Sequence[Tensor] | None,
+        hidden_states: Sequence[FloatArray] | Sequence[Tensor] | None,
         mask_BS: MaskArray | Tensor | None,
         media_BD: FloatArray,
         levels_BV: Sequence[FloatArray],
         gates: Sequence[float],
     ) -> GeneratorScorer:
         """A scorer that reads queries: their text states and their vectors in a media space."""
-        states = None if taps is None else [torch.as_tensor(tap) for tap in taps]
+        states = None if hidden_states is None else [torch.as_tensor(tap) for tap in hidden_states]
         mask = None if mask_BS is None else torch.as_tensor(mask_BS)
         with torch.inference_mode():
             memory = generator.memory(states, mask, torch.from_numpy(media_BD))

@@ -33,7 +33,7 @@ def media_space(space: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Querybank:
+class QueryBank:
     """See the module's docstring.
 
     Attributes:
@@ -47,7 +47,7 @@ class Querybank:
     @classmethod
     def sample(
         cls, banks: Mapping[str, FloatArray], sharpness: Mapping[str, float], seed: int = 0
-    ) -> Querybank:
+    ) -> QueryBank:
         """A bank of at most `BANK` of the queries of each space; spaces without one are left out.
 
         Queries are rounded to float16, as they are stored: hubness is the same ever after.
@@ -83,7 +83,7 @@ class Querybank:
         save_arrays(path, arrays)
 
     @classmethod
-    def load(cls, path: Path) -> Querybank:
+    def load(cls, path: Path) -> QueryBank:
         """Inverse of `save`."""
         arrays = load_arrays(path)
         spaces = [name.removeprefix("bank.") for name in arrays if name.startswith("bank.")]

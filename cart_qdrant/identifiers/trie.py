@@ -274,21 +274,21 @@ class Trie:
 
     def delete(self, rows_NL: npt.ArrayLike) -> Trie:
         """A tree without `rows_NL`; unknown ones change nothing."""
-        gone = np.unique(self.nodes(self._as_rows(rows_NL)))
-        gone = gone[gone >= 0]
-        if len(gone) == 0:
+        deleted = np.unique(self.nodes(self._as_rows(rows_NL)))
+        deleted = deleted[deleted >= 0]
+        if len(deleted) == 0:
             return self
-        hubs = np.delete(self.hub_N, gone)
+        hubs = np.delete(self.hub_N, deleted)
         levels: list[Level] = []
         first = self.levels[-1].first
         for level in range(self.depth - 1, -1, -1):
-            levels.append(Level(_narrowed(np.delete(self.levels[level].tokens, gone)), first))
+            levels.append(Level(_narrowed(np.delete(self.levels[level].tokens, deleted)), first))
             if level:
                 above = self.levels[level - 1].first
-                under = above.searchsorted(gone.astype(np.int32), side="right") - 1
+                under = above.searchsorted(deleted.astype(np.int32), side="right") - 1
                 owner, count = np.unique(under, return_counts=True)
-                gone = owner[count == above[owner + 1] - above[owner]]
-                first = np.delete(_later(above, owner, -count), gone)
+                deleted = owner[count == above[owner + 1] - above[owner]]
+                first = np.delete(_later(above, owner, -count), deleted)
         return Trie._of(levels[::-1], hubs)
 
     def counters(self) -> FreeCounters:

@@ -24,7 +24,7 @@ from cart_qdrant.config import SegmentConfig
 from cart_qdrant.embedders.text.folder import text_encoder_folder
 from cart_qdrant.errors import CaptionError, CartError, MediaError, UsageError
 from cart_qdrant.generator.artifacts import QUERY_GRAPH
-from cart_qdrant.generator.encoder import QuickEncoder
+from cart_qdrant.generator.encoder import OnnxQueryEncoder
 from cart_qdrant.index.identify import assign_new, vector_of
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.writer import MADE_BY, PointWriter, caption_means, identifier_payload
@@ -41,7 +41,7 @@ WRITE = 64
 """Points written together."""
 COMPARED = 200
 """Other items that a caption is compared with."""
-DOUBTFUL = 0.5
+LOW_CONFIDENCE = 0.5
 """Confidence under which a caption is listed."""
 LABELS = "labels"
 """Name of the captioner that knows the embedder's texts alone."""
@@ -52,7 +52,7 @@ LONGEST_SPEECH = 300.0
 
 
 @dataclass(frozen=True, slots=True)
-class Doubt:
+class LowConfidenceCaption:
     """A caption that fits its item worse than most others."""
 
     path: str
@@ -72,7 +72,7 @@ class CaptionReport:
     skipped: int = 0
     """Items that had been looked at before, or have captions already."""
     failed: list[Failure] = field(default_factory=list)
-    doubtful: list[Doubt] = field(default_factory=list)
+    low_confidence: list[LowConfidenceCaption] = field(default_factory=list)
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -83,9 +83,9 @@ class CaptionReport:
             "captions": self.captions,
             "skipped": self.skipped,
             "failed": [failure.to_json() for failure in self.failed],
-            "doubtful": [
+            "low_confidence": [
                 {"path": d.path, "start": d.start, "text": d.text, "confidence": d.confidence}
-                for d in self.doubtful
+                for d in self.low_confidence
             ],
             "seconds": round(self.seconds, 2),
         }
@@ -211,8 +211,8 @@ class _Run:
         return due, others
 
     def _label(self, items: Sequence[_Item]) -> None:
-        lexicon = self.index.lexicon()
-        if lexicon is None or not len(lexicon.texts):
+        text_anchors = self.index.text_anchors()
+        if text_anchors is None or not len(text_anchors.texts):
             raise UsageError(
                 f"The embedder {self.index.manifest.embedder.name} knows no texts to label with.",
                 "Take a model: --captioner hf:MODEL",
@@ -227,7 +227,11 @@ class _Run:
                 if self.done:
                     return
                 space, x = self.index.space(item.modality), vectors.get(item.id)
-                names = None if x is None else lexicon.name(np.asarray([x], np.float32), str(space))
+                names = (
+                    None
+                    if x is None
+                    else text_anchors.name(np.asarray([x], np.float32), str(space))
+                )
                 self._put(item, self._made(names or [], CaptionSource.LABEL))
 
     def _made(
@@ -340,9 +344,11 @@ class _Run:
         described: list[tuple[str, list[Caption]]] = []
         for (item, _), made in zip(waiting, judged, strict=True):
             for one in made:
-                if one.confidence is not None and one.confidence < DOUBTFUL:
-                    self.report.doubtful.append(
-                        Doubt(item.path, item.start, one.text, round(one.confidence, 3))
+                if one.confidence is not None and one.confidence < LOW_CONFIDENCE:
+                    self.report.low_confidence.append(
+                        LowConfidenceCaption(
+                            item.path, item.start, one.text, round(one.confidence, 3)
+                        )
                     )
             payload = payloads[item.id]
             update: dict[str, Any] = {MADE_BY: sorted({*payload.get(MADE_BY, ()), self.name})}
@@ -456,11 +462,11 @@ class _Fits:
         generator = index.manifest.generator
         if generator is not None:
             folder = index.folder.path(generator.folder)
-            encoder = QuickEncoder(folder / QUERY_GRAPH, text_encoder_folder())
+            encoder = OnnxQueryEncoder(folder / QUERY_GRAPH, text_encoder_folder())
             return lambda texts, space: encoder.encode(texts).media.get(space)
-        lexicon = index.lexicon()
-        if lexicon is not None:
-            return lambda texts, space: lexicon.embed(index.text_encoder().embed(texts), space)
+        text_anchors = index.text_anchors()
+        if text_anchors is not None:
+            return lambda texts, space: text_anchors.embed(index.text_encoder().embed(texts), space)
         try:
             embedder = index.embedder()
         except CartError:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cart_qdrant.embedders.external import ForeignEmbedder
+from cart_qdrant.embedders.external import ExternalEmbedder
 from cart_qdrant.embedders.protocol import Embedder, FittedEmbedder
 from cart_qdrant.errors import MismatchError, StoreError, UsageError
 from cart_qdrant.identifiers.codec import Counters
@@ -37,7 +37,7 @@ from cart_qdrant.index.identify import (
     vector_of,
     write_identifiers,
 )
-from cart_qdrant.index.index import KEY, TEXT_DIM, Index, check_claim
+from cart_qdrant.index.index import KEY, TEXT_DIM, Index, check_owner
 from cart_qdrant.index.manifest import EmbedderInfo, Manifest, StoreInfo
 from cart_qdrant.index.writer import caption_means
 from cart_qdrant.progress import Reporter, Silent
@@ -125,7 +125,7 @@ class SyncReport:
     embedder: str
     items: int = 0
     new: int = 0
-    gone: int = 0
+    deleted: int = 0
     changed: int = 0
     unnamed: int = 0
     captions: int = 0
@@ -173,7 +173,7 @@ def attach(
     folder = IndexFolder(Path(root).absolute())
     if folder.exists():
         raise UsageError(f"There is an index at {root} already.", "Bring it in step: `cartq sync`.")
-    folder.claim()
+    folder.prepare()
     place = StoreInfo(
         kind="client" if client is not None else "edge" if url is None else "server",
         url=url,
@@ -186,9 +186,9 @@ def attach(
             raise StoreError(
                 f"There is no collection at {store.location}.", "Name another with --collection."
             )
-        check_claim(store, options.key, None)
+        check_owner(store, options.key, None)
         how, dim = read_attachment(store, options, reporter)
-        embedder = options.embedder or ForeignEmbedder(dim, dict.fromkeys(Modality, SPACE))
+        embedder = options.embedder or ExternalEmbedder(dim, dict.fromkeys(Modality, SPACE))
         _check_embedder(embedder, dim, how, store.location)
         how = replace(how, kinds=[str(modality) for modality in embedder.spaces])
         info = EmbedderInfo(
@@ -419,7 +419,7 @@ def sync(index: Index, reporter: Reporter | None = None, *, verify: bool = False
     named = 0 if info is None else index.store.count(is_named(info.field))
     if verify and before is not None:
         reporter.phase("vectors", named)
-        report.changed = _mend_changed(index, reporter)
+        report.changed = _repair_changed(index, reporter)
     reporter.phase("identifiers", None)
     old = info is not None and info.items is None  # an older version's
     if known != named or named != ours or report.changed or old:
@@ -430,7 +430,7 @@ def sync(index: Index, reporter: Reporter | None = None, *, verify: bool = False
     else:
         report.items = info.count
         report.new = info.count - named
-        report.gone = max(0, known - named)
+        report.deleted = max(0, known - named)
         report.identifiers = summary(info)
     without = index.store.count() - ours
     if without:
@@ -481,7 +481,7 @@ def _embed_captions(index: Index, reporter: Reporter, *, everything: bool) -> in
     return count
 
 
-def _mend_changed(index: Index, reporter: Reporter) -> int:
+def _repair_changed(index: Index, reporter: Reporter) -> int:
     """Give points another identifier whose vector no longer fits the one they have."""
     info, codec, trie = index.manifest.identifiers, load_codec(index), load_trie(index)
     assert info is not None and codec is not None and trie is not None

@@ -4,7 +4,7 @@
 .cartq/
   manifest.json          names and hashes of everything below; replacing it is the flip
   embedder.safetensors   statistics of the embedder, where it has some
-  embedder-lexicon-HASH.safetensors   texts whose vectors it knows
+  text-anchors-HASH.safetensors   texts whose vectors it knows
   identifiers-N.safetensors, trie-HASH.safetensors, items-HASH.safetensors
   generator-N/           safetensors and JSON of the trained generator
   store/                 the embedded engine
@@ -39,7 +39,7 @@ COPIED = "copied-from"
 MARK = b"This folder is an index of cart-qdrant.\n"
 """Content of the lock file, from before there is a manifest."""
 _VERSIONED = re.compile(
-    r"(identifiers-\d+|(trie|items)-[0-9a-f]{12}|embedder-lexicon-[0-9a-f]+)\.safetensors"
+    r"(identifiers-\d+|(trie|items)-[0-9a-f]{12}|text-anchors-[0-9a-f]+)\.safetensors"
     r"|generator-\d+"
 )
 """Names of files and folders of one version of an index: the only ones that are ever removed."""
@@ -96,7 +96,7 @@ class IndexFolder:
             ) from None
         return Manifest.from_bytes(data, str(self.manifest))
 
-    def claim(self) -> None:
+    def prepare(self) -> None:
         """Make the folder, or make sure that it is an index or that one may be made in it.
 
         Raises:
@@ -221,7 +221,7 @@ class IndexFolder:
                 f"{self.root} is a copy of {copied.read_text().strip()}, for reading.",
                 "Write to the original.",
             )
-        self.claim()
+        self.prepare()
         with self.lock_file.open("ab") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

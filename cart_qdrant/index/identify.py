@@ -28,7 +28,7 @@ from cart_qdrant.identifiers.codec import (
 )
 from cart_qdrant.identifiers.fit import distinct_rows
 from cart_qdrant.identifiers.hubness import CAPTION as CAPTION_BANK
-from cart_qdrant.identifiers.hubness import Querybank, media_space
+from cart_qdrant.identifiers.hubness import QueryBank, media_space
 from cart_qdrant.identifiers.item_table import ItemTable, file_number, key_of, kind_number
 from cart_qdrant.identifiers.trie import FreeCounters, Trie
 from cart_qdrant.index.index import OLD_LEVELS, Index, identifier_fields
@@ -201,7 +201,7 @@ def write_identifiers(
 def write_hubness(
     index: Index,
     field: str,
-    bank: Querybank,
+    bank: QueryBank,
     which: qdrant.Filter,
     tell: Callable[[str, Mapping[str, float]], None] | None = None,
 ) -> None:
@@ -262,7 +262,9 @@ class _NamedItems:
         for record in index.store.scroll(is_named(field), with_payload=wanted):
             payload = record.payload or {}
             cart = payload[field]
-            items.add(str(record.id), (*cart["codes"], cart["u"]), payload, cart.get("hub"))
+            items.add(
+                str(record.id), (*cart["codes"], cart["disambiguation"]), payload, cart.get("hub")
+            )
         return items
 
     def add(
@@ -327,7 +329,7 @@ def prepare(
     index: Index,
     vectors: Vectors,
     codec: Codec,
-    bank: Querybank | None = None,
+    bank: QueryBank | None = None,
 ) -> IdentifierInfo:
     """Write new identifiers under the next payload field; nothing reads them until the flip.
 
@@ -364,7 +366,7 @@ def prepare(
         meta=codec.to_meta(),
         levels=codec.levels,
         count=len(trie),
-        U=unique_ratio(codes),
+        unique_ratio=unique_ratio(codes),
     )
 
 
@@ -410,7 +412,7 @@ def remove_stale(index: Index) -> None:
     index.put(replace(index.manifest, stale_fields=[]))
 
 
-def renew(index: Index, config: IdentifierConfig | None = None) -> IdentifierInfo | None:
+def refit(index: Index, config: IdentifierConfig | None = None) -> IdentifierInfo | None:
     """Fit identifiers on all items and flip to them; None when there is no item."""
     remove_stale(index)
     vectors = read_vectors(index)
@@ -429,7 +431,7 @@ def fitted_on(info: IdentifierInfo) -> int:
 def summary(info: IdentifierInfo) -> dict[str, Any]:
     """What reports tell of identifiers."""
     return {
-        "U": round(info.U, 4),
+        "unique_ratio": round(info.unique_ratio, 4),
         "levels": info.levels,
         "count": info.count,
         "fitted_on": fitted_on(info),
@@ -449,7 +451,7 @@ def bring_in_step(index: Index) -> int:
         and index.manifest.generator is None
         and index.store.count(is_ours()) > GROWN * fitted_on(info)
     ):
-        renew(index)
+        refit(index)
         return 0
     return assign_new(index)
 
@@ -482,13 +484,13 @@ def assign_new(index: Index) -> int:
     """
     info = index.manifest.identifiers
     if info is None:
-        renew(index)
+        refit(index)
         return 0
     codec = load_codec(index)
     assert codec is not None
     store = index.store
     missing = qdrant.Filter(must=[_lacks(f"{info.field}.id")], must_not=[_lacks("hash")])
-    bank = index.querybank()
+    bank = index.query_bank()
     items = _NamedItems.read(index, info.field, info.levels, bare=bank is not None)
     counters = Counters(items.counters())
     unnamed = 0
@@ -506,7 +508,7 @@ def assign_new(index: Index) -> int:
         for id, record, row in zip(ids, kept, rows.tolist(), strict=True):
             items.add(id, row, record.payload or {})
     if unnamed and index.manifest.generator is None:
-        renew(index)
+        refit(index)
         return 0
     bare = list(items.bare)
     if bank is not None:
@@ -518,7 +520,7 @@ def assign_new(index: Index) -> int:
     trie, table = items.finish()
     written = replace(
         info, trie=_save(index, "trie", trie), items=_save(index, "items", table),
-        count=len(trie), U=trie.unique_ratio,
+        count=len(trie), unique_ratio=trie.unique_ratio,
     )  # fmt: skip
     if (written.trie, written.items) != (info.trie, info.items):
         index.put(replace(index.manifest, identifiers=written))
@@ -542,7 +544,7 @@ class Health:
         remarks: What is worth knowing, but no fault.
     """
 
-    U: float
+    unique_ratio: float
     levels: list[LevelReport]
     clashes: int
     duplicates: int
@@ -579,10 +581,10 @@ def check(index: Index, target_u: float = 0.95) -> Health | None:
     problems: list[str] = []
     remarks: list[str] = []
     trained = index.manifest.generator is not None
-    mend = f"Renew the identifiers: `{'cartq train' if trained else 'cartq doctor --fix'}`."
+    repair = f"Renew the identifiers: `{'cartq train' if trained else 'cartq doctor --fix'}`."
     reachable = distinct / items if items else 1.0
     if u < target_u * reachable:
-        problems.append(f"U is {u:.3f}, under {target_u * reachable:.3f}. {mend}")
+        problems.append(f"U is {u:.3f}, under {target_u * reachable:.3f}. {repair}")
     if items < 20:
         remarks.append(f"{items} items: identifier statistics mean little below 20.")
     if items - distinct:
@@ -593,15 +595,15 @@ def check(index: Index, target_u: float = 0.95) -> Health | None:
     fitted_error = {space: q.error for space, q in codec.quantizers.items()}
     for space, x in by_space.items():
         if space not in error:
-            problems.append(f"The space {space!r} has {len(x)} items, but no identifiers. {mend}")
+            problems.append(f"The space {space!r} has {len(x)} items, but no identifiers. {repair}")
         elif len(x) > OUTGROWN * fitted_on[space]:
             problems.append(
-                f"{space}: fitted on {fitted_on[space]} items, but there are {len(x)}. {mend}"
+                f"{space}: fitted on {fitted_on[space]} items, but there are {len(x)}. {repair}"
             )
         elif len(x) >= 20 and error[space] > DRIFT * max(fitted_error[space], 0.05):
             problems.append(
                 f"{space}: reconstruction error is {error[space]:.3f}, but was "
-                f"{fitted_error[space]:.3f} at fitting (drift). {mend}"
+                f"{fitted_error[space]:.3f} at fitting (drift). {repair}"
             )
     stored = index.store.count(is_named(info.field))
     if not stored == info.count == items:
@@ -611,7 +613,7 @@ def check(index: Index, target_u: float = 0.95) -> Health | None:
         )
     sizes = [codec.coarse, *([codec.codes] * (codec.levels - 1))]
     return Health(
-        U=u,
+        unique_ratio=u,
         levels=level_reports(codes, sizes),
         clashes=items - len(np.unique(codes, axis=0)) if items else 0,
         duplicates=items - distinct,

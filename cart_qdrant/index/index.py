@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from cart_qdrant.embedders.external import FOREIGN, ForeignEmbedder
+from cart_qdrant.embedders.external import EXTERNAL, ExternalEmbedder
 from cart_qdrant.embedders.protocol import Embedder, FittedEmbedder
 from cart_qdrant.embedders.registry import open_embedder
 from cart_qdrant.embedders.text.folder import text_encoder_folder
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
     from qdrant_client import QdrantClient
 
     from cart_qdrant.embedders.text.minilm import TextEncoder
-    from cart_qdrant.embedders.text.onnx_encoder import QuickTextEncoder
-    from cart_qdrant.embedders.zero_shot import Lexicon
-    from cart_qdrant.identifiers.hubness import Querybank
+    from cart_qdrant.embedders.text.onnx_encoder import OnnxTextEncoder
+    from cart_qdrant.embedders.zero_shot import TextAnchors
+    from cart_qdrant.identifiers.hubness import QueryBank
 
 TEXT_DIM = 384
 """Width of a caption vector (all-MiniLM-L6-v2)."""
-QUERYBANK = "querybank.safetensors"
+QUERY_BANK = "querybank.safetensors"
 """File of a generator's folder with the queries that hubness is measured by."""
-TEACHER = "teacher.safetensors"
+DISTILLED = "teacher.safetensors"
 """File of a generator's folder with texts and the vectors that the embedder's text tower gave."""
 KEY = "cart"
 """Payload field of identifiers, unless a collection of others has it."""
-TOLD = "cart-qdrant"
+OWNER_KEY = "cart-qdrant"
 """Key of a collection's metadata; the payload field follows."""
 OLD_LEVELS = 6
 """Semantic levels whose prefixes had a keyword index in older versions."""
@@ -63,7 +63,7 @@ def _collection(dim: int, key: str) -> CollectionSpec:
     )
 
 
-def check_claim(store: Store, key: str, index: str | None) -> Mapping[str, str] | None:
+def check_owner(store: Store, key: str, index: str | None) -> Mapping[str, str] | None:
     """Refuse a collection that belongs to another index.
 
     Args:
@@ -76,7 +76,7 @@ def check_claim(store: Store, key: str, index: str | None) -> Mapping[str, str] 
     Raises:
         MismatchError: Both are named.
     """
-    told: Mapping[str, str] | None = store.info().metadata.get(f"{TOLD}:{key}")
+    told: Mapping[str, str] | None = store.info().metadata.get(f"{OWNER_KEY}:{key}")
     if told is not None and told.get("index") != index:
         raise MismatchError(
             f"The collection at {store.location} belongs to the index {told.get('index')}, not to "
@@ -87,15 +87,15 @@ def check_claim(store: Store, key: str, index: str | None) -> Mapping[str, str] 
     return told
 
 
-def make_claim(store: Store, key: str, index: str, flip: str, before: str | None = None) -> None:
+def set_owner(store: Store, key: str, index: str, revision: str, before: str | None = None) -> None:
     """Tell a collection whose it is, and which model wrote it.
 
     Args:
         flip: Mark of the manifest in force.
         before: Mark of the one that is right, too, until the flip.
     """
-    told = {"index": index, "model": flip}
-    store.tell(f"{TOLD}:{key}", told if before is None else {**told, "before": before})
+    told = {"index": index, "model": revision}
+    store.tell(f"{OWNER_KEY}:{key}", told if before is None else {**told, "before": before})
 
 
 class Index:
@@ -111,9 +111,9 @@ class Index:
         self.vectors_file: Path | None = None
         self._embedder: Embedder | None = None
         self._text: TextEncoder | None = None
-        self._quick: QuickTextEncoder | None = None
-        self._lexicon: Lexicon | None = None
-        self._taught: Lexicon | None = None
+        self._quick: OnnxTextEncoder | None = None
+        self._text_anchors: TextAnchors | None = None
+        self._distilled_anchors: TextAnchors | None = None
 
     @classmethod
     def open(
@@ -181,7 +181,7 @@ class Index:
                 )
             index = cls(folder, manifest, store)
             if not trust_folder:
-                index._check_told()
+                index._check_owner()
         except BaseException:
             store.close()
             raise
@@ -205,7 +205,7 @@ class Index:
             StoreError: The store cannot be made.
         """
         folder = IndexFolder(Path(root).absolute())
-        folder.claim()
+        folder.prepare()
         info = StoreInfo()
         if url is not None:
             info = StoreInfo(kind="server", url=url, collection=collection or "media")
@@ -219,7 +219,7 @@ class Index:
                     "Bring back its manifest.json, or use another `--index` or `--collection`.",
                 )
             store.create(_collection(embedder.dim, KEY))
-            check_claim(store, KEY, None)
+            check_owner(store, KEY, None)
         except BaseException:
             store.close()
             raise
@@ -306,24 +306,24 @@ class Index:
                 "Follow it with `cartq sync`, or ingest into another --index.",
             )
 
-    def _check_told(self) -> None:
+    def _check_owner(self) -> None:
         """Refuse an index folder that is not the one that the collection was written with."""
         if self.manifest.store.kind == "edge":
             return
-        told = check_claim(self.store, self.key, self.manifest.id)
+        told = check_owner(self.store, self.key, self.manifest.id)
         if told is None:
             return
-        if self.manifest.flip not in (told.get("model"), told.get("before")):
+        if self.manifest.revision not in (told.get("model"), told.get("before")):
             self.manifest = self.folder.read()  # it may just have flipped
-        if self.manifest.flip not in (told.get("model"), told.get("before")):
+        if self.manifest.revision not in (told.get("model"), told.get("before")):
             raise MismatchError(
                 f"The collection at {self.store.location} was last written with the model "
-                f"{told.get('model')!r}, but {self.folder.root} has {self.manifest.flip!r}.",
+                f"{told.get('model')!r}, but {self.folder.root} has {self.manifest.revision!r}.",
                 "Copy the folder of that model here; or, if it is lost or the collection was set "
                 "back, take this one: `cartq doctor --fix`.",
             )
 
-    def claim(self) -> bool:
+    def take_ownership(self) -> bool:
         """Tell a server's collection that this folder is right, if it was told otherwise.
 
         Returns:
@@ -333,7 +333,7 @@ class Index:
             MismatchError: The collection belongs to another index.
         """
         try:
-            self._check_told()
+            self._check_owner()
         except MismatchError:
             self.put(self.manifest)
             return True
@@ -346,9 +346,9 @@ class Index:
             MismatchError: The installed one has another version or width.
         """
         info = self.manifest.embedder
-        if self._embedder is None and info.name == FOREIGN:
+        if self._embedder is None and info.name == EXTERNAL:
             spaces = {Modality(m): space for m, space in info.spaces.items()}
-            self._embedder = ForeignEmbedder(info.dim, spaces)
+            self._embedder = ExternalEmbedder(info.dim, spaces)
         elif self._embedder is None:
             self._embedder = open_embedder(info.name, vectors=self.vectors_file, say=say)
         found = self._embedder
@@ -373,52 +373,52 @@ class Index:
         info = replace(self.manifest.embedder, statistics=Artifact(name, digest))
         self.put(replace(self.manifest, embedder=info))
 
-    def keep_lexicon(self, lexicon: Lexicon) -> None:
+    def keep_text_anchors(self, text_anchors: TextAnchors) -> None:
         """Store the texts whose vectors the embedder knows."""
-        name = f"embedder-lexicon-{lexicon.digest()}.safetensors"
-        kept = self.manifest.embedder.lexicon
+        name = f"text-anchors-{text_anchors.digest()}.safetensors"
+        kept = self.manifest.embedder.text_anchors
         if kept is not None and kept.name == name:
             return
-        digest = lexicon.save(self.folder.root / name, self.folder.work)
-        info = replace(self.manifest.embedder, lexicon=Artifact(name, digest))
+        digest = text_anchors.save(self.folder.root / name, self.folder.work)
+        info = replace(self.manifest.embedder, text_anchors=Artifact(name, digest))
         self.put(replace(self.manifest, embedder=info))
-        self._lexicon = lexicon
+        self._text_anchors = text_anchors
 
-    def taught(self) -> Lexicon | None:
+    def distilled_anchors(self) -> TextAnchors | None:
         """The texts through which others reach the media spaces without the embedder: its own, or
         those that training has learned from; None where there are none."""
-        own, generator = self.lexicon(), self.manifest.generator
+        own, generator = self.text_anchors(), self.manifest.generator
         if own is not None or generator is None:
             return own
-        if self._taught is None:
-            path = self.folder.path(generator.folder) / TEACHER
+        if self._distilled_anchors is None:
+            path = self.folder.path(generator.folder) / DISTILLED
             if not path.exists():
                 return None
-            from cart_qdrant.embedders.zero_shot import Lexicon
+            from cart_qdrant.embedders.zero_shot import TextAnchors
 
-            self._taught = Lexicon.load(path)
-        return self._taught
+            self._distilled_anchors = TextAnchors.load(path)
+        return self._distilled_anchors
 
-    def lexicon(self) -> Lexicon | None:
+    def text_anchors(self) -> TextAnchors | None:
         """The texts whose vectors the embedder knows; None where it embeds any text itself."""
-        kept = self.manifest.embedder.lexicon
-        if self._lexicon is None and kept is not None:
-            from cart_qdrant.embedders.zero_shot import Lexicon
+        kept = self.manifest.embedder.text_anchors
+        if self._text_anchors is None and kept is not None:
+            from cart_qdrant.embedders.zero_shot import TextAnchors
 
-            self._lexicon = Lexicon.load(self.folder.path(kept))
-        return self._lexicon
+            self._text_anchors = TextAnchors.load(self.folder.path(kept))
+        return self._text_anchors
 
-    def querybank(self) -> Querybank | None:
+    def query_bank(self) -> QueryBank | None:
         """Queries that hubness is measured by; None before training, or of an older version."""
         generator = self.manifest.generator
         if generator is None:
             return None
-        path = self.folder.path(generator.folder) / QUERYBANK
+        path = self.folder.path(generator.folder) / QUERY_BANK
         if not path.exists():
             return None
-        from cart_qdrant.identifiers.hubness import Querybank
+        from cart_qdrant.identifiers.hubness import QueryBank
 
-        return Querybank.load(path)
+        return QueryBank.load(path)
 
     def text_encoder(self) -> TextEncoder:
         """The text encoder, loaded once."""
@@ -428,12 +428,12 @@ class Index:
             self._text = TextEncoder(text_encoder_folder())
         return self._text
 
-    def query_text_encoder(self) -> QuickTextEncoder:
+    def query_text_encoder(self) -> OnnxTextEncoder:
         """The text encoder for searches, without torch, loaded once."""
         if self._quick is None:
-            from cart_qdrant.embedders.text.onnx_encoder import QuickTextEncoder
+            from cart_qdrant.embedders.text.onnx_encoder import OnnxTextEncoder
 
-            self._quick = QuickTextEncoder(text_encoder_folder())
+            self._quick = OnnxTextEncoder(text_encoder_folder())
         return self._quick
 
     def add_indexes(self) -> None:
@@ -453,15 +453,15 @@ class Index:
         Raises:
             MismatchError: The collection belongs to another index by now.
         """
-        before, manifest = self.manifest.flip, replace(manifest, flip=uuid.uuid4().hex[:12])
+        before, manifest = self.manifest.revision, replace(manifest, revision=uuid.uuid4().hex[:12])
         shared = manifest.store.kind != "edge"
         if shared:
-            check_claim(self.store, self.key, manifest.id)
-            make_claim(self.store, self.key, manifest.id, manifest.flip, before)
+            check_owner(self.store, self.key, manifest.id)
+            set_owner(self.store, self.key, manifest.id, manifest.revision, before)
         self.folder.write(manifest)
         self.manifest = manifest
         if shared:
-            make_claim(self.store, self.key, manifest.id, manifest.flip)
+            set_owner(self.store, self.key, manifest.id, manifest.revision)
 
     def clear_work(self, names: Sequence[str]) -> None:
         """Remove finished work of a step."""

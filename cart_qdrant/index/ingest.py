@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from cart_qdrant.captions.reader import CaptionReader, from_tags
-from cart_qdrant.embedders.protocol import Embedder, FittedEmbedder, LexicalEmbedder
+from cart_qdrant.embedders.protocol import AnchoredEmbedder, Embedder, FittedEmbedder
 from cart_qdrant.errors import CartError, UsageError
 from cart_qdrant.index.corpus_stats import WORK, fitted_features
 from cart_qdrant.index.identify import (
@@ -100,9 +100,9 @@ class Ingest:
         report.recaptioned = len(plan.recaption)
         report.renamed = len(plan.renamed)
         if self._options.prune and self._options.dry_run:
-            report.would_remove = plan.gone
+            report.would_remove = plan.deleted
         elif self._options.prune:
-            report.removed = len(plan.gone)
+            report.removed = len(plan.deleted)
 
     def _execute(self, plan: Plan, stored: dict[str, StoredFile]) -> None:
         self._index.add_indexes()
@@ -118,10 +118,10 @@ class Ingest:
         self._writer.flush()
         self._embed(plan.fresh)
         if self._options.prune:
-            self._writer.remove([one for rel in plan.gone for one in stored[rel].ids])
+            self._writer.remove([one for rel in plan.deleted for one in stored[rel].ids])
         self._report.embed_seconds += self._writer.embed_seconds
         self._report.write_seconds += self._writer.write_seconds
-        self._keep_lexicon(plan.fresh)
+        self._keep_text_anchors(plan.fresh)
         begin = time.perf_counter()
         self._identify(has_points=bool(stored) or self._report.segments > 0)
         self._report.identify_seconds = time.perf_counter() - begin
@@ -226,20 +226,22 @@ class Ingest:
         report.segments += len(rows)
         report.media_seconds += result.seconds
 
-    def _keep_lexicon(self, fresh: Sequence[Job]) -> None:
+    def _keep_text_anchors(self, fresh: Sequence[Job]) -> None:
         """Before training, queries reach media vectors through the embedder's texts."""
         index, embedder = self._index, self._embedder
-        if not isinstance(embedder, LexicalEmbedder):
+        if not isinstance(embedder, AnchoredEmbedder):
             return
         info = index.manifest.embedder
         if isinstance(embedder, FittedEmbedder):
             # Its vectors of texts hold for its statistics: kept once these are frozen.
-            if info.statistics is not None and info.lexicon is None:
-                index.keep_lexicon(embedder.lexicon())
-        elif info.lexicon is None or fresh:
-            lexicon = embedder.lexicon()
-            if info.lexicon is None or lexicon.texts:  # another file without texts takes none away
-                index.keep_lexicon(lexicon)
+            if info.statistics is not None and info.text_anchors is None:
+                index.keep_text_anchors(embedder.text_anchors())
+        elif info.text_anchors is None or fresh:
+            text_anchors = embedder.text_anchors()
+            if (
+                info.text_anchors is None or text_anchors.texts
+            ):  # another file without texts takes none away
+                index.keep_text_anchors(text_anchors)
 
     def _identify(self, *, has_points: bool) -> None:
         """Identifiers for new points, the tree, then a durable store; nothing if all is as it was.

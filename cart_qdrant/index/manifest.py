@@ -32,7 +32,7 @@ class EmbedderInfo:
     spaces: dict[str, str]
     """Space of each modality."""
     statistics: Artifact | None = None
-    lexicon: Artifact | None = None
+    text_anchors: Artifact | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ class IdentifierInfo:
     meta: dict[str, Any]
     levels: int
     count: int
-    U: float
+    unique_ratio: float
     items: Artifact | None = None
     """None in an index of an older version: payloads are read instead."""
 
@@ -84,19 +84,19 @@ class Manifest:
     generator: GeneratorInfo | None = None
     stale_fields: list[str] = field(default_factory=list)
     """Payload fields of older identifiers that are still to be removed."""
-    flip: str = ""
+    revision: str = ""
     """Random, of the last change; what a server's collection is told."""
     format: int = FORMAT
 
     @property
     def version(self) -> str:
         """Short hash of all that decides an answer."""
-        text = json.dumps(asdict(replace(self, flip="")), sort_keys=True)
+        text = json.dumps(asdict(replace(self, revision="")), sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
     def artifacts(self) -> list[Artifact]:
         """All files and folders that it names."""
-        named = [self.embedder.statistics, self.embedder.lexicon]
+        named = [self.embedder.statistics, self.embedder.text_anchors]
         if self.identifiers is not None:
             named += [self.identifiers.books, self.identifiers.trie, self.identifiers.items]
         if self.generator is not None:
@@ -115,7 +115,7 @@ class Manifest:
             return None if value is None else Artifact(**value)
 
         embedder = dict(data["embedder"])
-        for name in ("statistics", "lexicon"):
+        for name in ("statistics", "text_anchors"):
             embedder[name] = artifact(embedder.get(name))
         identifiers, generator = data.get("identifiers"), data.get("generator")
         if identifiers is not None:
@@ -133,7 +133,7 @@ class Manifest:
             identifiers=identifiers,
             generator=generator,
             stale_fields=data["stale_fields"],
-            flip=data.get("flip", ""),
+            revision=data["revision"],
         )
 
     @classmethod

@@ -18,7 +18,7 @@ from qdrant_client import models
 
 from cart_qdrant.errors import MismatchError, StoreError, UsageError
 from cart_qdrant.index.identify import vector_of
-from cart_qdrant.index.index import Index, check_claim, make_claim
+from cart_qdrant.index.index import Index, check_owner, set_owner
 from cart_qdrant.index.manifest import StoreInfo
 from cart_qdrant.progress import Reporter, Silent
 from cart_qdrant.storage import requests as qdrant
@@ -116,7 +116,7 @@ def _prepare(index: Index, target: Store, place: StoreInfo) -> None:
     key, manifest = index.key, index.manifest
     shared = place.kind != "edge"  # the folder's own store is nobody else's
     if shared and target.exists():
-        told = check_claim(target, key, manifest.id)
+        told = check_owner(target, key, manifest.id)
         if told is None and (count := target.count()):
             raise MismatchError(
                 f"The collection at {target.location} has {count} points that this index "
@@ -125,7 +125,7 @@ def _prepare(index: Index, target: Store, place: StoreInfo) -> None:
             )
     index.make_collection(target)
     if shared:
-        make_claim(target, key, manifest.id, manifest.flip)
+        set_owner(target, key, manifest.id, manifest.revision)
     copy_indexes(index.store, target)
 
 

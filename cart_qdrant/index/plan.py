@@ -110,7 +110,7 @@ class Plan:
     recaption: list[Job] = field(default_factory=list)
     touch: list[Job] = field(default_factory=list)
     renamed: list[str] = field(default_factory=list)
-    gone: list[str] = field(default_factory=list)
+    deleted: list[str] = field(default_factory=list)
     unchanged: int = 0
     files: int = 0
     failures: list[Failure] = field(default_factory=list)
@@ -148,10 +148,10 @@ def make_plan(
             plan.recaption.append(replace(job, source=entry.rel, digest=known.hash or ""))
         else:
             plan.unchanged += 1
-    gone = _gone(found, stored, base, roots)
+    deleted = _gone(found, stored, base, roots)
     _find_sources(plan, changed, stored)
-    _find_renamed(plan, stored, gone, base)
-    plan.gone = sorted(gone - set(plan.renamed))
+    _find_renamed(plan, stored, deleted, base)
+    plan.deleted = sorted(deleted - set(plan.renamed))
     return plan
 
 
@@ -205,14 +205,14 @@ def _hash(entry: FileEntry) -> str | None:
         return None  # the decoder meets the same and reports it
 
 
-def _find_renamed(plan: Plan, stored: dict[str, StoredFile], gone: set[str], base: Path) -> None:
+def _find_renamed(plan: Plan, stored: dict[str, StoredFile], deleted: set[str], base: Path) -> None:
     """The last copy of a source that is gone takes the source's points away with it."""
     plan.copies.sort(key=lambda job: (job.source or "", job.entry.rel))
     for n, job in enumerate(plan.copies):
         source = job.source
         assert source is not None
         last = n + 1 == len(plan.copies) or plan.copies[n + 1].source != source
-        if last and (source in gone or not os.path.lexists(base / source)):
+        if last and (source in deleted or not os.path.lexists(base / source)):
             plan.copies[n] = replace(job, replaces=(*job.replaces, *stored[source].ids))
             plan.renamed.append(source)
 

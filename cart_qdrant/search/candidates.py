@@ -62,7 +62,7 @@ class Encoded:
     caption_BW: FloatArray
     beams: list[Beams]
     belief_BG: FloatArray
-    taps: tuple[FloatArray, ...] | None = None
+    hidden_states: tuple[FloatArray, ...] | None = None
     mask_BS: MaskArray | None = None
 
     @property
@@ -77,7 +77,7 @@ class Encoded:
             self.texts[here],
             {space: q_BD[here] for space, q_BD in self.media.items()},
             self.caption_BW[here], self.beams[here], self.belief_BG[here],
-            None if self.taps is None else tuple(tap[here] for tap in self.taps),
+            None if self.hidden_states is None else tuple(tap[here] for tap in self.hidden_states),
             None if self.mask_BS is None else self.mask_BS[here],
         )  # fmt: skip
 
@@ -201,16 +201,16 @@ class Collector:
     def __init__(
         self,
         index: Index,
-        verticals: Mapping[str, int],
+        modality_prior: Mapping[str, int],
         spaces: Sequence[str],
         facts: FactFinder,
     ) -> None:
-        self._index, self._verticals, self._spaces = index, verticals, list(spaces)
+        self._index, self._modality_prior, self._spaces = index, modality_prior, list(spaces)
         self._facts = facts
         self._lists: dict[str, dict[int, list[str]]] = {}
         for modality, space in index.manifest.embedder.spaces.items():
             of = self._lists.setdefault(space, {})
-            of.setdefault(verticals[modality], []).append(modality)
+            of.setdefault(modality_prior[modality], []).append(modality)
 
     @cached_property
     def _partly(self) -> bool:
@@ -223,7 +223,7 @@ class Collector:
     ) -> Iterator[qdrant.AnyFilter | None]:
         """A condition for each list of a space: one of every vertical."""
         for modalities in self._lists[space].values():
-            if len(modalities) == len(self._verticals):
+            if len(modalities) == len(self._modality_prior):
                 yield filter
                 continue
             match = qdrant.MatchAny(any=modalities)

@@ -179,7 +179,7 @@ class Explainer:
             from cart_qdrant.generator.network import GeneratorScorer
 
             scorer = GeneratorScorer.of(
-                self._model.generator, encoded.taps, encoded.mask_BS, encoded.media[space],
+                self._model.generator, encoded.hidden_states, encoded.mask_BS, encoded.media[space],
                 levels, calibration.gates,
             )  # fmt: skip
         count = len(codes_HL)
@@ -228,13 +228,13 @@ class Explainer:
 
     def _label(self, cluster: int) -> str | None:
         """The text, of those that the embedder knows, that is nearest to the cluster's centre."""
-        lexicon = self._index.taught()
-        if lexicon is None or self._codec is None:
+        text_anchors = self._index.distilled_anchors()
+        if text_anchors is None or self._codec is None:
             return None
         for space, quantizer in self._codec.quantizers.items():
             row = cluster - quantizer.offset
             if 0 <= row < len(quantizer.centers_KD):
-                names = lexicon.name(quantizer.centers_KD[row : row + 1], space)
+                names = text_anchors.name(quantizer.centers_KD[row : row + 1], space)
                 return names[0] if names else None
         return None
 

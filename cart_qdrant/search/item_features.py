@@ -77,7 +77,7 @@ class FactFinder:
         index: Index,
         trie: Trie | None,
         table: ItemTable | None,
-        verticals: Mapping[str, int],
+        modality_prior: Mapping[str, int],
         spaces: Sequence[str],
     ) -> None:
         self._index, self._trie = index, trie
@@ -90,7 +90,7 @@ class FactFinder:
             [FOREIGN_KIND if one is None else number.get(one, UNREACHED) for one in known]
             + [FOREIGN_KIND]
         )
-        self._vertical_of = np.asarray([verticals.get(kind, 0) for kind in (*KINDS, "")])
+        self._vertical_of = np.asarray([modality_prior.get(kind, 0) for kind in (*KINDS, "")])
 
     def of(
         self, ids: list[Any], key_C: KeyArray, beams: Sequence[tuple[Beams, IndexArray]]

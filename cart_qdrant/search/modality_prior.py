@@ -27,7 +27,7 @@ FLOOR = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Verticals:
+class ModalityPrior:
     """See the module's docstring.
 
     Attributes:
@@ -44,7 +44,7 @@ class Verticals:
         return len(self.b_G)
 
     @classmethod
-    def single(cls, modalities: Sequence[str], width: int) -> Verticals:
+    def single(cls, modalities: Sequence[str], width: int) -> ModalityPrior:
         """All modalities in one."""
         return cls(
             dict.fromkeys(modalities, 0), np.zeros((1, width), np.float32), np.zeros(1, np.float32)
@@ -60,7 +60,7 @@ class Verticals:
         files: Mapping[str, int],
         width: int,
         seed: int = 0,
-    ) -> Verticals:
+    ) -> ModalityPrior:
         """Learn the belief from texts of described items.
 
         Args:
@@ -98,7 +98,7 @@ class Verticals:
             w, b = np.concatenate([-w, w]) / 2, np.concatenate([-b, b]) / 2
         return cls(of, np.asarray(w, np.float32), np.asarray(b, np.float32))
 
-    def log_beliefs(self, text_BW: FloatArray) -> FloatArray:
+    def log_priors(self, text_BW: FloatArray) -> FloatArray:
         """log pi (B, G) of queries' vectors in the caption space."""
         logits = text_BW @ self.w_GW.T + self.b_G
         p = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -111,7 +111,7 @@ class Verticals:
         save_arrays(path, {**arrays, "w": self.w_GW, "b": self.b_G})
 
     @classmethod
-    def load(cls, path: Path) -> Verticals:
+    def load(cls, path: Path) -> ModalityPrior:
         """Inverse of `save`."""
         arrays = load_arrays(path)
         of = {k.removeprefix("of."): int(x[0]) for k, x in arrays.items() if k.startswith("of.")}

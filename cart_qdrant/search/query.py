@@ -18,7 +18,7 @@ import numpy as np
 
 from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.config import SegmentConfig
-from cart_qdrant.embedders.external import FOREIGN
+from cart_qdrant.embedders.external import EXTERNAL
 from cart_qdrant.errors import MediaError, UsageError
 from cart_qdrant.index.identify import vector_of
 from cart_qdrant.index.index import Index
@@ -181,7 +181,7 @@ class Mixer:
         if not path.exists():
             raise UsageError(f"There is no file {path}.")
         info = self._index.manifest.embedder
-        if info.name in ("precomputed", FOREIGN):
+        if info.name in ("precomputed", EXTERNAL):
             raise UsageError(
                 "The vectors of this index were made elsewhere: no file can be embedded here.",
                 "Ask with an item of the index: --like PATH",

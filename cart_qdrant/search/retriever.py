@@ -35,7 +35,7 @@ from cart_qdrant.search.filters import merge_filters
 from cart_qdrant.search.fusion import MEANINGFUL, SINGLE, Calibration, blend, untrained
 from cart_qdrant.search.item_features import FactFinder
 from cart_qdrant.search.lookup import find_item
-from cart_qdrant.search.modality_prior import Verticals
+from cart_qdrant.search.modality_prior import ModalityPrior
 from cart_qdrant.search.query import Mixed, Mixer, Query
 from cart_qdrant.search.result import SearchResult
 from cart_qdrant.search.trained import Trained
@@ -139,12 +139,12 @@ class Retriever:
                 self._spaces, levels,
                 captions=index.store.count(qdrant.Filter(must=[DESCRIBED])) > 0,
             )  # fmt: skip
-        self._verticals = (
-            self._model.verticals
+        self._modality_prior = (
+            self._model.modality_prior
             if self._model is not None
-            else Verticals.single(list(manifest.embedder.spaces), TEXT_DIM)
+            else ModalityPrior.single(list(manifest.embedder.spaces), TEXT_DIM)
         )
-        of, spaces = self._verticals.of, self._calibration.spaces
+        of, spaces = self._modality_prior.of, self._calibration.spaces
         facts = FactFinder(index, self._trie, load_table(index), of, spaces)
         self._collector = Collector(index, of, spaces, facts)
         items = 0 if self._trie is None else len(self._trie)
@@ -328,7 +328,7 @@ class Retriever:
         no_text_BW = np.zeros((1, TEXT_DIM), np.float32)
         encoded = Encoded(
             [str(query)], media, no_text_BW, self._named(media, wanted),
-            self._verticals.log_beliefs(no_text_BW),
+            self._modality_prior.log_priors(no_text_BW),
         )  # fmt: skip
         resolve = time.perf_counter()
         only = merge_filters(wanted.filter, self._without(mixed, wanted.group_by))
@@ -476,31 +476,32 @@ class Retriever:
         if self._model is None:
             caption_BW = self._index.query_text_encoder().embed(queries)
             reached = self._untrained(queries, caption_BW) if media else {}
-            taps, mask = None, None
+            hidden_states, mask = None, None
         else:
             corrects = (beams or explain) and any(calibration.gates)
-            found = self._model.encode(queries, taps=corrects)
+            found = self._model.encode(queries, hidden_states=corrects)
             caption_BW = found.caption_BW
-            lexicon = self._index.taught() if calibration.zero_shot else None
+            text_anchors = self._index.distilled_anchors() if calibration.zero_shot else None
             reached = {
                 space: blend(
-                    x, None if lexicon is None else lexicon.embed(found.text_BW, space),
+                    x, None if text_anchors is None else text_anchors.embed(found.text_BW, space),
                     calibration.zero_shot,
                 )
                 for space, x in found.media.items()
             }  # fmt: skip
-            taps, mask = found.taps, found.mask_BS
+            hidden_states, mask = found.hidden_states, found.mask_BS
         middle = time.perf_counter()
         decoded = [Beams.none()] * len(queries)
         if beams and self._trie is not None and self._codec is not None and reached:
             decoded = decode(
                 self._trie, self._codec, reached, scale=calibration.scale, width=self._width,
-                gates=calibration.gates, generator=self._generator, taps=taps, mask_BS=mask,
+                gates=calibration.gates, generator=self._generator,
+                hidden_states=hidden_states, mask_BS=mask,
                 gains=self._gains, widen=self._rarity(filter),
             ) or decoded  # fmt: skip
         end = time.perf_counter()
-        belief_BG = self._verticals.log_beliefs(caption_BW)
-        encoded = Encoded(queries, reached, caption_BW, decoded, belief_BG, taps, mask)
+        belief_BG = self._modality_prior.log_priors(caption_BW)
+        encoded = Encoded(queries, reached, caption_BW, decoded, belief_BG, hidden_states, mask)
         return encoded, (middle - begin) * 1e3, (end - middle) * 1e3
 
     def _generator(self) -> Generator:
@@ -515,10 +516,10 @@ class Retriever:
 
     def _untrained(self, queries: list[str], text_BW: FloatArray) -> dict[str, FloatArray]:
         """Query vectors in the spaces that text reaches without training."""
-        lexicon = self._index.lexicon()
+        text_anchors = self._index.text_anchors()
         found: dict[str, FloatArray | None]
-        if lexicon is not None:
-            found = {space: lexicon.embed(text_BW, space) for space in self._spaces}
+        if text_anchors is not None:
+            found = {space: text_anchors.embed(text_BW, space) for space in self._spaces}
         else:
             embedder = self._index.embedder()
             found = {space: embedder.embed_text(queries, space) for space in self._spaces}

@@ -17,13 +17,13 @@ from cart_qdrant.generator.artifacts import (
     CALIBRATION,
     CONFIG,
     GENERATOR,
+    MODALITY_PRIOR,
     QUERY_GRAPH,
-    VERTICALS,
     other_parts,
 )
-from cart_qdrant.generator.encoder import QuickEncoder, Texts
+from cart_qdrant.generator.encoder import EncodedTexts, OnnxQueryEncoder
 from cart_qdrant.search.fusion import Calibration
-from cart_qdrant.search.modality_prior import Verticals
+from cart_qdrant.search.modality_prior import ModalityPrior
 
 if TYPE_CHECKING:
     from cart_qdrant.generator.network import Generator
@@ -46,14 +46,14 @@ class Trained:
         try:
             self._config = json.loads((folder / CONFIG).read_text())
             self.calibration = Calibration.from_json(json.loads((folder / CALIBRATION).read_text()))
-            self.verticals = Verticals.load(folder / VERTICALS)
-            self._encoder = QuickEncoder(folder / QUERY_GRAPH, text)
+            self.modality_prior = ModalityPrior.load(folder / MODALITY_PRIOR)
+            self._encoder = OnnxQueryEncoder(folder / QUERY_GRAPH, text)
         except (OSError, KeyError, TypeError, RuntimeError) as error:
             raise other_parts(folder, error) from error
 
-    def encode(self, texts: Sequence[str], *, taps: bool = False) -> Texts:
+    def encode(self, texts: Sequence[str], *, hidden_states: bool = False) -> EncodedTexts:
         """See `QuickEncoder.encode`."""
-        return self._encoder.encode(texts, taps=taps)
+        return self._encoder.encode(texts, hidden_states=hidden_states)
 
     @property
     def generator(self) -> Generator:

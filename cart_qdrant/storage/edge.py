@@ -203,8 +203,8 @@ class EdgeStore:
     def delete(self, ids: Sequence[str]) -> None:
         """See `Store.delete`."""
         for part in common.chunks([common.as_id(i) for i in ids], self._settings.batch_points):
-            gone = edge.UpdateOperation.delete_points(common.wire_ids(part))
-            self._update(gone, len(part))
+            deleted = edge.UpdateOperation.delete_points(common.wire_ids(part))
+            self._update(deleted, len(part))
 
     def set_payload(self, updates: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
         """See `Store.set_payload`."""
@@ -237,8 +237,8 @@ class EdgeStore:
         """See `Store.delete_vectors`."""
         common.check_names([name], self._open_spec().vectors)
         for part in common.chunks([common.as_id(i) for i in ids], self._settings.batch_points):
-            gone = edge.UpdateOperation.delete_vectors(common.wire_ids(part), [name])
-            self._update(gone, len(part))
+            deleted = edge.UpdateOperation.delete_vectors(common.wire_ids(part), [name])
+            self._update(deleted, len(part))
 
     def retrieve(
         self, ids: Sequence[str], *, with_payload: bool = True, with_vectors: Sequence[str] = ()

@@ -488,8 +488,8 @@ class ClientStore:
             try:
                 write(there)
             except StoreError as error:
-                gone = _status(error.__cause__) == 404 and self.exists()
-                if not gone or attempt == self._retry.attempts:
+                deleted = _status(error.__cause__) == 404 and self.exists()
+                if not deleted or attempt == self._retry.attempts:
                     raise
             else:
                 return

@@ -167,9 +167,9 @@ def split_pairs(corpus: Corpus, seed: int = 0) -> Split:
         if corpus.texts[pair] not in texts.setdefault(file, []):
             texts[file].append(corpus.texts[pair])
     asked = [f for f in shuffled[count:].tolist() if len(texts[f]) > 1][:count]
-    gone = {(f, texts[f][-1]) for f in asked}
+    deleted = {(f, texts[f][-1]) for f in asked}
     hidden = np.asarray(
-        [(f, t) in gone for f, t in zip(file_P.tolist(), corpus.texts, strict=True)], dtype=bool
+        [(f, t) in deleted for f, t in zip(file_P.tolist(), corpus.texts, strict=True)], dtype=bool
     )
     known = np.flatnonzero(hidden)
     train = np.setdiff1d(everything, np.concatenate([new, known]))

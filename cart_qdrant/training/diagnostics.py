@@ -14,14 +14,14 @@ from cart_qdrant.arrays.types import IndexArray
 from cart_qdrant.generator.network import Generator, GeneratorScorer
 from cart_qdrant.generator.prior import prior_logits
 from cart_qdrant.identifiers.trie import Trie
-from cart_qdrant.training.generator_fit import GeneratorData, pair_loss, read_taps
+from cart_qdrant.training.generator_fit import GeneratorData, pair_loss, read_hidden_states
 from cart_qdrant.training.query_encoder import QueryEncoder
 
 LOOKED_AT = 400
 """Pairs of each kind."""
 
 
-def measure_signs(
+def measure_diagnostics(
     generator: Generator,
     encoder: QueryEncoder,
     data: GeneratorData,
@@ -64,8 +64,8 @@ def _valid(
         part = rows[places]
         q_BD = data.query_PD[part]
         levels = prior_logits(data.codec, {space: q_BD}, space, data.scale)
-        taps, mask = read_taps(encoder, data, part)
-        scorer = GeneratorScorer.of(generator, taps, mask, q_BD, levels, gates)
+        hidden_states, mask = read_hidden_states(encoder, data, part)
+        scorer = GeneratorScorer.of(generator, hidden_states, mask, q_BD, levels, gates)
         each = np.arange(len(part))
         codes_BL = np.empty((len(part), 0), dtype=np.int32)
         for level in range(len(levels)):

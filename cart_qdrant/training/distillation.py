@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from cart_qdrant.arrays.types import FloatArray
-from cart_qdrant.embedders.zero_shot import Lexicon, class_names
+from cart_qdrant.embedders.zero_shot import TextAnchors, class_names
 from cart_qdrant.errors import CartError
 from cart_qdrant.index.index import Index
 from cart_qdrant.progress import Reporter
@@ -18,7 +18,9 @@ TEXTS = 3_000
 _BLOCK = 64
 
 
-def learn_from(index: Index, captions: list[str], seed: int, reporter: Reporter) -> Lexicon | None:
+def learn_from(
+    index: Index, captions: list[str], seed: int, reporter: Reporter
+) -> TextAnchors | None:
     """Texts of the corpus, and class names, with the vectors that the embedder gives them; None
     where it embeds no text, or is not here."""
     rng = np.random.default_rng(seed)
@@ -45,7 +47,7 @@ def learn_from(index: Index, captions: list[str], seed: int, reporter: Reporter)
             assert vectors is not None
             found.append(vectors)
         reporter.advance(len(block))
-    return Lexicon(
+    return TextAnchors(
         texts,
         index.text_encoder().embed(texts),
         {space: np.concatenate(found) for space, found in values.items()},

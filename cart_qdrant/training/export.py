@@ -44,8 +44,8 @@ def query_graph(encoder: QueryEncoder) -> bytes:
     outputs = {"text": text, "caption": _caption(writer, features, text, encoder.caption)}
     for space, head in encoder.heads.items():
         outputs[f"media.{space}"] = _head(writer, features, head)
-    taps = (low, states[-2], states[-1])
-    return writer.finish(outputs | {f"tap{n}": tap for n, tap in enumerate(taps, start=1)})
+    hidden_states = (low, states[-2], states[-1])
+    return writer.finish(outputs | {f"tap{n}": tap for n, tap in enumerate(hidden_states, start=1)})
 
 
 def _head(writer: GraphWriter, features: str, head: nn.Module) -> str:

@@ -90,7 +90,7 @@ class GeneratorData:
 
 
 @torch.no_grad()
-def read_taps(
+def read_hidden_states(
     encoder: QueryEncoder, data: GeneratorData, rows: IndexArray
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Text states (B, S, W) of pairs that the generator reads, and their mask (B, S)."""
@@ -114,9 +114,11 @@ def corrections(
     """
     codes = torch.from_numpy(data.codes_NL[data.corpus.item_P[batch]]).long()
     media = None if reads == "text" else torch.from_numpy(data.query_PD[batch])
-    taps, mask = (None, None) if reads == "vector" else read_taps(encoder, data, batch)
+    hidden_states, mask = (
+        (None, None) if reads == "vector" else read_hidden_states(encoder, data, batch)
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        memory = generator.memory(taps, mask, media)
+        memory = generator.memory(hidden_states, mask, media)
         hidden = generator(memory, codes[:, :-1])
     return [generator.logits(hidden[:, n].float(), n) for n in range(codes.shape[1])]
 

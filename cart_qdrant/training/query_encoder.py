@@ -76,7 +76,7 @@ class Queries:
     text_BW: Tensor
     caption_BW: Tensor
     media: Mapping[str, Tensor]
-    taps: tuple[Tensor, ...]
+    hidden_states: tuple[Tensor, ...]
     mask_BS: Tensor
 
 

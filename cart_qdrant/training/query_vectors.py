@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from cart_qdrant.arrays.types import FloatArray, IndexArray
-from cart_qdrant.embedders.zero_shot import Lexicon
+from cart_qdrant.embedders.zero_shot import TextAnchors
 from cart_qdrant.search.fusion import blend
 from cart_qdrant.training.corpus import Corpus
 from cart_qdrant.training.query_encoder import QueryEncoder
@@ -21,7 +21,7 @@ def blended_vectors(
     states: TextStates,
     rows: IndexArray,
     space: str,
-    lexicon: Lexicon | None,
+    text_anchors: TextAnchors | None,
     share: float,
 ) -> FloatArray:
     """Query vectors (B, D) of texts `rows` in a media space.
@@ -30,7 +30,7 @@ def blended_vectors(
         lexicon: Gives the untrained vectors; None for the tower's alone.
         share: Of the untrained vectors, see `fusion.blend`.
     """
-    untrained = None if lexicon is None else lexicon.embed(states.text_PW[rows], space)
+    untrained = None if text_anchors is None else text_anchors.embed(states.text_PW[rows], space)
     return blend(tower_vectors(encoder, states, rows, space), untrained, share)
 
 
@@ -38,7 +38,7 @@ def pair_vectors(
     encoder: QueryEncoder,
     corpus: Corpus,
     states: TextStates,
-    lexicon: Lexicon | None,
+    text_anchors: TextAnchors | None,
     share: float,
 ) -> FloatArray:
     """Query vector (P, D) of each pair in its item's space; zero where no text reaches that."""
@@ -46,5 +46,5 @@ def pair_vectors(
     for space in encoder.heads:
         rows = np.flatnonzero(corpus.vectors.spaces[corpus.item_P] == space)
         if len(rows):
-            out[rows] = blended_vectors(encoder, states, rows, space, lexicon, share)
+            out[rows] = blended_vectors(encoder, states, rows, space, text_anchors, share)
     return out

@@ -20,7 +20,7 @@ VALID = 0.02
 """Share of freely decoded identifiers that exist, under which codes are guessed."""
 
 
-def read_signs(summary: Mapping[str, Any]) -> list[str]:
+def read_diagnostics(summary: Mapping[str, Any]) -> list[str]:
     """Sentences for a person; empty where nothing is amiss or nothing was measured.
 
     Args:

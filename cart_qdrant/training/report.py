@@ -41,7 +41,7 @@ class TrainReport:
     items: int
     pairs: int
     val_r10: float
-    U: float
+    unique_ratio: float
     seconds: float
     calibration: Calibration
     history: list[dict[str, float | str]] = field(default_factory=list)
@@ -54,7 +54,7 @@ class TrainReport:
             "items": self.items,
             "pairs": self.pairs,
             "val_r10": self.val_r10,
-            "identifiers": {"U": round(self.U, 4)},
+            "identifiers": {"unique_ratio": round(self.unique_ratio, 4)},
             "seconds": round(self.seconds, 1),
             "router": {
                 "strong": self.calibration.strong,
@@ -74,7 +74,7 @@ class TrainReport:
         lines = [
             f"trained on {self.pairs} captions of {self.items} items in {self.seconds:.0f} s "
             f"({self.profile})",
-            f"identifiers: U {self.U:.3f}; generator gates {c.gates}",
+            f"identifiers: U {self.unique_ratio:.3f}; generator gates {c.gates}",
         ]
         for stratum, measured in c.held_out.items():
             queries = measured["queries"]

@@ -20,24 +20,24 @@ import numpy.typing as npt
 import torch
 
 from cart_qdrant.arrays.types import FloatArray, IndexArray
-from cart_qdrant.embedders.zero_shot import Lexicon
+from cart_qdrant.embedders.zero_shot import TextAnchors
 from cart_qdrant.errors import IndexMissingError
 from cart_qdrant.files import folder_hash, rename_durably
 from cart_qdrant.generator.network import Generator, GeneratorConfig
 from cart_qdrant.generator.prior import HUB, NodeGains, level_sizes
 from cart_qdrant.identifiers.codec import Codec, IdentifierConfig, fit_codec
-from cart_qdrant.identifiers.hubness import BANK, CAPTION, Querybank, media_space
+from cart_qdrant.identifiers.hubness import BANK, CAPTION, QueryBank, media_space
 from cart_qdrant.identifiers.trie import Trie
 from cart_qdrant.index.identify import prepare, remove_stale
-from cart_qdrant.index.index import TEACHER, TEXT_DIM, Index
+from cart_qdrant.index.index import DISTILLED, TEXT_DIM, Index
 from cart_qdrant.index.manifest import Artifact, GeneratorInfo, IdentifierInfo
 from cart_qdrant.progress import Reporter, Silent
 from cart_qdrant.search.fusion import Calibration, untrained
-from cart_qdrant.search.modality_prior import Verticals
+from cart_qdrant.search.modality_prior import ModalityPrior
 from cart_qdrant.training.calibration.calibrate import HeldOut, Items, calibrate, fit_gates
 from cart_qdrant.training.calibration.gate_selection import Decoder, Stratum
 from cart_qdrant.training.corpus import Corpus, Split, caption_vectors, read_corpus, split_pairs
-from cart_qdrant.training.diagnostics import measure_signs
+from cart_qdrant.training.diagnostics import measure_diagnostics
 from cart_qdrant.training.distillation import learn_from
 from cart_qdrant.training.generator_fit import GeneratorData, corrections, fit_generator
 from cart_qdrant.training.query_encoder import QueryEncoder
@@ -91,7 +91,7 @@ class _Training:
         self.remarks: list[str] = []
         self.work = index.folder.work / "train"
         self.zero_shot = 0.0
-        self.lexicon: Lexicon | None = None
+        self.text_anchors: TextAnchors | None = None
 
     def log(self, row: dict[str, float | str]) -> None:
         """Keep and show one epoch."""
@@ -103,13 +103,13 @@ class _Training:
         index, options = self.index, self.options
         index.add_indexes()
         remove_stale(index)
-        lexicon = index.lexicon()
-        corpus = read_corpus(index, None if lexicon is None else lexicon.name)
+        text_anchors = index.text_anchors()
+        corpus = read_corpus(index, None if text_anchors is None else text_anchors.name)
         if not len(corpus):
             raise IndexMissingError("The index is empty.", "Fill it: `cartq ingest FOLDER`.")
-        self.lexicon = lexicon
-        if lexicon is None:
-            self.lexicon = learn_from(index, corpus.texts, options.seed, self.reporter)
+        self.text_anchors = text_anchors
+        if text_anchors is None:
+            self.text_anchors = learn_from(index, corpus.texts, options.seed, self.reporter)
         split = split_pairs(corpus, options.seed)
         self._remark(corpus, split)
         self.zero_shot = ZERO_SHOT * max(0.0, 1 - len(split.train_P) / DISTILL_UNTIL)
@@ -131,12 +131,12 @@ class _Training:
         val_r10 = 0.0
         if spaces:
             val_r10 = trainer.train(self.reporter, self.work / "tower.safetensors", mark, self.log)
-        known = self.lexicon if self.zero_shot else None
+        known = self.text_anchors if self.zero_shot else None
         query_PD = pair_vectors(encoder, corpus, states, known, self.zero_shot)
         self.reporter.phase("identifiers", None)
         codec = self._codec(corpus, split, query_PD)
         scale = float(encoder.log_scale.detach().exp().clamp(max=100)) if spaces else 20.0
-        bank = self._querybank(encoder, corpus, split, states, query_PD, scale)
+        bank = self._query_bank(encoder, corpus, split, states, query_PD, scale)
         info = prepare(index, corpus.vectors, codec, bank)
         trie = Trie.load(index.folder.root / info.trie.name)
         written = self._written(info, corpus)
@@ -159,13 +159,13 @@ class _Training:
             reporter=self.reporter, log=self.log,
         )  # fmt: skip
         self.reporter.phase("calibration", None)
-        verticals = self._verticals(encoder, data)
+        modality_prior = self._modality_prior(encoder, data)
         calibration = self._calibrate(
-            encoder, generator, data, bank, trie, written, list(spaces), verticals
+            encoder, generator, data, bank, trie, written, list(spaces), modality_prior
         )
-        signs = measure_signs(generator, encoder, data, trie, calibration.gates, options.seed)
-        self._flip(
-            Model(encoder, generator, calibration, verticals), bank, info,
+        signs = measure_diagnostics(generator, encoder, data, trie, calibration.gates, options.seed)
+        self._activate(
+            Model(encoder, generator, calibration, modality_prior), bank, info,
             {
                 "val_r10": round(val_r10, 4), "pairs": len(split.train_P), "signs": signs,
                 "corpus": corpus.digest(), "split": split.digest(),
@@ -176,7 +176,7 @@ class _Training:
             items=len(corpus),
             pairs=len(split.train_P),
             val_r10=round(val_r10, 4),
-            U=info.U,
+            unique_ratio=info.unique_ratio,
             seconds=time.perf_counter() - begin,
             calibration=calibration,
             history=self.history,
@@ -202,16 +202,16 @@ class _Training:
 
     def _distillation(self, encoder: QueryEncoder, spaces: list[str]) -> Distillation | None:
         """Texts that the embedder knows vectors of, where there are some."""
-        lexicon = self.lexicon
-        if lexicon is None or not len(lexicon.texts):
+        text_anchors = self.text_anchors
+        if text_anchors is None or not len(text_anchors.texts):
             return None
-        short = [f"a photo of a {text}" for text in lexicon.texts if len(text.split()) <= 3]
-        states = TextStates(encoder, [*lexicon.texts, *short])
-        vectors = {space: lexicon.embed(states.text_PW, space) for space in spaces}
+        short = [f"a photo of a {text}" for text in text_anchors.texts if len(text.split()) <= 3]
+        states = TextStates(encoder, [*text_anchors.texts, *short])
+        vectors = {space: text_anchors.embed(states.text_PW, space) for space in spaces}
         targets = {space: x for space, x in vectors.items() if x is not None}
         return Distillation(states, targets) if targets else None
 
-    def _querybank(
+    def _query_bank(
         self,
         encoder: QueryEncoder,
         corpus: Corpus,
@@ -219,7 +219,7 @@ class _Training:
         states: TextStates,
         query_PD: FloatArray,
         scale: float,
-    ) -> Querybank:
+    ) -> QueryBank:
         """Training queries, as a search makes them, in every space."""
         train_P = split.train_P
         banks: dict[str, FloatArray] = {}
@@ -232,7 +232,7 @@ class _Training:
         rows = np.sort(rng.permutation(train_P)[:BANK])
         banks[CAPTION] = tower_vectors(encoder, states, rows, None)
         sharpness[CAPTION] = float(encoder.log_caption_scale.detach().exp().clamp(max=100))
-        return Querybank.sample(banks, sharpness, self.options.seed)
+        return QueryBank.sample(banks, sharpness, self.options.seed)
 
     def _codec(self, corpus: Corpus, split: Split, query_PD: FloatArray) -> Codec:
         """Identifiers fitted in the metric of the queries: codes are spent where queries look."""
@@ -258,17 +258,17 @@ class _Training:
             n = row.get(str(record.id))
             if n is not None:
                 cart = (record.payload or {})[info.field]
-                rows_NL[n] = [*cart["codes"], cart["u"]]
+                rows_NL[n] = [*cart["codes"], cart["disambiguation"]]
                 hub_N2[n] = [cart["hub"].get(name, np.nan) for name in ("media", "caption")]
         return _Written(rows_NL, hub_N2[:, 0], hub_N2[:, 1])
 
-    def _verticals(self, encoder: QueryEncoder, data: GeneratorData) -> Verticals:
+    def _modality_prior(self, encoder: QueryEncoder, data: GeneratorData) -> ModalityPrior:
         """Which kind of media a query is for, learned from the training texts."""
         corpus, train_P = data.corpus, data.split.train_P
         modality_P = corpus.modality_N[corpus.item_P[train_P]]
         pairs = set(zip(corpus.modality_N.tolist(), corpus.file_N.tolist(), strict=True))
         files = Counter(modality for modality, _ in pairs)
-        return Verticals.fit(
+        return ModalityPrior.fit(
             [corpus.texts[p] for p in train_P],
             modality_P.tolist(),
             lambda rows: tower_vectors(encoder, data.states, train_P[rows], None),
@@ -283,11 +283,11 @@ class _Training:
         encoder: QueryEncoder,
         generator: Generator,
         data: GeneratorData,
-        bank: Querybank,
+        bank: QueryBank,
         trie: Trie,
         written: _Written,
         spaces: list[str],
-        verticals: Verticals,
+        modality_prior: ModalityPrior,
     ) -> Calibration:
         corpus, split, codec = data.corpus, data.split, data.codec
         captions = bool(corpus.captioned.any()) and self.index.keeps_captions
@@ -320,13 +320,13 @@ class _Training:
         gains = NodeGains(trie, base.scale * HUB)
         number = {space: n for n, space in enumerate(spaces)}
         space_N = np.asarray([number.get(str(s), -1) for s in corpus.vectors.spaces], np.intp)
-        lexicon = self.lexicon if self.zero_shot else None
+        text_anchors = self.text_anchors if self.zero_shot else None
         asked = {
             name: Stratum(
                 rows,
                 {
                     space: blended_vectors(
-                        encoder, data.states, rows, space, lexicon, self.zero_shot
+                        encoder, data.states, rows, space, text_anchors, self.zero_shot
                     )
                     for space in spaces
                 },
@@ -342,11 +342,11 @@ class _Training:
             caption_BW = tower_vectors(encoder, data.states, rows, None)
             strata[name] = HeldOut(
                 corpus.item_P[rows], asked[name].media, caption_BW, beams[name], caption_NW,
-                known_N, caption_hub_N, verticals.log_beliefs(caption_BW),
+                known_N, caption_hub_N, modality_prior.log_priors(caption_BW),
             )  # fmt: skip
         items = Items(
             corpus.vectors.x_ND, space_N, written.rows_NL, corpus.file_N, written.hub_N,
-            np.asarray([verticals.of[m] for m in corpus.modality_N.tolist()], np.intp),
+            np.asarray([modality_prior.of[m] for m in corpus.modality_N.tolist()], np.intp),
         )  # fmt: skip
         return calibrate(strata, items, base)
 
@@ -376,8 +376,8 @@ class _Training:
         prior = data.prior(data.query_PD[rows], items)
         return fit_gates(joined, prior, list(codes.T))
 
-    def _flip(
-        self, model: Model, bank: Querybank, info: IdentifierInfo, found: Mapping[str, Any]
+    def _activate(
+        self, model: Model, bank: QueryBank, info: IdentifierInfo, found: Mapping[str, Any]
     ) -> None:
         """Everything new goes into force in one replacement of the manifest."""
         index = self.index
@@ -385,8 +385,8 @@ class _Training:
         folder = index.folder.root / f"generator-{version}"
         draft = index.folder.work / folder.name
         model.save(draft, bank)
-        if self.lexicon is not None and index.lexicon() is None:
-            self.lexicon.save(draft / TEACHER)
+        if self.text_anchors is not None and index.text_anchors() is None:
+            self.text_anchors.save(draft / DISTILLED)
         if folder.exists():
             shutil.rmtree(folder)  # of a run that was killed before the manifest named it
         rename_durably(draft, folder)

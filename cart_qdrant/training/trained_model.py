@@ -19,16 +19,16 @@ from cart_qdrant.generator.artifacts import (
     CALIBRATION,
     CONFIG,
     GENERATOR,
+    MODALITY_PRIOR,
     QUERY_GRAPH,
     TOWER,
-    VERTICALS,
     other_parts,
 )
 from cart_qdrant.generator.network import Generator, load_generator
-from cart_qdrant.identifiers.hubness import Querybank
-from cart_qdrant.index.index import QUERYBANK
+from cart_qdrant.identifiers.hubness import QueryBank
+from cart_qdrant.index.index import QUERY_BANK
 from cart_qdrant.search.fusion import Calibration
-from cart_qdrant.search.modality_prior import Verticals
+from cart_qdrant.search.modality_prior import ModalityPrior
 from cart_qdrant.training.export import write_query_graph
 from cart_qdrant.training.query_encoder import QueryEncoder
 
@@ -44,9 +44,9 @@ class Model:
     encoder: QueryEncoder
     generator: Generator
     calibration: Calibration
-    verticals: Verticals
+    modality_prior: ModalityPrior
 
-    def save(self, folder: Path, bank: Querybank) -> None:
+    def save(self, folder: Path, bank: QueryBank) -> None:
         """Write safetensors and JSON into a new folder, with the queries that hubness in the index
         is measured by."""
         if folder.exists():
@@ -62,8 +62,8 @@ class Model:
         config = {"spaces": spaces, "generator": self.generator.config.to_json()}
         (folder / CONFIG).write_text(json.dumps(config, indent=2))
         (folder / CALIBRATION).write_text(json.dumps(self.calibration.to_json(), indent=2))
-        self.verticals.save(folder / VERTICALS)
-        bank.save(folder / QUERYBANK)
+        self.modality_prior.save(folder / MODALITY_PRIOR)
+        bank.save(folder / QUERY_BANK)
 
     @classmethod
     def load(cls, folder: Path, text: TextEncoder) -> Model:
@@ -78,11 +78,11 @@ class Model:
             encoder.load_state_dict(load_file(folder / TOWER))
             generator = load_generator(folder / GENERATOR, config["generator"])
             calibration = Calibration.from_json(json.loads((folder / CALIBRATION).read_text()))
-            verticals = Verticals.load(folder / VERTICALS)
+            modality_prior = ModalityPrior.load(folder / MODALITY_PRIOR)
         except (OSError, KeyError, TypeError, RuntimeError) as error:
             raise other_parts(folder, error) from error
         encoder.eval().requires_grad_(False)
-        return cls(encoder, generator, calibration, verticals)
+        return cls(encoder, generator, calibration, modality_prior)
 
 
 @torch.inference_mode()

@@ -170,7 +170,7 @@ def _show(report: SyncReport, target: Target, *, json: bool) -> None:
 
 def show_sync(console: Console, report: SyncReport, target: Target) -> None:
     """How the collection is read, what was done, what to do next."""
-    from cart_qdrant.embedders.external import FOREIGN
+    from cart_qdrant.embedders.external import EXTERNAL
 
     how = report.attachment
     read = {
@@ -182,13 +182,13 @@ def show_sync(console: Console, report: SyncReport, target: Target) -> None:
     changes = [
         f"{count} {name}"
         for count, name in (
-            (report.new, "new"), (report.gone, "gone"), (report.changed, "changed"),
+            (report.new, "new"), (report.deleted, "deleted"), (report.changed, "changed"),
             (report.captions, "captions embedded"),
         )
         if count
     ]  # fmt: skip
     found = report.identifiers
-    made_by = "" if report.embedder == FOREIGN else f" by {report.embedder}"
+    made_by = "" if report.embedder == EXTERNAL else f" by {report.embedder}"
     console.print(
         facts(
             {

@@ -93,13 +93,13 @@ def show_report(console: Console, report: CaptionReport) -> None:
     """What deserves a look, then counts."""
     if report.failed:
         show_files(console, "Failed", report.failed, SHOWN)
-    if report.doubtful:
+    if report.low_confidence:
         table = grid("fits", "path", "caption", title="Captions that fit badly", right=("fits",))
-        for doubt in sorted(report.doubtful, key=lambda one: one.confidence)[:SHOWN]:
+        for doubt in sorted(report.low_confidence, key=lambda one: one.confidence)[:SHOWN]:
             share = f"{100 * doubt.confidence:.0f} %"
             table.add_row(share, Text(plain(doubt.path)), Text(plain(doubt.text)))
         console.print(table)
-        if (more := len(report.doubtful) - SHOWN) > 0:
+        if (more := len(report.low_confidence) - SHOWN) > 0:
             console.print(Text(f"and {more} more; --json lists them all", style="dim"))
         console.print()
     console.print(

@@ -87,12 +87,12 @@ def doctor(
     with target.open(trust_folder=fix) as opened:
         if fix and opened.manifest.store.kind != "edge":
             with opened.folder.lock():
-                if opened.claim():
+                if opened.take_ownership():
                     remark("The collection was told that this folder is the right one.")
         found = diagnose(opened)
         if fix and not found.passed:
             with opened.folder.lock(), reporting("items") as reporter:
-                mend(opened, found, reporter)
+                repair(opened, found, reporter)
             found = diagnose(opened)
         elif fix:
             remark("Nothing to mend.")
@@ -107,12 +107,12 @@ def doctor(
 def diagnose(index: Index) -> Diagnosis:
     """Check the artefacts against the manifest, then measure the identifiers."""
     from cart_qdrant.index.identify import check
-    from cart_qdrant.training.read_diagnostics import read_signs
+    from cart_qdrant.training.read_diagnostics import read_diagnostics
 
     manifest = index.manifest
     parts: dict[str, Artifact | None] = {
         "statistics": manifest.embedder.statistics,
-        "lexicon": manifest.embedder.lexicon,
+        "text_anchors": manifest.embedder.text_anchors,
     }
     if manifest.identifiers is not None:
         parts["books"] = manifest.identifiers.books
@@ -128,21 +128,23 @@ def diagnose(index: Index) -> Diagnosis:
         except MismatchError as error:
             broken[name] = error.what
     health = None if "books" in broken else check(index)
-    signs = [] if manifest.generator is None else read_signs(manifest.generator.summary)
+    signs = [] if manifest.generator is None else read_diagnostics(manifest.generator.summary)
     return Diagnosis(health, broken, signs)
 
 
-def mend(index: Index, found: Diagnosis, reporter: Reporter) -> None:
+def repair(index: Index, found: Diagnosis, reporter: Reporter) -> None:
     """Renew what can be made from the stored vectors; says what cannot."""
-    from cart_qdrant.index.identify import assign_new, renew
+    from cart_qdrant.index.identify import assign_new, refit
 
     if "statistics" in found.broken:
         reporter.say(
             "The embedder's statistics cannot be made again from the points: "
             "ingest into another --index."
         )
-    if "lexicon" in found.broken:
-        index.put(replace(index.manifest, embedder=replace(index.manifest.embedder, lexicon=None)))
+    if "text_anchors" in found.broken:
+        index.put(
+            replace(index.manifest, embedder=replace(index.manifest.embedder, text_anchors=None))
+        )
         reporter.say("The texts that the embedder knows are kept anew by the next `cartq ingest`.")
     trained = index.manifest.generator is not None
     if "generator" in found.broken:
@@ -152,7 +154,7 @@ def mend(index: Index, found: Diagnosis, reporter: Reporter) -> None:
         assign_new(index)
     if "books" in found.broken or (found.health and not found.health.passed):
         reporter.phase("renewing identifiers", None)
-        renew(index)
+        refit(index)
     if trained and index.manifest.generator is None:
         reporter.say("The generator does not fit any more: run `cartq train`.")
 

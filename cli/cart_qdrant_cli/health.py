@@ -17,7 +17,7 @@ def health_json(health: Health) -> dict[str, Any]:
     """The object of `doctor --json`, and `identifiers` of `ingest --json`."""
     return {
         "passed": health.passed,
-        "U": round(health.U, 4),
+        "unique_ratio": round(health.unique_ratio, 4),
         "items": health.items,
         "clashes": health.clashes,
         "duplicates": health.duplicates,
@@ -48,7 +48,7 @@ def health_line(health: Health) -> Text:
     return Text.assemble(
         "identifiers ",
         verdict(health.passed),
-        f"  U {health.U:.3f} · {len(health.levels)} levels · entropy {entropy} · "
+        f"  U {health.unique_ratio:.3f} · {len(health.levels)} levels · entropy {entropy} · "
         f"{used} codes used, {dead} dead · {counted(health.clashes, 'clash')} · error {error}",
     )
 
@@ -90,7 +90,7 @@ def show_health(console: Console, health: Health) -> None:
     console.print(
         Text.assemble(
             verdict(health.passed),
-            f"  U {health.U:.3f}: {counted(health.items, 'item')}, "
+            f"  U {health.unique_ratio:.3f}: {counted(health.items, 'item')}, "
             f"{counted(health.clashes, 'clash')}, {counted(health.duplicates, 'duplicate')}",
         )
     )

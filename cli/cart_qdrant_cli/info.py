@@ -84,7 +84,7 @@ def describe_index(target: Target) -> dict[str, Any]:
                 "field": identifiers.field,
                 "levels": identifiers.levels,
                 "count": identifiers.count,
-                "U": round(identifiers.U, 4),
+                "unique_ratio": round(identifiers.unique_ratio, 4),
             },
             "generator": None
             if generator is None

@@ -304,8 +304,8 @@ def test_the_demos_media_are_the_same_when_copied_again(wheels: Path, tmp_path: 
 def test_a_missing_wheel_is_named_with_the_pip_line_and_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gone = demo_media.Item(("no_such_package", "data"), "cat.png", "animal")
-    monkeypatch.setattr(demo_media, "ITEMS", (gone,))
+    deleted = demo_media.Item(("no_such_package", "data"), "cat.png", "animal")
+    monkeypatch.setattr(demo_media, "ITEMS", (deleted,))
     with pytest.raises(MissingExtraError, match=r"pip install .cart-qdrant\[lite,demo\]") as found:
         demo_media.copy_media(tmp_path / "media")
     assert "no_such_package" in str(found.value)

@@ -181,7 +181,7 @@ def test_ingest_prints_one_object_and_progress_goes_to_stderr(cartq: Run, tmp_pa
     found = first.json
     assert (found["files"], found["segments"], found["unchanged"]) == (6, 6, 0)
     assert (found["removed"], found["failed"]) == (0, [])
-    assert 0 < found["identifiers"]["U"] <= 1
+    assert 0 < found["identifiers"]["unique_ratio"] <= 1
     assert found["seconds"] > 0
     assert first.err.strip()
     assert (second.json["unchanged"], second.json["segments"]) == (6, 0)
@@ -391,7 +391,7 @@ def test_doctor_mends_the_texts_that_an_embedder_knows(
     cartq: Run, index: Path, tmp_path: Path
 ) -> None:
     next(index.glob("embedder-lexicon-*.safetensors")).write_bytes(b"changed")
-    assert "lexicon" in cartq("doctor", "--index", index, "--json").json["broken"]
+    assert "text_anchors" in cartq("doctor", "--index", index, "--json").json["broken"]
     mended = cartq("doctor", "--fix", "--index", index, "--json")
     assert mended.json["broken"] == {}
     assert "cartq ingest" in mended.err

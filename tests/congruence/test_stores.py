@@ -37,7 +37,7 @@ captions = st.lists(
     max_size=2,
 )
 payloads = st.fixed_dictionaries(
-    {"cart": codes.map(lambda c: {"id": f"{c[0]}-{c[1]}", "codes": c, "u": 0})},
+    {"cart": codes.map(lambda c: {"id": f"{c[0]}-{c[1]}", "codes": c, "disambiguation": 0})},
     optional={
         "m": st.sampled_from(["image", "video"]),
         "v": scalars,

@@ -14,10 +14,10 @@ from qdrant_client import models
 from cart_qdrant.errors import UsageError
 from cart_qdrant.evaluation.ablation import AblateOptions, Growth, Row, ablate, variants
 from cart_qdrant.evaluation.ablation_report import write_report
-from cart_qdrant.index.identify import renew
+from cart_qdrant.index.identify import refit
 from cart_qdrant.index.index import TEXT_DIM, Index
 from cart_qdrant.records import Modality, Segment
-from cart_qdrant.training.read_diagnostics import read_signs
+from cart_qdrant.training.read_diagnostics import read_diagnostics
 from cart_qdrant.training.train import TrainOptions, train
 from tests.conftest import PatchEmbedder
 
@@ -52,7 +52,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
                 )
             )  # fmt: skip
     index.store.upsert(points)
-    renew(index)
+    refit(index)
     with pytest.raises(UsageError, match="not trained"):
         next(ablate(index))
     with index.folder.lock():
@@ -92,7 +92,7 @@ def test_every_variant_is_judged(trained: Index, tmp_path: Path) -> None:
                 assert 0 <= recall[1] <= recall[5] <= recall[10] <= 1
     by_name = {row.variant: row for row in rows}
     # Without residual codes, items of a cluster are told apart by the counter alone.
-    assert by_name["no RQ"].U < by_name["full"].U
+    assert by_name["no RQ"].unique_ratio < by_name["full"].unique_ratio
     assert by_name["noise 1.0"].dense["new"][10] <= by_name["full"].dense["new"][10]
     assert growth[-1].candidates == 80 and set(growth[-1].r10) == set(growth[-1].per_second)
 
@@ -112,4 +112,4 @@ def test_training_measured_what_doctor_judges(trained: Index) -> None:
     signs = generator.summary["signs"]
     assert {"train", "new"} <= set(signs["loss"])
     assert 0 <= signs["valid"] <= 1
-    assert isinstance(read_signs(generator.summary), list)
+    assert isinstance(read_diagnostics(generator.summary), list)

@@ -17,7 +17,7 @@ from cart_qdrant.arrays.vectors import unit
 from cart_qdrant.embedders.registry import open_embedder
 from cart_qdrant.errors import MismatchError, StoreError, UsageError
 from cart_qdrant.index.attach import AttachOptions, attach, guess_fields, sync
-from cart_qdrant.index.identify import check, load_trie, renew
+from cart_qdrant.index.identify import check, load_trie, refit
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.ingest import Ingest, IngestOptions
 from cart_qdrant.search.filters import parse_filter
@@ -139,9 +139,9 @@ def test_sync_follows_others(
     add(client, phrase_vectors, range(half, len(PHRASES)))
     client.delete("photos", models.PointIdsList(points=[1, 3, str(uuid.UUID(int=2))]))
     report = sync(index)
-    assert (report.new, report.gone, report.items) == (half, 3, len(PHRASES) - 3)
+    assert (report.new, report.deleted, report.items) == (half, 3, len(PHRASES) - 3)
     again = sync(index)
-    assert (again.new, again.gone, again.changed) == (0, 0, 0)
+    assert (again.new, again.deleted, again.changed) == (0, 0, 0)
     # A vector that is replaced in place keeps its payload, and with it the old identifier.
     client.update_vectors("photos", [models.PointVectors(id=5, vector=phrase_vectors[50].tolist())])
     assert sync(index).changed == 0
@@ -150,7 +150,10 @@ def test_sync_follows_others(
     carts = [
         (r.payload or {})["cart"] for r in client.retrieve("photos", [5, str(uuid.UUID(int=50))])
     ]
-    assert carts[0]["codes"] == carts[1]["codes"] and carts[0]["u"] != carts[1]["u"]
+    assert (
+        carts[0]["codes"] == carts[1]["codes"]
+        and carts[0]["disambiguation"] != carts[1]["disambiguation"]
+    )
     trie, info = load_trie(index), index.manifest.identifiers
     assert trie is not None and info is not None and len(trie) == len(PHRASES) - 3
 
@@ -282,7 +285,7 @@ def test_another_model_is_refused(
     old_trie = {p.name: p.read_bytes() for p in root.iterdir() if p.is_file()}
     add(client, phrase_vectors, range(len(PHRASES) // 2, len(PHRASES)))
     sync(index)
-    new = index.manifest.flip
+    new = index.manifest.revision
     for name, data in old_trie.items():
         (root / name).write_bytes(data)
     with pytest.raises(MismatchError, match=f"model {new!r}, but .* has ") as told:
@@ -354,7 +357,7 @@ def test_later_identifiers_find_their_field_free(
         sync(index)
         client.set_payload("photos", {"cart_2": "theirs"}, [5])  # since then
         with pytest.raises(StoreError, match=r"1 points .* 'cart_2'"):
-            renew(index)
+            refit(index)
     assert client.retrieve("photos", [5])[0].payload["cart_2"] == "theirs"
     with pytest.raises(MismatchError, match="belongs to the index"):
         attach(tmp_path / "c", "photos", client=client)

@@ -13,9 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cart_qdrant.captions.models import EndpointCaptioner, HubCaptioner, Spoken, open_captioner
+from cart_qdrant.captions.models import (
+    EndpointCaptioner,
+    HubCaptioner,
+    TranscriptSegment,
+    open_captioner,
+)
 from cart_qdrant.errors import CaptionError, UsageError
-from cart_qdrant.index.annotate import DOUBTFUL, caption_index
+from cart_qdrant.index.annotate import LOW_CONFIDENCE, caption_index
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.ingest import IngestReport
 from cart_qdrant.progress import Silent
@@ -55,9 +60,9 @@ class Parrot:
     def __init__(self) -> None:
         self.heard: list[float] = []
 
-    def transcribe(self, samples: Any, rate: int) -> list[Spoken]:
+    def transcribe(self, samples: Any, rate: int) -> list[TranscriptSegment]:
         self.heard.append(len(samples) / rate)
-        return [Spoken(n, n + 1, f"word {n}") for n in range(int(len(samples) / rate))]
+        return [TranscriptSegment(n, n + 1, f"word {n}") for n in range(int(len(samples) / rate))]
 
 
 @pytest.fixture
@@ -275,7 +280,7 @@ def test_labels_and_their_fit_on_a_real_index(
         sure = [c["confidence"] for found in labels.values() for c in found if "confidence" in c]
         # The likeliest label of each picture fits it better than it fits most others.
         assert len(sure) >= 8 and np.mean(sure) > 0.7
-        assert all(d.confidence < DOUBTFUL for d in report.doubtful)
+        assert all(d.confidence < LOW_CONFIDENCE for d in report.low_confidence)
         # No text of this embedder reaches sound.
         assert "media/bell.wav" not in labels
 
@@ -287,7 +292,7 @@ def test_labels_and_their_fit_on_a_real_index(
                 return [taken[(n + 5) % len(taken)] for n in range(len(images))]
 
         wrong = caption_index(index, Wrong(), Silent(), every=True)
-        assert wrong.doubtful
+        assert wrong.low_confidence
         made = [c for found in by_source(index, "generated").values() for c in found]
         assert np.mean([c["confidence"] for c in made]) < np.mean(sure)
 

@@ -114,11 +114,11 @@ def test_imagebind_from_ingest_to_search(
 
     with Index.open(root) as index, index.folder.lock():
         train(index, TrainOptions(profile="quick"))
-        assert index.lexicon() is None
-        lexicon = index.taught()
-        assert lexicon is not None and "scene number 3" in lexicon.texts
+        assert index.text_anchors() is None
+        text_anchors = index.distilled_anchors()
+        assert text_anchors is not None and "scene number 3" in text_anchors.texts
         vectors = open_embedder("imagebind").embed_text(["scene number 3"], "shared")
-        kept = lexicon.values["shared"][lexicon.texts.index("scene number 3")]
+        kept = text_anchors.values["shared"][text_anchors.texts.index("scene number 3")]
         np.testing.assert_allclose(kept, vectors[0], atol=1e-5)  # type: ignore[index]
 
     # A trained index is searched without the weights; more media need them.

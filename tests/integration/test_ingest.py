@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from qdrant_client import models
 
-from cart_qdrant.embedders.zero_shot import Lexicon
+from cart_qdrant.embedders.zero_shot import TextAnchors
 from cart_qdrant.errors import MismatchError, UsageError
 from cart_qdrant.index import writer
-from cart_qdrant.index.identify import check, load_codec, load_trie, read_vectors, renew
+from cart_qdrant.index.identify import check, load_codec, load_trie, read_vectors, refit
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.ingest import Ingest, IngestOptions
 from cart_qdrant.records import Identifier
@@ -485,7 +485,7 @@ def test_renewal_is_seen_whole_or_not_at_all(
     with monkeypatch.context() as patch:
         patch.setattr(index, "put", lambda manifest: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            renew(index)
+            refit(index)
     index.close()
     index = open_index(tmp_path / ".cartq")
     # New identifiers are written, but what is in force is whole and as it was.
@@ -493,7 +493,7 @@ def test_renewal_is_seen_whole_or_not_at_all(
         i: p["cart"] for i, p in before.items()
     }
     assert_named(index)
-    renew(index)
+    refit(index)
     assert_named(index)
     assert len(read_vectors(index).ids) == 8
 
@@ -507,7 +507,7 @@ def test_points_of_others_are_left_alone(tmp_path: Path, open_index: Run, ingest
     index.store.upsert([models.PointStruct(id=strange, vector=vector, payload=payload)])
     report = ingest(index, tmp_path / "m", prune=True)
     assert (report.removed, report.identifiers["count"]) == (0, 2)
-    renew(index)
+    refit(index)
     assert points(index)[strange].keys() == {*payload, "vector"}
     assert index.manifest.identifiers and index.manifest.identifiers.count == 2
 
@@ -589,8 +589,8 @@ def test_columns_of_a_caption_table_are_indexed(
 class _Speaking(_Fitted):
     """An embedder whose vectors of texts depend on its statistics."""
 
-    def lexicon(self) -> Lexicon:
-        return Lexicon(["a scene"], np.ones((1, 4), np.float32), {"visual": self.mean[None]})
+    def text_anchors(self) -> TextAnchors:
+        return TextAnchors(["a scene"], np.ones((1, 4), np.float32), {"visual": self.mean[None]})
 
 
 def test_texts_are_kept_with_the_statistics_that_they_hold_for(
@@ -602,10 +602,10 @@ def test_texts_are_kept_with_the_statistics_that_they_hold_for(
     index = open_index(tmp_path / ".cartq", embedder)
     ingest(index, tmp_path / "m")
     assert index.manifest.embedder.statistics is None
-    assert index.lexicon() is None, "statistics to come would not fit it"
+    assert index.text_anchors() is None, "statistics to come would not fit it"
     pictures(tmp_path / "m", 3)
     ingest(index, tmp_path / "m")
-    kept = index.lexicon()
+    kept = index.text_anchors()
     assert kept is not None and np.array_equal(kept.values["visual"][0], embedder.mean)
 
 
@@ -613,9 +613,11 @@ def test_a_file_without_texts_takes_none_away(tmp_path: Path, open_index: Run, i
     class Lexical(PatchEmbedder):
         texts = ("a scene",)
 
-        def lexicon(self) -> Lexicon:
+        def text_anchors(self) -> TextAnchors:
             n = len(self.texts)
-            return Lexicon(self.texts, np.ones((n, 4), np.float32), {"visual": np.ones((n, 48))})
+            return TextAnchors(
+                self.texts, np.ones((n, 4), np.float32), {"visual": np.ones((n, 48))}
+            )
 
     embedder = Lexical()
     index = open_index(tmp_path / ".cartq", embedder)
@@ -624,5 +626,5 @@ def test_a_file_without_texts_takes_none_away(tmp_path: Path, open_index: Run, i
     embedder.texts = ()
     pictures(tmp_path / "m", 2)
     ingest(index, tmp_path / "m")
-    kept = index.lexicon()
+    kept = index.text_anchors()
     assert kept is not None and list(kept.texts) == ["a scene"]

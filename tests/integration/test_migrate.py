@@ -90,8 +90,8 @@ def test_a_killed_run_goes_on(
             migrate(opened, PLACE, client=client)
         assert opened.manifest.store == StoreInfo()
         # Meanwhile the index changes: one point goes, one has another payload.
-        gone, changed, *_ = [str(r.id) for r in client.scroll("media", limit=3)[0]]
-        opened.store.delete([gone])
+        deleted, changed, *_ = [str(r.id) for r in client.scroll("media", limit=3)[0]]
+        opened.store.delete([deleted])
         opened.store.set_payload([(changed, {"year": 2001})])
         report = migrate(opened, PLACE, client=client)
         assert report.removed == 1 and report.points == len(before) - 1
@@ -149,16 +149,16 @@ def test_a_flip_that_is_killed_locks_nobody_out(
                 patch.setattr(ClientStore, "tell", killed)
             opened.put(before)
     metadata = client.get_collection("media").config.metadata["cart-qdrant:cart"]
-    assert metadata["before"] == before.flip
+    assert metadata["before"] == before.revision
     with Index.open(index, client=client) as opened:
-        assert (opened.manifest.flip == before.flip) == at.startswith("before")
+        assert (opened.manifest.revision == before.revision) == at.startswith("before")
         opened.put(opened.manifest)
-        assert not opened.claim()
+        assert not opened.take_ownership()
     client.update_collection("media", metadata={"cart-qdrant:cart": {"index": before.id}})
     with pytest.raises(MismatchError, match="cartq doctor --fix"):
         Index.open(index, client=client)
     with Index.open(index, client=client, trust_folder=True) as opened:
-        assert opened.claim()
+        assert opened.take_ownership()
     with Index.open(index, client=client) as opened:
         assert opened.store.count() > 1
 

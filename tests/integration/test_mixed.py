@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from qdrant_client import models
 
-from cart_qdrant.index.identify import renew
+from cart_qdrant.index.identify import refit
 from cart_qdrant.index.index import Index
 from cart_qdrant.records import Modality, Segment
 from cart_qdrant.search.retriever import Lane, Retriever
@@ -50,7 +50,7 @@ def retriever(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Retriever]:
                 one_id = Segment(path, kind, 0.0, 1.0).id
                 points.append(models.PointStruct(id=one_id, vector=vector, payload=payload))
     index.store.upsert(points)
-    renew(index)
+    refit(index)
     with index.folder.lock():
         train(index, TrainOptions(profile="quick"))
     with Retriever(index) as found:

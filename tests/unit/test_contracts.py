@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cart_qdrant.embedders.text.folder import text_encoder_folder
-from cart_qdrant.embedders.text.onnx_encoder import QuickTextEncoder
+from cart_qdrant.embedders.text.onnx_encoder import OnnxTextEncoder
 
 ROOT = Path(__file__).parents[2] / "cart_qdrant"
 
@@ -31,7 +31,7 @@ def test_importing_the_package_is_light() -> None:
 @pytest.mark.parametrize("index", ["small_index", "trained"])
 def test_a_search_is_light(index: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     root = shutil.copytree(request.getfixturevalue(index), tmp_path / ".cartq")
-    QuickTextEncoder(text_encoder_folder())  # its graph is kept from then on
+    OnnxTextEncoder(text_encoder_folder())  # its graph is kept from then on
     code = (
         "import sys\nfrom cart_qdrant import Retriever\n"
         f"with Retriever.open({str(root)!r}) as retriever:\n"

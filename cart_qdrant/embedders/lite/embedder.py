@@ -29,7 +29,7 @@ from cart_qdrant.arrays.vectors import unit
 from cart_qdrant.embedders.lite import efficientnet
 from cart_qdrant.embedders.text.folder import text_encoder_folder
 from cart_qdrant.embedders.text.minilm import TextEncoder
-from cart_qdrant.embedders.zero_shot import Lexicon, class_names
+from cart_qdrant.embedders.zero_shot import TextAnchors, class_names
 from cart_qdrant.errors import MediaError
 from cart_qdrant.media.clip import Clip
 from cart_qdrant.records import Modality
@@ -132,7 +132,7 @@ class LiteEmbedder:
         self._net: efficientnet.EfficientNetLite0 | None = None
         self._half: efficientnet.EfficientNetLite0 | None = None
         self._text: TextEncoder | None = None
-        self._lexicon: Lexicon | None = None
+        self._text_anchors: TextAnchors | None = None
         self._stats: dict[str, FloatArray] = {}
 
     def _network(self) -> efficientnet.EfficientNetLite0:
@@ -210,7 +210,7 @@ class LiteEmbedder:
             self._stats[f"{space}.mean"] = mean.astype(np.float32)
             self._stats[f"{space}.axes"] = (axes_RD * std_D**-WHITENING).astype(np.float32)
             self._stats[f"{space}.back"] = (axes_RD * std_D**WHITENING).astype(np.float32)
-        self._lexicon = None
+        self._text_anchors = None
 
     def to_arrays(self) -> dict[str, FloatArray]:
         """The statistics of `fit`."""
@@ -219,7 +219,7 @@ class LiteEmbedder:
     def load_arrays(self, arrays: Mapping[str, FloatArray]) -> None:
         """Take over statistics fitted before."""
         self._stats = dict(arrays)
-        self._lexicon = None
+        self._text_anchors = None
 
     def project(self, x_BR: FloatArray, space: str) -> FloatArray:
         """Whitened unit vectors x_BD of raw features."""
@@ -237,7 +237,7 @@ class LiteEmbedder:
                 out[rows] = self.project(raw[rows], space)
         return out
 
-    def lexicon(self) -> Lexicon:
+    def text_anchors(self) -> TextAnchors:
         """Class names and their weights in the whitened space: `w . (x - mean) = (w B) . z`.
 
         Keys are vectors of the full labels ("tench, Tinca tinca"), texts their first names.
@@ -249,10 +249,10 @@ class LiteEmbedder:
         weights = self._class_weights()
         values = (weights - weights.mean(axis=0)) @ self._stats[f"{VISUAL}.back"]
         keys = self.text_encoder().embed(labels)
-        return Lexicon([label.split(",")[0] for label in labels], keys, {VISUAL: values})
+        return TextAnchors([label.split(",")[0] for label in labels], keys, {VISUAL: values})
 
     def embed_text(self, texts: Sequence[str], space: str) -> FloatArray | None:
         """Query vectors x_BD through the class names; None for sound, which they do not name."""
-        if self._lexicon is None:
-            self._lexicon = self.lexicon()
-        return self._lexicon.embed(self.text_encoder().embed(texts), space)
+        if self._text_anchors is None:
+            self._text_anchors = self.text_anchors()
+        return self._text_anchors.embed(self.text_encoder().embed(texts), space)

@@ -110,7 +110,7 @@ class Encoded:
         pooled_BD: Mean of the last layer over tokens, L2-normalised: the MiniLM sentence vector.
     """
 
-    taps: tuple[Tensor, ...]
+    hidden_states: tuple[Tensor, ...]
     mask_BS: Tensor
     pooled_BD: Tensor
 
@@ -122,7 +122,7 @@ class TextEncoder:
         folder: Holds `config.json`, `tokenizer.json` and `model.safetensors`.
     """
 
-    taps = (1, 3, 5)
+    hidden_states = (1, 3, 5)
     """Layers whose states the generator reads, counted from 0: the paper's E1, E2, E3."""
 
     def __init__(self, folder: Path) -> None:
@@ -162,7 +162,7 @@ class TextEncoder:
         last = states[-1].float()
         weight = mask_BS[:, :, None].float()
         pooled = F.normalize((last * weight).sum(1) / weight.sum(1), dim=-1)
-        return Encoded(tuple(states[n] for n in self.taps), mask_BS, pooled)
+        return Encoded(tuple(states[n] for n in self.hidden_states), mask_BS, pooled)
 
     def batches(
         self, texts: Sequence[str], *, batch: int = 256, bf16: bool = False

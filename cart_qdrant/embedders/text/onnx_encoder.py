@@ -100,7 +100,7 @@ class TextGraph:
         return Batch(found, mask_BS.astype(bool))
 
 
-class QuickTextEncoder:
+class OnnxTextEncoder:
     """`TextEncoder.embed`, in int8: within one percent of its cosines.
 
     Args:

@@ -21,7 +21,7 @@ from cart_qdrant.generator.prior import NodeGains
 from cart_qdrant.identifiers.codec import Codec
 from cart_qdrant.identifiers.trie import Trie
 from cart_qdrant.search.fusion import Calibration
-from cart_qdrant.training.generator_fit import GeneratorData, read_taps
+from cart_qdrant.training.generator_fit import GeneratorData, read_hidden_states
 from cart_qdrant.training.query_encoder import QueryEncoder
 
 LEAST = 0.01
@@ -61,11 +61,12 @@ class Decoder:
         out: list[Beams] = []
         for begin in range(0, len(stratum.rows), BLOCK):
             here = slice(begin, begin + BLOCK)
-            taps, mask = read_taps(self.encoder, self.data, stratum.rows[here])
+            hidden_states, mask = read_hidden_states(self.encoder, self.data, stratum.rows[here])
             out += decode(
                 self.trie, self.codec, {space: q[here] for space, q in stratum.media.items()},
                 scale=self.base.scale, width=self.base.beams, gates=gates,
-                generator=lambda: self.generator, taps=taps, mask_BS=mask, gains=self.gains,
+                generator=lambda: self.generator, hidden_states=hidden_states, mask_BS=mask,
+                gains=self.gains,
             )  # fmt: skip
         return out
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cart_qdrant.embedders.zero_shot import Lexicon
+from cart_qdrant.embedders.zero_shot import TextAnchors
 
 KEYS = np.eye(3, 4, dtype=np.float32)
 VALUES = np.array([[1, 0], [0, 2], [-1, 0]], dtype=np.float32)
-LEXICON = Lexicon(["a cat", "a dog", "a bell"], KEYS, {"visual": VALUES})
+LEXICON = TextAnchors(["a cat", "a dog", "a bell"], KEYS, {"visual": VALUES})
 
 
 def test_a_text_lands_near_its_likest_text() -> None:
@@ -28,7 +28,7 @@ def test_vectors_are_named_by_their_likest_text() -> None:
 
 
 def test_nothing_reaches_another_space_nor_comes_of_no_text() -> None:
-    empty = Lexicon([], np.empty((0, 4), np.float32), {})
+    empty = TextAnchors([], np.empty((0, 4), np.float32), {})
     assert LEXICON.embed(KEYS, "audio") is None and LEXICON.name(VALUES, "audio") is None
     assert empty.embed(KEYS, "visual") is None and empty.name(VALUES, "visual") is None
 
@@ -42,9 +42,9 @@ def test_save_and_load_is_identity(
     keys = rng.standard_normal((len(texts), 4)).astype(np.float32)
     values = {"media": rng.standard_normal((len(texts), 3)).astype(np.float32)}
     path: Path = tmp_path_factory.mktemp("lexicon") / "one.safetensors"
-    one = Lexicon(texts, keys, values)
+    one = TextAnchors(texts, keys, values)
     one.save(path)
-    again = Lexicon.load(path)
+    again = TextAnchors.load(path)
     assert list(again.texts) == texts
     assert np.array_equal(again.keys_TW, keys)
     assert np.array_equal(again.values["media"], values["media"])

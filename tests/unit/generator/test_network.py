@@ -24,9 +24,9 @@ def make(**options: bool) -> Generator:
 
 def memory_of(generator: Generator, queries: int):
     torch.manual_seed(1)
-    taps = tuple(torch.randn(queries, 6, 16) for _ in range(3))
+    hidden_states = tuple(torch.randn(queries, 6, 16) for _ in range(3))
     mask = torch.ones(queries, 6, dtype=torch.bool)
-    return generator.memory(taps, mask, torch.randn(queries, 8))
+    return generator.memory(hidden_states, mask, torch.randn(queries, 8))
 
 
 @pytest.mark.parametrize("coarse,fine", [(True, True), (True, False), (False, True)])
@@ -58,9 +58,9 @@ def test_a_state_does_not_see_later_codes() -> None:
 @torch.inference_mode()
 def test_padding_of_the_memory_is_not_read() -> None:
     generator = make()
-    taps = tuple(torch.randn(1, 4, 16) for _ in range(3))
-    padded = tuple(torch.cat([t, 9 * torch.ones(1, 3, 16)], dim=1) for t in taps)
-    short = generator.memory(taps, torch.ones(1, 4, dtype=torch.bool), None)
+    hidden_states = tuple(torch.randn(1, 4, 16) for _ in range(3))
+    padded = tuple(torch.cat([t, 9 * torch.ones(1, 3, 16)], dim=1) for t in hidden_states)
+    short = generator.memory(hidden_states, torch.ones(1, 4, dtype=torch.bool), None)
     mask = torch.tensor([[True] * 4 + [False] * 3])
     long = generator.memory(padded, mask, None)
     prefix = torch.tensor([[1]])
@@ -85,7 +85,9 @@ def test_full_width_beams_are_the_enumeration_with_the_learned_correction() -> N
     with torch.inference_mode():
         for query, found in enumerate(beams):
             assert len(found.scores_K) == len(trie)
-            one = type(memory)(tuple(t[query : query + 1] for t in memory.taps), memory.mask[:1])
+            one = type(memory)(
+                tuple(t[query : query + 1] for t in memory.hidden_states), memory.mask[:1]
+            )
             for row, score in zip(found.rows_KL, found.scores_K, strict=True):
                 codes = torch.from_numpy(row[None, :2].astype(np.int64))  # the last is only scored
                 state = generator(one, codes)

@@ -39,7 +39,7 @@ manifests = st.builds(
         dim=numbers,
         spaces=st.dictionaries(names, names, max_size=3),
         statistics=st.none() | artifacts,
-        lexicon=st.none() | artifacts,
+        text_anchors=st.none() | artifacts,
     ),
     store=st.builds(StoreInfo, kind=names, url=st.none() | names, collection=st.none() | names),
     identifiers=st.none()
@@ -52,7 +52,7 @@ manifests = st.builds(
         meta=st.dictionaries(names, st.dictionaries(names, numbers, max_size=2), max_size=2),
         levels=numbers,
         count=numbers,
-        U=st.floats(0, 1),
+        unique_ratio=st.floats(0, 1),
     ),
     generator=st.none()
     | st.builds(
@@ -163,7 +163,7 @@ def test_what_was_checked_is_read_again_only_when_it_changed_or_is_asked_for(
 
 
 HASH = "0123456789ab"
-FOREIGN = (
+EXTERNAL = (
     ".env", ".git", ".ssh", "embedder", "embedder-notes.safetensors", "items-list.csv",
     "trie-tutorial.md", "trie-backup.safetensors", "identifiers-old.safetensors", "generator-x",
     "generator-1.py", "notes.txt", ".manifest.json.1234",
@@ -172,14 +172,14 @@ FOREIGN = (
 
 
 def test_writing_removes_files_of_older_versions_and_nothing_else(tmp_path: Path) -> None:
-    kept = (f"trie-{HASH}.safetensors", "identifiers-2.safetensors", "lock", "store", *FOREIGN)
-    gone = (
+    kept = (f"trie-{HASH}.safetensors", "identifiers-2.safetensors", "lock", "store", *EXTERNAL)
+    deleted = (
         "trie-ba9876543210.safetensors", "items-ba9876543210.safetensors", "generator-1",
-        "identifiers-1.safetensors", "embedder-lexicon-00ff.safetensors",
+        "identifiers-1.safetensors", "text-anchors-00ff.safetensors",
     )  # fmt: skip
     drafts = ("draft-0123abcd-manifest.json", "train")
     (tmp_path / "work").mkdir()
-    for name in (*kept, *gone, *(f"work/{name}" for name in drafts)):
+    for name in (*kept, *deleted, *(f"work/{name}" for name in drafts)):
         path = tmp_path / name
         path.mkdir() if name in {"store", "generator-1", ".git", ".ssh"} else path.write_text(name)
     info = IdentifierInfo(
@@ -190,7 +190,7 @@ def test_writing_removes_files_of_older_versions_and_nothing_else(tmp_path: Path
         meta={},
         levels=1,
         count=0,
-        U=1.0,
+        unique_ratio=1.0,
     )
     IndexFolder(tmp_path).write(manifest(identifiers=info))
     ours = {"manifest.json", "checked.json", "work"}
@@ -198,7 +198,7 @@ def test_writing_removes_files_of_older_versions_and_nothing_else(tmp_path: Path
     assert {p.name for p in (tmp_path / "work").iterdir()} == {"train"}
 
 
-@pytest.mark.parametrize("name", [*FOREIGN, "lock", "store", "work", "README.md"])
+@pytest.mark.parametrize("name", [*EXTERNAL, "lock", "store", "work", "README.md"])
 def test_an_index_is_never_made_among_other_files(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
     folder = IndexFolder(tmp_path)

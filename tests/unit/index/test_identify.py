@@ -15,7 +15,7 @@ from cart_qdrant.arrays import spill as rows
 from cart_qdrant.errors import MismatchError
 from cart_qdrant.files import folder_hash
 from cart_qdrant.identifiers.codec import Counters
-from cart_qdrant.identifiers.hubness import Querybank
+from cart_qdrant.identifiers.hubness import QueryBank
 from cart_qdrant.identifiers.item_table import KINDS, file_number, keys_of
 from cart_qdrant.index.identify import (
     adopt,
@@ -28,11 +28,11 @@ from cart_qdrant.index.identify import (
     load_trie,
     prepare,
     read_vectors,
+    refit,
     remove_stale,
-    renew,
     write_identifiers,
 )
-from cart_qdrant.index.index import QUERYBANK, Index
+from cart_qdrant.index.index import QUERY_BANK, Index
 from cart_qdrant.index.manifest import Artifact, GeneratorInfo
 from cart_qdrant.records import Identifier, Modality, Segment
 
@@ -76,7 +76,7 @@ def assert_in_step(index: Index) -> None:
     for record, row in zip(records, table.rows(keys_of([r.id for r in records])), strict=True):
         payload = record.payload or {}
         cart = payload[info.field]
-        assert trie.rows()[table.leaf_N[row]].tolist() == [*cart["codes"], cart["u"]]
+        assert trie.rows()[table.leaf_N[row]].tolist() == [*cart["codes"], cart["disambiguation"]]
         assert KINDS[table.kind_N[row]] == payload["modality"]
         assert table.file_N[row] == file_number(payload["path"])
         wanted = cart.get("hub", {}).get("caption", np.nan)
@@ -104,7 +104,7 @@ def test_vectors_come_back_in_order_of_id(index: Index) -> None:
 
 def test_a_tree_of_another_size_is_refused(index: Index) -> None:
     add(index, vectors(30))
-    info = renew(index)
+    info = refit(index)
     assert info is not None
     index.put(replace(index.manifest, identifiers=replace(info, count=29)))
     with pytest.raises(MismatchError, match="holds 30 identifiers, but the manifest says 29"):
@@ -122,7 +122,7 @@ def test_vectors_in_a_file_are_named_as_those_in_memory(
             add(index, vectors(20, seed=4), Modality.AUDIO, "s")
             found.append(read_vectors(index))
             assert found[-1].x_ND.flags.writeable == (name == "memory")
-            renew(index)
+            refit(index)
             health = check(index)
             assert health is not None and health.passed, health
             stored.append(names(index))
@@ -135,13 +135,13 @@ def test_vectors_in_a_file_are_named_as_those_in_memory(
 
 def test_empty_index(index: Index) -> None:
     assert read_vectors(index).ids == []
-    assert renew(index) is None and assign_new(index) == 0
+    assert refit(index) is None and assign_new(index) == 0
     assert check(index) is None and load_codec(index) is None and load_trie(index) is None
 
 
 def test_new_items_are_named_by_the_frozen_books(index: Index) -> None:
     add(index, vectors(40))
-    info = renew(index)
+    info = refit(index)
     assert info is not None and info.field == "cart"
     before = {one.id for one in names(index)}
     add(index, vectors(10, seed=1), name="new")
@@ -160,7 +160,7 @@ def test_new_items_are_named_by_the_frozen_books(index: Index) -> None:
 
 def test_tree_is_mended_from_the_payload(index: Index) -> None:
     add(index, vectors(20))
-    renew(index)
+    refit(index)
     index.store.delete([Segment("p0", Modality.IMAGE).id])
     assign_new(index)
     assert_in_step(index)
@@ -168,7 +168,7 @@ def test_tree_is_mended_from_the_payload(index: Index) -> None:
 
 def test_interrupted_assignment_goes_on(index: Index) -> None:
     add(index, vectors(20))
-    renew(index)
+    refit(index)
     same = np.repeat(vectors(1), 6, axis=0)
     add(index, same, name="copy")
     codec, info = load_codec(index), index.manifest.identifiers
@@ -185,7 +185,7 @@ def test_interrupted_assignment_goes_on(index: Index) -> None:
 
 def test_unknown_space_is_fitted_unless_a_generator_depends_on_the_books(index: Index) -> None:
     add(index, vectors(12))
-    renew(index)
+    refit(index)
     generator = pretend_trained(index, vectors(5))
     add(index, vectors(2, seed=5), Modality.AUDIO, "s")
     assert assign_new(index) == 2
@@ -202,7 +202,7 @@ def pretend_trained(index: Index, queries_QD: Any) -> GeneratorInfo:
     """Put a generator in force that has nothing but its queries."""
     folder = index.folder.root / "generator-1"
     folder.mkdir()
-    Querybank({"media.visual": queries_QD}, {"media.visual": 10.0}).save(folder / QUERYBANK)
+    QueryBank({"media.visual": queries_QD}, {"media.visual": 10.0}).save(folder / QUERY_BANK)
     generator = GeneratorInfo(
         version=1, folder=Artifact(folder.name, folder_hash(folder)), identifiers=1
     )
@@ -219,14 +219,14 @@ def hubs(index: Index) -> dict[str, float]:
 
 def test_points_that_come_after_training_get_their_hubness(index: Index) -> None:
     add(index, vectors(12))
-    renew(index)
+    refit(index)
     trie = load_trie(index)
     assert trie is not None and np.isnan(trie.hub_N).all() and not hubs(index)
     pretend_trained(index, vectors(5, seed=3))
     add(index, vectors(4, seed=5), name="new")
     assign_new(index)
     assert_in_step(index)
-    bank, found, info = index.querybank(), read_vectors(index), index.manifest.identifiers
+    bank, found, info = index.query_bank(), read_vectors(index), index.manifest.identifiers
     assert bank is not None and info is not None
     wanted = bank.hubness(found.x_ND, "media.visual")
     stored = hubs(index)
@@ -235,13 +235,15 @@ def test_points_that_come_after_training_get_their_hubness(index: Index) -> None
     trie = load_trie(index)
     assert trie is not None
     codes = {str(r.id): (r.payload or {})[info.field] for r in index.store.scroll()}
-    by_row = {(*codes[one]["codes"], codes[one]["u"]): stored[one] for one in found.ids}
+    by_row = {
+        (*codes[one]["codes"], codes[one]["disambiguation"]): stored[one] for one in found.ids
+    }
     assert trie.hub_N.tolist() == pytest.approx([by_row[tuple(r)] for r in trie.rows().tolist()])
 
 
 def test_flip_is_one_step(index: Index) -> None:
     add(index, vectors(20))
-    first = renew(index)
+    first = refit(index)
     old = {one.id for one in names(index)}
     codec = load_codec(index)
     assert codec is not None and first is not None
@@ -262,7 +264,7 @@ def test_flip_is_one_step(index: Index) -> None:
 
 def test_check_passes_a_good_index_and_names_what_is_wrong(index: Index) -> None:
     add(index, vectors(60))
-    renew(index)
+    refit(index)
     health = check(index)
     assert health is not None and health.passed, health
     assert (health.items, health.duplicates, health.fitted_on) == (60, 0, {"visual": 60})
@@ -280,7 +282,7 @@ def test_check_finds_drift(index: Index) -> None:
     rng = np.random.default_rng(0)
     narrow = np.ones((40, 48)) + rng.normal(size=(40, 48)) / 10
     add(index, narrow.astype(np.float32))
-    renew(index)
+    refit(index)
     add(index, vectors(100, seed=3), name="far")
     assign_new(index)
     health = check(index)
@@ -289,7 +291,7 @@ def test_check_finds_drift(index: Index) -> None:
 
 def test_check_forgives_copies_and_small_numbers(index: Index) -> None:
     add(index, np.repeat(vectors(4), 3, axis=0))
-    renew(index)
+    refit(index)
     health = check(index)
     assert health is not None and health.duplicates == 8
     assert any("exact copies" in r for r in health.remarks)

@@ -77,8 +77,8 @@ def test_every_file_once_with_its_own_features(
 
 
 def test_failure_is_told_and_others_go_on(entries: list[FileEntry]) -> None:
-    gone = FileEntry(Path("/nowhere/x.png"), "x.png", 1, 1)
-    found, _ = run([*entries, gone])
+    deleted = FileEntry(Path("/nowhere/x.png"), "x.png", 1, 1)
+    found, _ = run([*entries, deleted])
     assert found["x.png"].failure and found["x.png"].segments == []
     assert "its content is no known media" in found["broken.jpg"].failure
     assert found["p0.png"].failure is None

@@ -106,7 +106,7 @@ def test_what_is_not_whole_is_refused(published: QdrantClient, memory: Any) -> N
     for change, told in (
         ({"format": 2}, "format 2"),
         (
-            {"embedder": {**manifest["embedder"], "lexicon": outside}},
+            {"embedder": {**manifest["embedder"], "text_anchors": outside}},
             r"\.\./x",
         ),
     ):
@@ -118,13 +118,13 @@ def test_what_is_not_whole_is_refused(published: QdrantClient, memory: Any) -> N
 
 def test_few_versions_are_kept(published: QdrantClient, memory: Any) -> None:
     seen = set()
-    for flip in range(5):
+    for revision in range(5):
         manifest = json.loads(memory.cat_file("/shared/.cartq/manifest.json"))
-        data = json.dumps({**manifest, "flip": str(flip)}).encode()
+        data = json.dumps({**manifest, "revision": str(revision)}).encode()
         memory.pipe_file("/shared/.cartq/manifest.json", data)
         seen.add(local_folder(URL))
     assert len(seen) == 5 and sum(one.exists() for one in seen) == KEPT
-    assert IndexFolder(local_folder(URL)).read().flip == "4"
+    assert IndexFolder(local_folder(URL)).read().revision == "4"
 
 
 def test_what_cannot_be_shared_is_told(memory: Any, small_index: Path) -> None:

@@ -10,21 +10,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cart_qdrant.search.modality_prior import FLOOR, LEAST, Verticals
+from cart_qdrant.search.modality_prior import FLOOR, LEAST, ModalityPrior
 
 SPACES = {"image": "visual", "video": "visual", "audio": "audio"}
 
 
 def fitted(
     counts: dict[str, int], files: dict[str, int] | None = None
-) -> tuple[Verticals, dict[str, npt.NDArray[np.float32]]]:
+) -> tuple[ModalityPrior, dict[str, npt.NDArray[np.float32]]]:
     """Fitted to texts that lie about an axis of their modality; also one query of each kind."""
     rng = np.random.default_rng(0)
     axes = {m: np.eye(8, dtype=np.float32)[n] for n, m in enumerate(SPACES)}
     modality_P = [m for m, count in counts.items() for _ in range(count)]
     x = np.stack([axes[m] for m in modality_P]) + 0.1 * rng.normal(size=(len(modality_P), 8))
     texts = [f"text {n}" for n in range(len(modality_P))]
-    found = Verticals.fit(
+    found = ModalityPrior.fit(
         texts, modality_P, lambda rows: x[rows].astype(np.float32), SPACES, files or counts, 8
     )
     return found, {m: axis[None] for m, axis in axes.items()}
@@ -34,12 +34,12 @@ def test_a_query_is_for_what_its_words_are_said_of() -> None:
     found, queries = fitted({"image": 300, "video": 40, "audio": 40})
     assert len(found) == 3
     for modality, q in queries.items():
-        assert int(found.log_beliefs(q)[0].argmax()) == found.of[modality]
+        assert int(found.log_priors(q)[0].argmax()) == found.of[modality]
 
 
 def test_rare_media_are_believed_more_than_they_are_many() -> None:
     found, _ = fitted({"image": 400, "audio": 100}, {"image": 400, "audio": 4, "video": 0})
-    nothing = np.exp(found.log_beliefs(np.zeros((1, 8), np.float32))[0])
+    nothing = np.exp(found.log_priors(np.zeros((1, 8), np.float32))[0])
     assert nothing[found.of["audio"]] > 4 / 404
 
 
@@ -62,14 +62,14 @@ def test_a_text_that_segments_share_counts_once() -> None:
 
     texts = [f"photo {n}" for n in range(100)] + ["One film"] * 50 + ["one film "] * 50
     modalities = ["image"] * 100 + ["video"] * 100
-    found = Verticals.fit(texts, modalities, vectors, SPACES, {"image": 100, "video": 1}, 8)
+    found = ModalityPrior.fit(texts, modalities, vectors, SPACES, {"image": 100, "video": 1}, 8)
     assert len(found) == 1 and asked == []
 
 
 @given(st.lists(st.floats(-50, 50, width=32), min_size=8, max_size=8))
 def test_beliefs_are_probabilities_and_nothing_is_ruled_out(q: list[float]) -> None:
     found, _ = fitted({"image": 30, "audio": 30})
-    p = np.exp(found.log_beliefs(np.asarray([q], np.float32))[0])
+    p = np.exp(found.log_priors(np.asarray([q], np.float32))[0])
     assert p.sum() == pytest.approx(1, abs=1e-5)
     assert p.min() >= FLOOR / 2 - 1e-6
 
@@ -77,7 +77,7 @@ def test_beliefs_are_probabilities_and_nothing_is_ruled_out(q: list[float]) -> N
 def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     found, queries = fitted({"image": 30, "video": 30, "audio": 30})
     found.save(tmp_path / "v.safetensors")
-    again = Verticals.load(tmp_path / "v.safetensors")
+    again = ModalityPrior.load(tmp_path / "v.safetensors")
     assert again.of == found.of
     for q in queries.values():
-        assert np.array_equal(again.log_beliefs(q), found.log_beliefs(q))
+        assert np.array_equal(again.log_priors(q), found.log_priors(q))

@@ -74,7 +74,7 @@ def test_payload_indexes_of_an_older_version_are_made_anew(
     """They were loaded at each opening; those of a killed run are missing."""
     store.create_keyword_index("old")
     store.create_keyword_index("gone")
-    store.upsert([point(0, old="a", gone="b")])
+    store.upsert([point(0, old="a", deleted="b")])
     store.close()
     update = edge.UpdateOperation
     shard = edge.EdgeShard.load(str(tmp_path / "store"))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cart_qdrant.search.fusion import MEANINGFUL
-from cart_qdrant.training.read_diagnostics import read_signs
+from cart_qdrant.training.read_diagnostics import read_diagnostics
 
 
 def summary(**changed: Any) -> dict[str, Any]:
@@ -23,8 +23,8 @@ def summary(**changed: Any) -> dict[str, Any]:
 
 
 def test_a_sound_training_shows_nothing() -> None:
-    assert read_signs(summary()) == []
-    assert read_signs({}) == [], "an index trained by an older version measured nothing"
+    assert read_diagnostics(summary()) == []
+    assert read_diagnostics({}) == [], "an index trained by an older version measured nothing"
 
 
 @pytest.mark.parametrize(
@@ -40,11 +40,11 @@ def test_a_sound_training_shows_nothing() -> None:
     ],
 )
 def test_each_failure_is_named_with_a_remedy(changed: dict[str, Any], word: str) -> None:
-    (line,) = read_signs(summary(**changed))
+    (line,) = read_diagnostics(summary(**changed))
     assert word in line
     assert "cartq" in line or "--filter" in line
 
 
 def test_few_queries_tell_nothing() -> None:
     few = {"queries": MEANINGFUL - 1, "auto": {"R@1": 0.0, "R@10": 0.6}}
-    assert read_signs(summary(new=few)) == []
+    assert read_diagnostics(summary(new=few)) == []

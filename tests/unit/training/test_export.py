@@ -10,7 +10,7 @@ import torch
 
 from cart_qdrant.embedders.text.folder import text_encoder_folder
 from cart_qdrant.embedders.text.onnx_encoder import TOGETHER
-from cart_qdrant.generator.encoder import QuickEncoder
+from cart_qdrant.generator.encoder import OnnxQueryEncoder
 from cart_qdrant.training.export import write_query_graph
 from cart_qdrant.training.query_encoder import QueryEncoder
 
@@ -32,14 +32,14 @@ def encoder(text_encoder: Any) -> QueryEncoder:
 
 
 @pytest.fixture(scope="module")
-def quick(encoder: QueryEncoder, tmp_path_factory: pytest.TempPathFactory) -> QuickEncoder:
+def quick(encoder: QueryEncoder, tmp_path_factory: pytest.TempPathFactory) -> OnnxQueryEncoder:
     path = tmp_path_factory.mktemp("graph") / "query.onnx"
     write_query_graph(encoder, path)
-    return QuickEncoder(path, text_encoder_folder())
+    return OnnxQueryEncoder(path, text_encoder_folder())
 
 
 def test_vectors_are_those_of_the_encoder_within_int8(
-    encoder: QueryEncoder, quick: QuickEncoder
+    encoder: QueryEncoder, quick: OnnxQueryEncoder
 ) -> None:
     wanted = encoder.encode(encoder.tokenize(TEXTS))
     found = quick.encode(TEXTS)
@@ -55,29 +55,32 @@ def test_vectors_are_those_of_the_encoder_within_int8(
         np.testing.assert_allclose(np.linalg.norm(other, axis=1), 1, atol=1e-5)
     # What is unlike stays unlike: the vectors are not all the same.
     assert (found.text_BW @ found.text_BW.T)[0, 2] < 0.9
-    assert found.taps is None
+    assert found.hidden_states is None
 
 
-def test_states_are_those_of_the_encoder(encoder: QueryEncoder, quick: QuickEncoder) -> None:
+def test_states_are_those_of_the_encoder(encoder: QueryEncoder, quick: OnnxQueryEncoder) -> None:
     wanted = encoder.encode(encoder.tokenize(TEXTS))
-    found = quick.encode(TEXTS, taps=True)
-    assert found.taps is not None
+    found = quick.encode(TEXTS, hidden_states=True)
+    assert found.hidden_states is not None
     np.testing.assert_array_equal(found.mask_BS, wanted.mask_BS.numpy())
     there = found.mask_BS
-    for one, other in zip(wanted.taps, found.taps, strict=True):
+    for one, other in zip(wanted.hidden_states, found.hidden_states, strict=True):
         x, y = one.numpy()[there], other[there]
         assert np.linalg.norm(x - y) < 0.2 * np.linalg.norm(x)
 
 
-def test_batches_come_back_in_order(quick: QuickEncoder) -> None:
+def test_batches_come_back_in_order(quick: OnnxQueryEncoder) -> None:
     texts = [f"{'very ' * (n % 7)}old picture number {n}" for n in range(2 * TOGETHER + 3)]
-    together = quick.encode(texts, taps=True)
-    assert together.taps is not None
+    together = quick.encode(texts, hidden_states=True)
+    assert together.hidden_states is not None
     for n in (0, 5, len(texts) - 1):
-        alone = quick.encode([texts[n]], taps=True)
+        alone = quick.encode([texts[n]], hidden_states=True)
         assert float(together.media["visual"][n] @ alone.media["visual"][0]) > 0.97
         best = np.argmax(together.text_BW @ alone.text_BW[0])
         assert best == n or together.text_BW[best] @ together.text_BW[n] > 0.97
         length = int(alone.mask_BS.sum())
         assert int(together.mask_BS[n].sum()) == length
-        assert together.taps[0][n, length:].shape == together.taps[2][n, length:].shape
+        assert (
+            together.hidden_states[0][n, length:].shape
+            == together.hidden_states[2][n, length:].shape
+        )

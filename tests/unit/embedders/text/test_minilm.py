@@ -38,8 +38,8 @@ def test_batches_cover_every_text_once(text_encoder: Any) -> None:
     rows = []
     for part, encoded in text_encoder.batches(texts, batch=4):
         assert len(part) == len(encoded.pooled_BD) == len(encoded.mask_BS) <= 4
-        assert len(encoded.taps) == len(text_encoder.taps)
-        assert encoded.taps[0].shape == (*encoded.mask_BS.shape, text_encoder.dim)
+        assert len(encoded.hidden_states) == len(text_encoder.hidden_states)
+        assert encoded.hidden_states[0].shape == (*encoded.mask_BS.shape, text_encoder.dim)
         rows += part
     assert sorted(rows) == list(range(25))
 

@@ -10,7 +10,7 @@ import pytest
 
 from cart_qdrant.embedders.text import onnx_graph as bert_graph
 from cart_qdrant.embedders.text.folder import text_encoder_folder
-from cart_qdrant.embedders.text.onnx_encoder import TOGETHER, QuickTextEncoder
+from cart_qdrant.embedders.text.onnx_encoder import TOGETHER, OnnxTextEncoder
 
 TEXTS = ["a dog on a surfboard", "Two children.", "the sound of a chainsaw " * 4]
 
@@ -22,7 +22,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_vectors_are_those_of_the_text_encoder_within_int8(text_encoder: Any) -> None:
-    quick = QuickTextEncoder(text_encoder_folder())
+    quick = OnnxTextEncoder(text_encoder_folder())
     wanted, found = text_encoder.embed(TEXTS), quick.embed(TEXTS)
     assert (wanted * found).sum(axis=1).min() > 0.98
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
@@ -43,16 +43,16 @@ def test_the_graph_is_written_once_and_anew_when_it_is_damaged(
         return write(folder)
 
     monkeypatch.setattr(bert_graph, "text_graph", counted)
-    first = QuickTextEncoder(text_encoder_folder()).embed(TEXTS)
+    first = OnnxTextEncoder(text_encoder_folder()).embed(TEXTS)
     (kept,) = cache.glob("*.onnx")
-    np.testing.assert_array_equal(QuickTextEncoder(text_encoder_folder()).embed(TEXTS), first)
+    np.testing.assert_array_equal(OnnxTextEncoder(text_encoder_folder()).embed(TEXTS), first)
     assert len(written) == 1
     kept.write_bytes(kept.read_bytes()[:1000])
-    np.testing.assert_array_equal(QuickTextEncoder(text_encoder_folder()).embed(TEXTS), first)
-    np.testing.assert_array_equal(QuickTextEncoder(text_encoder_folder()).embed(TEXTS), first)
+    np.testing.assert_array_equal(OnnxTextEncoder(text_encoder_folder()).embed(TEXTS), first)
+    np.testing.assert_array_equal(OnnxTextEncoder(text_encoder_folder()).embed(TEXTS), first)
     assert len(written) == 2
 
 
 def test_without_a_cache_it_works_all_the_same(cache: Path) -> None:
     cache.write_text("a file where the folder should be")
-    assert QuickTextEncoder(text_encoder_folder()).embed(TEXTS).shape == (3, 384)
+    assert OnnxTextEncoder(text_encoder_folder()).embed(TEXTS).shape == (3, 384)
