@@ -44,7 +44,7 @@ def test_a_search_is_light(index: str, tmp_path: Path, request: pytest.FixtureRe
     assert done.returncode == 0, done.stderr
 
 
-LEAVES = {"config", "errors", "files", "progress", "records"}
+LEAVES = {"config", "errors", "extras", "files", "progress", "records"}
 
 
 def allowed_imports() -> dict[str, set[str]]:
