@@ -198,12 +198,16 @@ class Hit:
     confidence: float | None = None
     """Probability that this is what was meant; None where nothing was held out to tell it by."""
     why: dict[str, Any] | None = field(default=None, repr=False)
-    """What speaks for it, when asked; see `search.explain`."""
+    """Why it is a hit (the object of `search.explain`); None unless the search was to explain."""
     moment: tuple[float, float] | None = None
     """Seconds that the caption speaks about; None unless it shares a word with the query."""
+    similarity: float | None = None
+    """Cosine of the query's and the media vector where the lane compared them, else that of the
+    caption's vector; None where the lane compared neither."""
 
     def metadata(self) -> dict[str, Any]:
-        """What a document of it in another framework carries, besides caption, id and score."""
+        """Metadata of the hit as a document of another framework; caption, id and score have fields
+        of their own there."""
         return {
             "path": self.path,
             "modality": str(self.modality),
@@ -211,6 +215,7 @@ class Hit:
             "end": self.end,
             "moment": self.moment,
             "confidence": self.confidence,
+            "similarity": self.similarity,
             "identifier": self.identifier,
             "lane": self.lane,
         }
@@ -226,6 +231,7 @@ class Hit:
             "start": self.start,
             "end": self.end,
             "score": self.score,
+            "similarity": self.similarity,
             "confidence": self.confidence,
             "lane": self.lane,
             "identifier": self.identifier,

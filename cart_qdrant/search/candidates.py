@@ -29,13 +29,13 @@ from cart_qdrant.storage.protocol import CAPTION, CAPTION_TEXTS, MEDIA
 LISTS: Mapping[str, tuple[str, ...]] = {
     "generative": (),
     "dense": ("dense",),
-    "fused": ("dense", "undescribed", "caption"),
+    "fused": ("dense", "without_caption", "caption"),
     "caption": ("caption",),
     "bm25": ("bm25",),
     "rrf": ("dense", "caption", "bm25"),
 }
-"""Lists that a lane takes its candidates from, besides what beams name. `undescribed` is `dense`
-among items without a caption: where these are few, `dense` holds next to none of them."""
+"""Lists that a lane takes its candidates from, besides what beams name. `without_caption` is
+`dense` among items that have no caption: where these are few, `dense` finds hardly any of them."""
 DESCRIBED = qdrant.HasVectorCondition(has_vector=CAPTION)
 CAPTIONS_OF_BEAMS = "captions of beams"
 """What is asked of named items besides: no list of its own."""
@@ -133,9 +133,17 @@ class Pool:
     def scores(self, by: str) -> FloatArray:
         """Scores (C,) of one list."""
         return {
-            "beam": self.beam_C, "dense": self.media_C, "undescribed": self.media_C,
+            "beam": self.beam_C, "dense": self.media_C, "without_caption": self.media_C,
             "caption": self.caption_C, "bm25": self.words_C,
         }[by]  # fmt: skip
+
+    def similarity(self, place: int) -> float | None:
+        """Cosine of the query and a candidate's media vector, else its caption's; None where
+        neither was compared."""
+        for cosine_C in (self.media_C, self.caption_C):
+            if not np.isnan(cosine_C[place]):
+                return float(cosine_C[place])
+        return None
 
     def belief_of(self, place: int) -> float | None:
         """How likely the query is for media of a candidate's kind; None where kinds are not told
@@ -184,7 +192,7 @@ class _List:
             pool.media_C[place] = self.answer_A[here]
         found = pool.found.get(self.by)
         pool.found[self.by] = place if found is None else np.concatenate([found, place])
-        if self.by == "undescribed":
+        if self.by == "without_caption":
             pool.looked_C[place] = True
 
 
@@ -247,8 +255,8 @@ class Collector:
             wanted.add("caption")  # the router looks at the best one
         captions = encoded.is_text and not set(lanes) <= {"dense", *SINGLE, "rrf"}
         nearest = {"dense": filter} if "dense" in wanted else {}
-        if "undescribed" in wanted and self._partly and encoded.is_text:
-            nearest["undescribed"] = merge_filters(qdrant.Filter(must_not=[DESCRIBED]), filter)
+        if "without_caption" in wanted and self._partly and encoded.is_text:
+            nearest["without_caption"] = merge_filters(qdrant.Filter(must_not=[DESCRIBED]), filter)
         for b in range(len(encoded.texts)):
             if len(encoded.beams[b].scores_K):
                 named = self._named(encoded.beams[b], filter)

@@ -41,13 +41,14 @@ class Step:
         log_prob: Log-probability of the code among those that the tree allows after the prefix;
             None where the query does not reach the item's space, or its cluster is too far to be
             looked at.
-        words: What items of the coarse cluster are like: their most typical caption, or a label.
+        description: What the items of the coarse cluster are like: their most typical caption, or a
+            label; None at the other levels.
     """
 
     code: int
     items: int
     log_prob: float | None
-    words: str | None
+    description: str | None
 
     def to_json(self) -> dict[str, Any]:
         """One object."""
@@ -55,7 +56,7 @@ class Step:
             "code": self.code,
             "items": self.items,
             "log_prob": None if self.log_prob is None else round(self.log_prob, 4),
-            "words": self.words,
+            "description": self.description,
         }
 
 
@@ -95,12 +96,12 @@ class Explainer:
             out.append(
                 {
                     "rank_in": {name: of[hit.id] for name, of in ranks.items() if hit.id in of},
-                    "cosine": _rounded(pool.media_C[place]),
-                    "caption_cosine": _rounded(pool.caption_C[place]),
+                    "media_similarity": _rounded(pool.media_C[place]),
+                    "caption_similarity": _rounded(pool.caption_C[place]),
                     "hubness": _rounded(pool.facts.hub_C[place]),
-                    "belief": _rounded(pool.belief_of(place)) if encoded.is_text else None,
+                    "modality_prior": _rounded(pool.belief_of(place)) if encoded.is_text else None,
                     "matched_caption": found,
-                    "path": [step.to_json() for step in steps],
+                    "identifier_path": [step.to_json() for step in steps],
                 }
             )
         return out
@@ -119,7 +120,9 @@ class Explainer:
         out: list[dict[str, Any] | None] = []
         for one in texts:
             best = max(one, key=lambda text: cosine[text], default=None)
-            out.append(None if best is None else {"text": best, "cosine": round(cosine[best], 4)})
+            out.append(
+                None if best is None else {"text": best, "similarity": round(cosine[best], 4)}
+            )
         return out
 
     def _paths(self, hits: Sequence[Hit], encoded: Encoded) -> list[list[Step]]:
@@ -152,7 +155,7 @@ class Explainer:
                         code=row[level],
                         items=trie.leaves(level, node),
                         log_prob=None if shares is None else shares[level],
-                        words=self._describe(row[0]) if level == 0 else None,
+                        description=self._describe(row[0]) if level == 0 else None,
                     )
                     for level, node in enumerate(nodes)
                 ]

@@ -589,7 +589,7 @@ class Retriever:
                     identifier=cart["id"] if cart else None,
                     caption=caption["text"] if caption else None, payload=payload,
                     confidence=None if rows.sure_C is None else float(rows.sure_C[place]),
-                    moment=moment_of(caption, words),
+                    moment=moment_of(caption, words), similarity=rows.pool.similarity(place),
                 )
             )  # fmt: skip
             if len(hits) == k:

@@ -251,22 +251,22 @@ def show_whys(console: Console, hits: Sequence[Hit]) -> None:
         rows: dict[str, str] = {}
         found = [f"{name} #{rank}" for name, rank in why["rank_in"].items()]
         rows["found by"] = ", ".join(found)
-        if why["cosine"] is not None:
+        if why["media_similarity"] is not None:
             hub = "" if why["hubness"] is None else f", hubness {why['hubness']:.3f}"
-            rows["likeness"] = f"cosine {why['cosine']:.3f}{hub}"
-        if why["belief"] is not None:
+            rows["likeness"] = f"cosine {why['media_similarity']:.3f}{hub}"
+        if why["modality_prior"] is not None:
             kind = hit.modality.value
-            rows["kind"] = f"{100 * why['belief']:.0f} % sure that {kind} is asked for"
+            rows["kind"] = f"{100 * why['modality_prior']:.0f} % sure that {kind} is asked for"
         if why["matched_caption"] is not None:
             caption = why["matched_caption"]
-            rows["caption"] = f"{caption['text']} ({caption['cosine']:.2f})"
-        for level, step in enumerate(why["path"]):
+            rows["caption"] = f"{caption['text']} ({caption['similarity']:.2f})"
+        for level, step in enumerate(why["identifier_path"]):
             share = ""
             if step["log_prob"] is not None:
                 chance = 100 * math.exp(step["log_prob"])
                 share = f", {chance:.0f} % of its branch (log {_number(step['log_prob'])})"
             items = counted(step["items"], "item")
-            words = f" like “{step['words']}”" if step["words"] else ""
+            words = f" like “{step['description']}”" if step["description"] else ""
             rows[f"level {level + 1}"] = f"{step['code']}: {items}{words}{share}"
         console.print(Padding(facts(rows), (0, 0, 0, 3)))
 

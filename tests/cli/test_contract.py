@@ -224,8 +224,8 @@ def test_search_prints_the_contracts_object(cartq: Run, small_index: Path) -> No
     assert set(answer) == {"query", "lane", "index_version", "took_ms", "hits"}
     assert set(answer["took_ms"]) == {"encode", "decode", "resolve", "total"}
     best = answer["hits"][0]
-    keys = "rank id path modality start end score confidence lane identifier caption moment payload"
-    assert list(best) == keys.split()
+    keys = "rank id path modality start end score similarity confidence lane identifier caption"
+    assert list(best) == [*keys.split(), "moment", "payload"]
     assert (best["path"], best["caption"]) == ("media/picture-0.png", "a dog on a surfboard")
     assert [hit["rank"] for hit in answer["hits"]] == list(range(1, len(answer["hits"]) + 1))
     version = cartq("info", "--index", small_index, "--json").json["version"]

@@ -71,7 +71,7 @@ def test_a_query_finds_its_kind(retriever: Retriever, lane: Lane, query: str, ki
     hits = retriever.search(query, k=5, lane=lane, explain=True).hits
     assert hits[0].modality == kind
     why = hits[0].why
-    assert why is not None and why["belief"] > 0.5
+    assert why is not None and why["modality_prior"] > 0.5
 
 
 def test_both_kinds_are_candidates(retriever: Retriever) -> None:
@@ -87,4 +87,4 @@ def test_items_without_a_caption_have_a_list_of_their_own(retriever: Retriever) 
     hits = retriever.search(query, k=20, lane="fused", explain=True).hits
     bare = [hit for hit in hits if hit.caption is None]
     assert "loud-siren.audio" in {hit.path for hit in bare}
-    assert all("undescribed" in (hit.why or {})["rank_in"] for hit in bare)
+    assert all("without_caption" in (hit.why or {})["rank_in"] for hit in bare)

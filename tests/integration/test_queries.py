@@ -106,7 +106,7 @@ def test_why_is_told_of_a_mix_too(trained: Path, worse: Path) -> None:
     with Retriever.open(trained) as retriever:
         (hit,) = retriever.search(asked(Part("image", str(worse))), k=1, explain=True).hits
     assert hit.why is not None
-    assert hit.why["cosine"] == pytest.approx(hit.score, abs=1e-3)
+    assert hit.why["media_similarity"] == pytest.approx(hit.score, abs=1e-3)
     assert hit.why["matched_caption"] is None
     assert len(hit.why["path"]) == len(hit.identifier.split("-")) - 1
     json.dumps(hit.why, allow_nan=False)

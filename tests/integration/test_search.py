@@ -48,6 +48,22 @@ def test_the_lane_of_words_finds_what_holds_one(small_index: Path) -> None:
     assert all("surfboard" in str(hit.payload["captions"]) for hit in hits)
 
 
+@pytest.mark.parametrize("lane", LANES)
+def test_a_hit_has_the_similarity_that_its_lane_compared(trained: Path, lane) -> None:
+    with Retriever.open(trained) as retriever:
+        hits = retriever.search("a dog on a surfboard", lane=lane, explain=True).hits
+    assert hits
+    for hit in hits:
+        why = hit.why or {}
+        compared = [why["media_similarity"], why["caption_similarity"]]
+        expected = next((cosine for cosine in compared if cosine is not None), None)
+        assert (hit.similarity is None) == (expected is None) == (lane == "bm25")
+        assert expected is None or hit.similarity == pytest.approx(expected, abs=1e-4)
+        assert hit.to_json()["similarity"] == hit.metadata()["similarity"] == hit.similarity
+        if lane == "caption":
+            assert hit.similarity == hit.score
+
+
 @pytest.mark.parametrize("lane", ["caption", "bm25"])
 def test_lanes_of_captions_need_no_query_in_media_space(
     small_index: Path, monkeypatch: pytest.MonkeyPatch, lane
@@ -193,13 +209,13 @@ def test_hits_are_explained(trained: Path) -> None:
     assert best["rank_in"]["caption"] == 1
     for hit in found.hits:
         assert hit.why is not None and hit.identifier is not None
-        path = hit.why["path"]
+        path = hit.why["identifier_path"]
         assert "-".join(str(step["code"]) for step in path) == hit.identifier.rpartition("-")[0]
         assert all(step["log_prob"] <= 1e-5 for step in path)
         # Fewer and fewer items share the identifier, down to the hit and its copies.
         counts = [step["items"] for step in path]
         assert counts == sorted(counts, reverse=True) and counts[-1] >= 1
-        assert path[0]["words"] and not any(step["words"] for step in path[1:])
+        assert path[0]["description"] and not any(step["description"] for step in path[1:])
 
 
 def test_shares_of_a_branch_sum_to_one(trained: Path) -> None:
@@ -210,7 +226,7 @@ def test_shares_of_a_branch_sum_to_one(trained: Path) -> None:
     assert modality == {"image", "video", "audio"}
     for space in ({"image", "video"}, {"audio"}):
         first = {
-            hit.why["path"][0]["code"]: np.exp(hit.why["path"][0]["log_prob"])
+            hit.why["identifier_path"][0]["code"]: np.exp(hit.why["identifier_path"][0]["log_prob"])
             for hit in hits
             if hit.why is not None and str(hit.modality) in space
         }

@@ -85,6 +85,7 @@ def test_hit_shows_the_contract() -> None:
         "start": 0.0,
         "end": 0.0,
         "score": 0.5,
+        "similarity": None,
         "confidence": None,
         "lane": "dense",
         "identifier": "1-2-0",
