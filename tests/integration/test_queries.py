@@ -108,7 +108,7 @@ def test_why_is_told_of_a_mix_too(trained: Path, worse: Path) -> None:
     assert hit.why is not None
     assert hit.why["media_similarity"] == pytest.approx(hit.score, abs=1e-3)
     assert hit.why["matched_caption"] is None
-    assert len(hit.why["path"]) == len(hit.identifier.split("-")) - 1
+    assert len(hit.why["identifier_path"]) == len(hit.identifier.split("-")) - 1
     json.dumps(hit.why, allow_nan=False)
 
 
