@@ -29,11 +29,10 @@ from cart_qdrant.search.fusion import (
     belief_features,
     best_of,
     default_weights,
-    fit_belief,
-    fit_weights,
     log_odds,
     log_sum,
 )
+from cart_qdrant.training.calibration.maximum_likelihood import fit_belief, fit_weights
 from cart_qdrant.training.generator_fit import reachable
 
 Mask = npt.NDArray[np.bool_]

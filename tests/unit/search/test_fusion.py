@@ -4,42 +4,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cart_qdrant.arrays.types import FloatArray
-from cart_qdrant.generator.beam_search import Beams
 from cart_qdrant.search.fusion import (
     FLOOR,
     Calibration,
     Columns,
     Evidence,
     blend,
-    fit_weights,
     untrained,
 )
-from cart_qdrant.training.calibration.calibrate import (
-    HeldOut,
-    Items,
-    calibrate,
-    expected_calibration_error,
-)
-
-
-def searched(x_ND: FloatArray, rows_NL: npt.NDArray[np.int32]) -> Items:
-    n = len(x_ND)
-    unknown = np.full(n, np.nan, np.float32)
-    return Items(x_ND, np.zeros(n, np.intp), rows_NL, np.arange(n), unknown, np.zeros(n, np.intp))
-
-
-def beams_of(rows_KL: Any) -> Beams:
-    """Identifiers of equal score."""
-    return Beams(rows_KL, np.zeros(len(rows_KL), np.float32), np.arange(len(rows_KL)))
 
 
 def evidence(
@@ -127,34 +105,6 @@ def test_an_unlikely_beam_still_names_its_item() -> None:
     assert calibration.order("generative", found, fill=True)[0].tolist()[2] == 2
 
 
-def test_weights_find_the_informative_feature() -> None:
-    rng = np.random.default_rng(0)
-    features, targets = [], []
-    for _ in range(200):
-        x = rng.normal(size=(20, 3)).astype(np.float32)
-        target = int(rng.integers(20))
-        x[target, 0] += 3
-        features.append(x)
-        targets.append(target)
-    w = fit_weights(features, targets, [1.0] * 200, np.asarray([True, True, False]))
-    assert w[0] > 1 > abs(w[1])
-    assert w[2] == 0
-
-
-def test_a_likeness_never_counts_against_an_item() -> None:
-    rng = np.random.default_rng(0)
-    features, targets = [], []
-    for _ in range(50):
-        x = rng.normal(size=(10, 2)).astype(np.float32)
-        target = int(rng.integers(10))
-        x[target] = [2, -2]
-        features.append(x)
-        targets.append(target)
-    every = np.ones(2, bool)
-    assert fit_weights(features, targets, [1.0] * 50, every)[1] < 0
-    assert fit_weights(features, targets, [1.0] * 50, every, every)[1] == 0
-
-
 @given(st.floats(-1, 1, width=32), st.floats(-1, 1, width=32))
 def test_route_follows_the_best_caption(threshold: float, best: float) -> None:
     calibration = Calibration(
@@ -211,101 +161,10 @@ def test_what_is_believed_of_a_vertical_is_shared_by_its_items() -> None:
     assert p.sum() == pytest.approx(1, abs=1e-4)
 
 
-def test_a_seldom_asked_space_is_weighed_as_the_most_asked_one() -> None:
-    """Five queries for sounds, whose cosines are an order smaller, among 200 for pictures."""
-    rng = np.random.default_rng(3)
-    n, d = 80, 16
-    x = rng.normal(size=(n, d)).astype(np.float32)
-    x /= np.linalg.norm(x, axis=1, keepdims=True)
-    sound = np.arange(n) >= 60
-    rows = np.stack([np.arange(n), np.zeros(n)], axis=1).astype(np.int32)
-    unknown = np.full(n, np.nan, np.float32)
-    items = Items(x, sound.astype(np.intp), rows, np.arange(n), unknown, sound.astype(np.intp))
-    asked = np.concatenate([rng.integers(0, 60, 200), rng.integers(60, n, 5)])
-    q = x[asked] + 0.3 * rng.normal(size=(len(asked), d)).astype(np.float32)
-    belief = np.log(np.where(sound[asked][:, None], [[0.2, 0.8]], [[0.8, 0.2]])).astype(np.float32)
-    held = HeldOut(
-        asked, {"visual": q, "audio": 0.1 * q}, np.zeros((len(asked), 4), np.float32),
-        [beams_of(rows[:1])] * len(asked), np.zeros((n, 4), np.float32),
-        np.zeros(n, bool), unknown, belief,
-    )  # fmt: skip
-    found = calibrate({"new": held}, items, untrained(["visual", "audio"], 1, False))
-    assert found.dense[:3] == found.dense[3:6] and found.dense[0] > 0
-    assert found.bare[:3] == found.bare[3:6]
-
-
 def test_calibration_round_trip() -> None:
     calibration = untrained(["visual", "audio"], 4, captions=True)
     again = Calibration.from_json(json.loads(json.dumps(calibration.to_json())))
     assert again == calibration
-
-
-def test_routed_is_never_worse_than_dense_on_held_out_queries() -> None:
-    """Captions that mislead: whatever the weights, the router must not lose to dense."""
-    rng = np.random.default_rng(1)
-    n, d, w = 60, 16, 8
-    x = rng.normal(size=(n, d)).astype(np.float32)
-    x /= np.linalg.norm(x, axis=1, keepdims=True)
-    rows = np.stack([np.arange(n), np.zeros(n)], axis=1).astype(np.int32)
-
-    def stratum(noise: float, known: bool) -> HeldOut:
-        items = rng.integers(0, n, 80) if known else rng.integers(0, 20, 80)
-        q = x[items] + noise * rng.normal(size=(80, d)).astype(np.float32)
-        captions = rng.normal(size=(n, w)).astype(np.float32)
-        text = rng.normal(size=(80, w)).astype(np.float32)
-        if known:
-            text = captions[items] + 0.5 * rng.normal(size=(80, w)).astype(np.float32)
-        beams = [beams_of(rows[:3])] * 80
-        # Held-out items have no caption that is known; some others have none either.
-        has = np.ones(n, bool)
-        if not known:
-            has[items] = False
-            captions[~has] = 0
-        unknown, sure = np.full(n, np.nan, np.float32), np.zeros((80, 1), np.float32)
-        return HeldOut(items, {"s": q}, text, beams, captions, has, unknown, sure)
-
-    strata = {"new": stratum(0.3, known=False), "known": stratum(0.3, known=True)}
-    base = untrained(["s"], 1, captions=True)
-    found = calibrate(strata, searched(x, rows), base)
-    for lanes in found.held_out.values():
-        for measure in ("R@1", "R@10"):
-            assert lanes["auto"][measure] >= lanes["dense"][measure]
-    assert found.held_out["known"]["fused"]["R@1"] > found.held_out["known"]["dense"]["R@1"]
-    assert found.ece is not None and found.ece < 0.1
-    sure = found.confidences(evidence([0.9, 0.1], [0.9, 0.0]))
-    assert sure is not None and 0 < sure[1] < sure[0] < 1
-
-
-def test_calibration_error_is_the_gap_between_stated_and_observed() -> None:
-    p = np.asarray([0.95] * 10 + [0.05] * 10)
-    right = np.asarray([True] * 10 + [False] * 10)
-    assert expected_calibration_error(p, right, np.ones(20)) == pytest.approx(0.05)
-    assert expected_calibration_error(p, ~right, np.ones(20)) == pytest.approx(0.95)
-    # What weighs nothing does not count.
-    weight = np.asarray([1.0] * 10 + [0.0] * 10)
-    assert expected_calibration_error(p, np.asarray([True] * 20), weight) == pytest.approx(0.05)
-
-
-def test_a_few_held_out_queries_do_not_choose_a_routing() -> None:
-    """Ten queries: the usual lane, or dense where that loses; never what chance prefers."""
-    rng = np.random.default_rng(2)
-    n = 30
-    x = rng.normal(size=(n, 8)).astype(np.float32)
-    rows = np.stack([np.arange(n), np.zeros(n)], axis=1).astype(np.int32)
-    items = np.arange(10)
-    has = np.arange(n) >= 10
-    captions = np.where(has[:, None], rng.normal(size=(n, 6)), 0).astype(np.float32)
-    text = rng.normal(size=(10, 6)).astype(np.float32)
-    beams = [beams_of(rows[i : i + 1]) for i in items]
-    hub, sure = np.zeros(n, np.float32), np.zeros((10, 1), np.float32)
-    held = HeldOut(items, {"s": x[items]}, text, beams, captions, has, hub, sure)
-    base = untrained(["s"], 1, captions=True)
-    found = calibrate({"new": held}, searched(x, rows), base)
-    assert found.confidence == [] and found.ece is None
-    assert found.strong == found.weak != "generative"
-    assert found.belief == base.belief
-    measured = found.held_out["new"]
-    assert measured["auto"]["R@1"] >= measured["dense"]["R@1"]
 
 
 def test_blended_queries_are_unit_vectors_between_their_parts() -> None:
