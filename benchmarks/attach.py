@@ -27,7 +27,7 @@ from cart_qdrant.index.attach import attach, sync
 from cart_qdrant.index.index import Index
 from cart_qdrant.storage.edge import EdgeStore
 from cart_qdrant.storage.protocol import Store
-from cart_qdrant.storage.server import ClientStore
+from cart_qdrant.storage.server import ServerStore
 
 BLOCK = 1_000
 CENTRES = 2_000
@@ -77,7 +77,7 @@ class Memory:
         self.place: dict[str, Any] = {"client": self.client}
 
     def store(self) -> Store:
-        return ClientStore(self.client, NAME, owned=False)
+        return ServerStore(self.client, NAME, owned=False)
 
     def add(self, rows: Iterator[tuple[int, list[float]]]) -> None:
         points = [models.PointStruct(id=n, vector=x, payload=payload(n)) for n, x in rows]

@@ -38,14 +38,16 @@ from cart_qdrant.index.identify import (
     write_identifiers,
 )
 from cart_qdrant.index.index import KEY, TEXT_DIM, Index, check_owner
-from cart_qdrant.index.manifest import EmbedderInfo, Manifest, StoreInfo
+from cart_qdrant.index.manifest import EmbedderInfo, Manifest
 from cart_qdrant.index.writer import caption_means
 from cart_qdrant.progress import Reporter, Silent
 from cart_qdrant.records import Caption, CaptionSource, Modality
 from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage.attached import AttachedStore, texts_of, value_at
 from cart_qdrant.storage.attachment import Attachment
+from cart_qdrant.storage.factory import open_store
 from cart_qdrant.storage.protocol import CAPTION, CAPTION_TEXTS, MEDIA, Store, VectorInfo
+from cart_qdrant.storage.store_info import StoreInfo
 from cart_qdrant.storage.validation import json_path
 
 if TYPE_CHECKING:
@@ -180,7 +182,7 @@ def attach(
         collection=collection,
         path=None if path is None else str(Path(path).absolute()),
     )
-    store = Index.reach(folder, place, api_key, client)
+    store = open_store(place, folder.store, api_key, client)
     try:
         if not store.exists():
             raise StoreError(

@@ -12,9 +12,11 @@ from cart_qdrant.errors import MismatchError, UsageError
 from cart_qdrant.files import rename_durably
 from cart_qdrant.index.folder import IndexFolder
 from cart_qdrant.index.index import Index
-from cart_qdrant.index.manifest import Manifest, StoreInfo
+from cart_qdrant.index.manifest import Manifest
 from cart_qdrant.index.migrate import compare_points, copy_indexes, copy_points
 from cart_qdrant.progress import Reporter, Silent
+from cart_qdrant.storage.factory import open_store
+from cart_qdrant.storage.store_info import StoreInfo
 
 _LEFT_OUT = frozenset({"store", "store.json", "work", "lock", "manifest.json"})
 _UNFINISHED = ("changed", "replaced.json")
@@ -55,7 +57,7 @@ def backup(index: Index, file: Path, reporter: Reporter | None = None) -> int:
                     shutil.copytree(entry, folder.root / entry.name)
                 else:
                     shutil.copy2(entry, folder.root / entry.name)
-        store = Index.reach(folder, StoreInfo())
+        store = open_store(StoreInfo(), folder.store)
         try:
             index.make_collection(store)
             copy_indexes(index.store, store)

@@ -14,14 +14,15 @@ from cart_qdrant.embedders.external import EXTERNAL, ExternalEmbedder
 from cart_qdrant.embedders.protocol import Embedder, FittedEmbedder
 from cart_qdrant.embedders.registry import open_embedder
 from cart_qdrant.embedders.text.folder import text_encoder_folder
-from cart_qdrant.errors import IndexMissingError, MismatchError, StoreError, UsageError
+from cart_qdrant.errors import IndexMissingError, MismatchError, UsageError
 from cart_qdrant.files import load_arrays, save_arrays
 from cart_qdrant.index.folder import IndexFolder
-from cart_qdrant.index.manifest import Artifact, EmbedderInfo, Manifest, StoreInfo
+from cart_qdrant.index.manifest import Artifact, EmbedderInfo, Manifest
 from cart_qdrant.records import Modality
 from cart_qdrant.storage.attachment import Attachment
 from cart_qdrant.storage.factory import open_store
 from cart_qdrant.storage.protocol import CAPTION, CAPTION_TEXTS, MEDIA, CollectionSpec, Store
+from cart_qdrant.storage.store_info import StoreInfo
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
@@ -76,15 +77,15 @@ def check_owner(store: Store, key: str, index: str | None) -> Mapping[str, str] 
     Raises:
         MismatchError: Both are named.
     """
-    told: Mapping[str, str] | None = store.info().metadata.get(f"{OWNER_KEY}:{key}")
-    if told is not None and told.get("index") != index:
+    owner: Mapping[str, str] | None = store.info().metadata.get(f"{OWNER_KEY}:{key}")
+    if owner is not None and owner.get("index") != index:
         raise MismatchError(
-            f"The collection at {store.location} belongs to the index {told.get('index')}, not to "
+            f"The collection at {store.location} belongs to the index {owner.get('index')}, not to "
             f"{index or 'a new one'}.",
             "Open that index, or use another collection; delete the collection if that index is "
             "gone.",
         )
-    return told
+    return owner
 
 
 def set_owner(store: Store, key: str, index: str, revision: str, before: str | None = None) -> None:
@@ -94,8 +95,10 @@ def set_owner(store: Store, key: str, index: str, revision: str, before: str | N
         flip: Mark of the manifest in force.
         before: Mark of the one that is right, too, until the flip.
     """
-    told = {"index": index, "model": revision}
-    store.tell(f"{OWNER_KEY}:{key}", told if before is None else {**told, "before": before})
+    owner = {"index": index, "model": revision}
+    store.set_metadata(
+        f"{OWNER_KEY}:{key}", owner if before is None else {**owner, "before": before}
+    )
 
 
 class Index:
@@ -172,7 +175,7 @@ class Index:
                 f"The index at {root} is in the embedded store, not with a client.",
                 "Leave the client out, or move the index: `cartq migrate --to URL`.",
             )
-        store = cls.reach(folder, info, api_key, client)
+        store = open_store(info, folder.store, api_key, client)
         try:
             if not store.exists():
                 raise IndexMissingError(
@@ -209,7 +212,7 @@ class Index:
         info = StoreInfo()
         if url is not None:
             info = StoreInfo(kind="server", url=url, collection=collection or "media")
-        store = cls.reach(folder, info, api_key)
+        store = open_store(info, folder.store, api_key)
         try:
             # An empty one may be left by a run that was killed before the manifest was written.
             if store.exists() and (points := store.count()):
@@ -235,43 +238,6 @@ class Index:
         index._embedder = embedder
         index.put(manifest)
         return index
-
-    @staticmethod
-    def reach(
-        folder: IndexFolder,
-        info: StoreInfo,
-        api_key: str | None = None,
-        client: QdrantClient | None = None,
-    ) -> Store:
-        """The collection of an index; nothing is opened or sent yet.
-
-        Raises:
-            StoreError: It is reached through a client of the caller's, and none is given.
-        """
-        store: Store
-        collection = info.collection or "media"
-        if client is not None:
-            from cart_qdrant.storage.server import ClientStore
-
-            store = ClientStore(client, collection, owned=False)
-        elif info.kind == "client":
-            raise StoreError(
-                f"The index at {folder.root} is reached through a client of your own.",
-                "Give it again: Retriever.open(root, client=...).",
-            )
-        elif info.url is not None:
-            store = open_store(info.url, collection, api_key)
-        elif info.path is not None:
-            from cart_qdrant.storage.edge import EdgeStore
-
-            store = EdgeStore(Path(info.path), sidecar=False)
-        else:
-            store = open_store(folder.store)
-        if info.attachment is not None:
-            from cart_qdrant.storage.attached import AttachedStore
-
-            store = AttachedStore(store, info.attachment)
-        return store
 
     @property
     def attachment(self) -> Attachment | None:
@@ -310,15 +276,15 @@ class Index:
         """Refuse an index folder that is not the one that the collection was written with."""
         if self.manifest.store.kind == "edge":
             return
-        told = check_owner(self.store, self.key, self.manifest.id)
-        if told is None:
+        owner = check_owner(self.store, self.key, self.manifest.id)
+        if owner is None:
             return
-        if self.manifest.revision not in (told.get("model"), told.get("before")):
+        if self.manifest.revision not in (owner.get("model"), owner.get("before")):
             self.manifest = self.folder.read()  # it may just have flipped
-        if self.manifest.revision not in (told.get("model"), told.get("before")):
+        if self.manifest.revision not in (owner.get("model"), owner.get("before")):
             raise MismatchError(
                 f"The collection at {self.store.location} was last written with the model "
-                f"{told.get('model')!r}, but {self.folder.root} has {self.manifest.revision!r}.",
+                f"{owner.get('model')!r}, but {self.folder.root} has {self.manifest.revision!r}.",
                 "Copy the folder of that model here; or, if it is lost or the collection was set "
                 "back, take this one: `cartq doctor --fix`.",
             )

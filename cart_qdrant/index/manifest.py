@@ -10,6 +10,7 @@ from typing import Any
 
 from cart_qdrant.errors import MismatchError
 from cart_qdrant.storage.attachment import Attachment
+from cart_qdrant.storage.store_info import StoreInfo
 
 FORMAT = 1
 
@@ -60,17 +61,6 @@ class GeneratorInfo:
     identifiers: int
     """Version of the identifiers that it writes."""
     summary: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreInfo:
-    """Where the points are: in the index's own folder unless a URL or another folder is named."""
-
-    kind: str = "edge"
-    url: str | None = None
-    collection: str | None = None
-    path: str | None = None
-    attachment: Attachment | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

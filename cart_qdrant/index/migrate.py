@@ -19,10 +19,11 @@ from qdrant_client import models
 from cart_qdrant.errors import MismatchError, StoreError, UsageError
 from cart_qdrant.index.identify import vector_of
 from cart_qdrant.index.index import Index, check_owner, set_owner
-from cart_qdrant.index.manifest import StoreInfo
 from cart_qdrant.progress import Reporter, Silent
 from cart_qdrant.storage import requests as qdrant
+from cart_qdrant.storage.factory import open_store
 from cart_qdrant.storage.protocol import CAPTION, CAPTION_TEXTS, MEDIA, Store
+from cart_qdrant.storage.store_info import StoreInfo
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
@@ -87,7 +88,7 @@ def migrate(
     begin = time.perf_counter()
     reporter = reporter or Silent()
     source = index.store
-    target = Index.reach(index.folder, place, api_key, client)
+    target = open_store(place, index.folder.store, api_key, client)
     try:
         if place == index.manifest.store or target.location == source.location:
             raise UsageError(f"The points are at {source.location} already.")
@@ -116,8 +117,8 @@ def _prepare(index: Index, target: Store, place: StoreInfo) -> None:
     key, manifest = index.key, index.manifest
     shared = place.kind != "edge"  # the folder's own store is nobody else's
     if shared and target.exists():
-        told = check_owner(target, key, manifest.id)
-        if told is None and (count := target.count()):
+        owner = check_owner(target, key, manifest.id)
+        if owner is None and (count := target.count()):
             raise MismatchError(
                 f"The collection at {target.location} has {count} points that this index "
                 "did not bring there.",

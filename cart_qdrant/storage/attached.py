@@ -103,9 +103,9 @@ class AttachedStore:
         """See `Store.add_vector`."""
         self._inner.add_vector(name, size)
 
-    def tell(self, key: str, value: Mapping[str, Any]) -> None:
-        """See `Store.tell`."""
-        self._inner.tell(key, value)
+    def set_metadata(self, key: str, value: Mapping[str, Any]) -> None:
+        """See `Store.set_metadata`."""
+        self._inner.set_metadata(key, value)
 
     # Writing: identifiers and caption vectors alone
 

@@ -187,7 +187,7 @@ class EdgeStore:
                 )
             )
 
-    def tell(self, key: str, value: Mapping[str, Any]) -> None:  # noqa: ARG002
+    def set_metadata(self, key: str, value: Mapping[str, Any]) -> None:  # noqa: ARG002
         """Nothing: the folder belongs to one index."""
         self._check_usable()
 

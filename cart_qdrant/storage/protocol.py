@@ -1,7 +1,7 @@
 """The `Store` protocol: the little of Qdrant that this package needs, in the names of its client.
 
 Two implementations: `store_edge.EdgeStore` (the Rust engine in-process, the embedded default) and
-`store_client.ClientStore` (a server, a cloud, or `:memory:`). The congruence tests hold them to
+`store_client.ServerStore` (a server, a cloud, or `:memory:`). The congruence tests hold them to
 the same answers.
 """
 
@@ -110,7 +110,7 @@ class Store(Protocol):
     def add_vector(self, name: str, size: int) -> None:
         """Let points have one more named vector, compared by cosine."""
 
-    def tell(self, key: str, value: Mapping[str, Any]) -> None:
+    def set_metadata(self, key: str, value: Mapping[str, Any]) -> None:
         """Put a value into the collection's metadata; an embedded store keeps none."""
 
     def upsert(self, points: Sequence[models.PointStruct]) -> None:

@@ -1,4 +1,4 @@
-"""`ClientStore`: a collection of a Qdrant server or cloud, or of `:memory:` in tests.
+"""`ServerStore`: a collection of a Qdrant server or cloud, or of `:memory:` in tests.
 
 Every request is safe to send twice, so all are retried when the server is busy or unreachable.
 """
@@ -73,7 +73,7 @@ class RetryPolicy:
             )
 
 
-class ClientStore:
+class ServerStore:
     """See `Store`. Points unknown to `set_payload` and `update_vectors` are ignored.
 
     Args:
@@ -115,7 +115,7 @@ class ClientStore:
         collection: str = "media",
         timeout: int = 30,
         prefer_grpc: bool = False,
-    ) -> ClientStore:
+    ) -> ServerStore:
         """Make a client for `url`, or for `:memory:`; nothing is sent yet.
 
         Args:
@@ -243,8 +243,8 @@ class ClientStore:
             ) from error
         self._dims = None
 
-    def tell(self, key: str, value: Mapping[str, Any]) -> None:
-        """See `Store.tell`. A key that may not manage collections leaves it untold."""
+    def set_metadata(self, key: str, value: Mapping[str, Any]) -> None:
+        """See `Store.set_metadata`. A key that may not manage collections leaves it unset."""
         try:
             self._call(self._client.update_collection, metadata={key: dict(value)})
         except StoreError as error:
@@ -405,7 +405,7 @@ class ClientStore:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise StoreError(f"The store at {self.location} was closed.", "Make a new ClientStore.")
+            raise StoreError(f"The store at {self.location} was closed.", "Make a new ServerStore.")
 
     def _call(self, method: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call a method of the client on the collection, again while the server is busy.

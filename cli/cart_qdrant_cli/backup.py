@@ -64,8 +64,8 @@ def restore(
     is stopped while points go to the server, `cartq migrate --to URL` goes on.
     """
     from cart_qdrant.index.backup import restore as read
-    from cart_qdrant.index.manifest import StoreInfo
     from cart_qdrant.index.migrate import migrate
+    from cart_qdrant.storage.store_info import StoreInfo
 
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
     with reporting("points") as reporter:

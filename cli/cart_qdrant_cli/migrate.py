@@ -47,8 +47,8 @@ def migrate(
     and started again. The points also stay where they were. The key of either server is read from
     CARTQ_API_KEY.
     """
-    from cart_qdrant.index.manifest import StoreInfo
     from cart_qdrant.index.migrate import migrate as move
+    from cart_qdrant.storage.store_info import StoreInfo
 
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
     if (to is None) == (not embedded):

@@ -18,7 +18,7 @@ from qdrant_client import models
 from cart_qdrant.errors import CartError
 from cart_qdrant.storage.edge import EdgeStore
 from cart_qdrant.storage.protocol import CAPTION, MEDIA, CollectionSpec, Store
-from cart_qdrant.storage.server import ClientStore
+from cart_qdrant.storage.server import ServerStore
 
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
 
@@ -204,7 +204,7 @@ CONDITIONS: list[Any] = [
 
 def test_every_condition_selects_the_same_points(tmp_path: Path) -> None:
     edge: Store = EdgeStore(tmp_path / "store")
-    local: Store = ClientStore.connect(":memory:")
+    local: Store = ServerStore.connect(":memory:")
     points = [
         models.PointStruct(
             id=str(uuid.uuid5(uuid.NAMESPACE_OID, str(n))),
@@ -235,7 +235,7 @@ class TwoStores(RuleBasedStateMachine):
         memory = Path("/dev/shm")
         self.folder = tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None)
         self.edge: Store = EdgeStore(Path(self.folder.name) / "store")
-        self.local: Store = ClientStore.connect(":memory:")
+        self.local: Store = ServerStore.connect(":memory:")
         for store in (self.edge, self.local):
             store.create(SPEC)
 

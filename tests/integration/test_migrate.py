@@ -17,10 +17,10 @@ from cart_qdrant.index.backup import backup, restore
 from cart_qdrant.index.folder import IndexFolder
 from cart_qdrant.index.identify import check
 from cart_qdrant.index.index import Index
-from cart_qdrant.index.manifest import StoreInfo
 from cart_qdrant.index.migrate import migrate
 from cart_qdrant.search.retriever import Retriever
-from cart_qdrant.storage.server import ClientStore
+from cart_qdrant.storage.server import ServerStore
+from cart_qdrant.storage.store_info import StoreInfo
 from tests.conftest import points
 
 PLACE = StoreInfo(kind="client", collection="media")
@@ -74,9 +74,9 @@ def test_a_killed_run_goes_on(
     index: Path, client: QdrantClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(migration, "PAGE", 4)
-    upsert, calls = ClientStore.upsert, 0
+    upsert, calls = ServerStore.upsert, 0
 
-    def fail(self: ClientStore, rows: Any) -> None:
+    def fail(self: ServerStore, rows: Any) -> None:
         nonlocal calls
         calls += 1
         if calls == 3:
@@ -86,7 +86,7 @@ def test_a_killed_run_goes_on(
     with Index.open(index) as opened:
         before = points(opened)
         with monkeypatch.context() as patch, pytest.raises(StoreError, match="cut"):
-            patch.setattr(ClientStore, "upsert", fail)
+            patch.setattr(ServerStore, "upsert", fail)
             migrate(opened, PLACE, client=client)
         assert opened.manifest.store == StoreInfo()
         # Meanwhile the index changes: one point goes, one has another payload.
@@ -105,12 +105,12 @@ def test_a_collection_that_another_index_took_is_left_alone(
 ) -> None:
     """One run is stopped, another index moves there meanwhile, the first is run again."""
 
-    def fail(self: ClientStore, rows: Any) -> None:
+    def fail(self: ServerStore, rows: Any) -> None:
         raise StoreError("the wire is cut")
 
     with Index.open(index) as opened:
         with monkeypatch.context() as patch, pytest.raises(StoreError, match="cut"):
-            patch.setattr(ClientStore, "upsert", fail)
+            patch.setattr(ServerStore, "upsert", fail)
             migrate(opened, PLACE, client=client)
         other = Path(shutil.copytree(index, tmp_path / "other" / ".cartq"))
         manifest = json.loads((other / "manifest.json").read_bytes())
@@ -135,18 +135,18 @@ def test_a_flip_that_is_killed_locks_nobody_out(
     with Index.open(index, client=client) as opened:
         before = opened.manifest
         with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-            tell, told = ClientStore.tell, []
+            set_metadata, calls = ServerStore.set_metadata, []
 
             def killed(self: Any, *args: Any) -> None:
-                if at.startswith("before") or told:
+                if at.startswith("before") or calls:
                     raise RuntimeError("killed")
-                tell(self, *args)
-                told.append(args)
+                set_metadata(self, *args)
+                calls.append(args)
 
             if at.startswith("before"):
                 patch.setattr(IndexFolder, "write", killed)
             else:
-                patch.setattr(ClientStore, "tell", killed)
+                patch.setattr(ServerStore, "set_metadata", killed)
             opened.put(before)
     metadata = client.get_collection("media").config.metadata["cart-qdrant:cart"]
     assert metadata["before"] == before.revision
@@ -180,13 +180,13 @@ def test_what_others_have_there_is_left_alone(index: Path, client: QdrantClient)
 def test_a_copy_that_differs_is_refused(
     index: Path, client: QdrantClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    retrieve = ClientStore.retrieve
+    retrieve = ServerStore.retrieve
 
-    def garbled(self: ClientStore, ids: Any, **kwargs: Any) -> Any:
+    def garbled(self: ServerStore, ids: Any, **kwargs: Any) -> Any:
         rows = retrieve(self, ids, **kwargs)
         return [row.model_copy(update={"payload": {**(row.payload or {}), "x": 1}}) for row in rows]
 
-    monkeypatch.setattr(ClientStore, "retrieve", garbled)
+    monkeypatch.setattr(ServerStore, "retrieve", garbled)
     with Index.open(index) as opened:
         with pytest.raises(StoreError, match="is not that at"):
             migrate(opened, PLACE, client=client)

@@ -19,7 +19,7 @@ from cart_qdrant.index.index import Index
 from cart_qdrant.index.ingest import Ingest, IngestOptions
 from cart_qdrant.search.retriever import Retriever
 from cart_qdrant.storage.protocol import MEDIA, CollectionSpec
-from cart_qdrant.storage.server import ClientStore
+from cart_qdrant.storage.server import ServerStore
 from cart_qdrant.training.train import TrainOptions, train
 from tests.conftest import Server
 from tests.congruence.test_stores import SPEC, TwoStores
@@ -56,7 +56,7 @@ def test_the_main_job(server: Server, small_media: Path, tmp_path: Path) -> None
 
 
 def test_a_collection_of_another_embedder_is_refused(server: Server) -> None:
-    store = ClientStore.connect(server.url, server.key, "one")
+    store = ServerStore.connect(server.url, server.key, "one")
     store.create(CollectionSpec(vectors={MEDIA: 4}))
     with pytest.raises(MismatchError, match=r"'media': 4.*'media': 8"):
         store.create(CollectionSpec(vectors={MEDIA: 8}))
@@ -65,7 +65,7 @@ def test_a_collection_of_another_embedder_is_refused(server: Server) -> None:
 
 def test_large_batches_go_in_parts(server: Server) -> None:
     """About 20 MB of JSON: the server takes 32 MB a request at most."""
-    store = ClientStore.connect(server.url, server.key, "large", timeout=120)
+    store = ServerStore.connect(server.url, server.key, "large", timeout=120)
     store.create(CollectionSpec(vectors={MEDIA: 512}))
     points = [
         models.PointStruct(
@@ -88,7 +88,7 @@ def test_stores_agree(server: Server) -> None:
             super().__init__()
             self.local.close()
             server.empty()
-            self.local = ClientStore.connect(server.url, server.key, "congruence")
+            self.local = ServerStore.connect(server.url, server.key, "congruence")
             self.local.create(SPEC)
 
     run_state_machine_as_test(  # type: ignore[no-untyped-call]

@@ -23,8 +23,8 @@ from cart_qdrant.index.manifest import (
     GeneratorInfo,
     IdentifierInfo,
     Manifest,
-    StoreInfo,
 )
+from cart_qdrant.storage.store_info import StoreInfo
 
 names = st.text(min_size=1, max_size=8)
 artifacts = st.builds(Artifact, names, names)

@@ -17,10 +17,10 @@ from qdrant_client import QdrantClient
 from cart_qdrant.errors import IndexMissingError, MismatchError, UsageError
 from cart_qdrant.index.folder import IndexFolder
 from cart_qdrant.index.index import Index
-from cart_qdrant.index.manifest import StoreInfo
 from cart_qdrant.index.migrate import migrate
 from cart_qdrant.index.remote import KEPT, local_folder
 from cart_qdrant.search.retriever import Retriever
+from cart_qdrant.storage.store_info import StoreInfo
 
 URL = "memory://shared/.cartq"
 

@@ -23,6 +23,7 @@ from cart_qdrant.errors import ConfigError, MismatchError, StoreError, VectorErr
 from cart_qdrant.storage.edge import EdgeSettings, EdgeStore, disk_free
 from cart_qdrant.storage.factory import open_store
 from cart_qdrant.storage.protocol import MEDIA, CollectionSpec
+from cart_qdrant.storage.store_info import StoreInfo
 
 SPEC = CollectionSpec(vectors={MEDIA: 4}, keywords=("cart.id",), texts=("captions[].text",))
 
@@ -61,7 +62,7 @@ def store(tmp_path: Path) -> EdgeStore:
 
 
 def test_opening_is_lazy(tmp_path: Path) -> None:
-    store = open_store(tmp_path / "store")
+    store = open_store(StoreInfo(), tmp_path / "store")
     assert isinstance(store, EdgeStore) and not store.exists()
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(StoreError, match="no collection at"):

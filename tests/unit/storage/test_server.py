@@ -6,6 +6,7 @@ import json
 import uuid
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,7 +17,8 @@ from qdrant_client import QdrantClient, models
 from cart_qdrant.errors import ConfigError, MismatchError, StoreError, VectorError
 from cart_qdrant.storage.factory import open_store
 from cart_qdrant.storage.protocol import MEDIA, CollectionSpec
-from cart_qdrant.storage.server import REQUEST_BYTES, ClientStore, RetryPolicy
+from cart_qdrant.storage.server import REQUEST_BYTES, RetryPolicy, ServerStore
+from cart_qdrant.storage.store_info import StoreInfo
 
 URL = "http://qdrant.test:6333"
 INFO = {
@@ -88,14 +90,14 @@ class Server:
             return [DONE for _ in body["operations"]]
         return DONE
 
-    def store(self, **more: Any) -> ClientStore:
+    def store(self, **more: Any) -> ServerStore:
         client = QdrantClient(
             url=URL,
             check_compatibility=False,
             transport=httpx.MockTransport(self),
             api_key=None,
         )
-        return ClientStore(client, "c", sleep=self.slept.append, **more)
+        return ServerStore(client, "c", sleep=self.slept.append, **more)
 
     def sent(self, path: str) -> list[Any]:
         """Bodies of the requests to a path of the collection."""
@@ -113,11 +115,12 @@ def status(code: int, **headers: str) -> httpx.Response:
 
 
 def test_connecting_sends_nothing_and_bad_addresses_are_named() -> None:
-    store = ClientStore.connect("http://192.0.2.1:6333", None, "c", 1)
+    store = ServerStore.connect("http://192.0.2.1:6333", None, "c", 1)
     assert store.location == "http://192.0.2.1:6333/c"
-    assert open_store("https://x.test:6333", "c").location == "https://x.test:6333/c"
+    info = StoreInfo(kind="server", url="https://x.test:6333", collection="c")
+    assert open_store(info, Path()).location == "https://x.test:6333/c"
     with pytest.raises(StoreError, match="not a Qdrant address"):
-        ClientStore.connect("http://host:port", None, "c")
+        ServerStore.connect("http://host:port", None, "c")
 
 
 def test_writes_wait_and_stay_under_the_request_size(server: Server) -> None:
@@ -334,7 +337,7 @@ def test_closed(server: Server) -> None:
 def test_local_mode_works_without_warnings() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        store = open_store(":memory:")
+        store = open_store(StoreInfo(kind="server", url=":memory:"), Path())
         assert not store.exists()
         with pytest.raises(StoreError, match="no collection 'media'"):
             store.count()
