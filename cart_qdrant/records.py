@@ -150,14 +150,14 @@ class Identifier:
         """The whole identifier as stored and shown: `17-203-44-9-0`."""
         return "-".join(map(str, (*self.codes, self.u)))
 
-    def prefix(self, length: int) -> str:
-        """The first `length` levels, as stored in `p<length>`."""
-        return "-".join(map(str, self.codes[:length]))
-
     def to_payload(self) -> dict[str, Any]:
-        """The `cart` payload field."""
-        prefixes = {f"p{n}": self.prefix(n) for n in range(1, len(self.codes) + 1)}
-        return {"id": self.id, **prefixes, "codes": list(self.codes), "disambiguation": self.u}
+        """The `cart` payload field; `p1` is the coarse cluster, as a text."""
+        return {
+            "id": self.id,
+            "p1": str(self.codes[0]),
+            "codes": list(self.codes),
+            "disambiguation": self.u,
+        }
 
     @classmethod
     def from_payload(cls, payload: dict[str, Any]) -> Identifier:

@@ -27,9 +27,11 @@ from cart_qdrant.media.clip import Clip
 from cart_qdrant.records import Modality
 from tests import media_factory as media
 
-# A busy machine is no failure.
-settings.register_profile("no-deadline", deadline=None)
-settings.load_profile("no-deadline")
+# Each run draws the same examples, and a busy machine is no failure. New examples are drawn by
+# `pytest --hypothesis-profile=explore`, which is loaded after this file.
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.register_profile("explore", deadline=None, print_blob=True)
+settings.load_profile("ci")
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -189,12 +191,14 @@ def shared_data() -> Path:
 
 
 SERVER_VARIABLE = "CARTQ_TEST_QDRANT"
-"""URL of a Qdrant server that tests may fill and empty; its key is CARTQ_TEST_QDRANT_KEY."""
+"""URL of a Qdrant server that tests may use; its key is in CARTQ_TEST_QDRANT_KEY."""
+TEST_COLLECTIONS = "cartq-test-"
+"""Begins the name of every collection that a test makes on a server. Tests delete no other one."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """A real Qdrant server that belongs to the tests."""
+    """A real Qdrant server, which may hold collections of others."""
 
     url: str
     key: str | None
@@ -203,10 +207,17 @@ class Server:
         return QdrantClient(url=self.url, api_key=self.key, timeout=60)
 
     def empty(self) -> None:
+        """Delete the collections of earlier tests."""
         client = self.client()
-        for one in client.get_collections().collections:
-            client.delete_collection(one.name)
+        delete_test_collections(client)
         client.close()
+
+
+def delete_test_collections(client: QdrantClient) -> None:
+    """Delete the collections whose names begin with `TEST_COLLECTIONS`, and no other one."""
+    for one in client.get_collections().collections:
+        if one.name.startswith(TEST_COLLECTIONS):
+            client.delete_collection(one.name)
 
 
 @pytest.fixture(scope="session")
@@ -232,13 +243,13 @@ def started() -> Iterator[Server]:
 
 @pytest.fixture
 def server(started: Server) -> Server:
-    """A Qdrant server without collections."""
+    """A Qdrant server without collections of tests."""
     started.empty()
     return started
 
 
 def open_client(request: pytest.FixtureRequest, kind: str) -> QdrantClient:
-    """A client without collections: `memory` for qdrant-client's local mode, or `server`."""
+    """A client without collections of tests: of qdrant-client's local mode (`memory`), or `server`."""
     if kind == "memory":
         return QdrantClient(":memory:")
     client: QdrantClient = request.getfixturevalue("server").client()
@@ -247,7 +258,10 @@ def open_client(request: pytest.FixtureRequest, kind: str) -> QdrantClient:
 
 @pytest.fixture(params=["memory", "server"])
 def client(request: pytest.FixtureRequest) -> Iterator[QdrantClient]:
-    """A client without collections."""
+    """A client without collections of tests."""
     one = open_client(request, request.param)
     yield one
+    made = {each.name for each in one.get_collections().collections}
     one.close()
+    if request.param == "memory":  # on a server, collections of others may be there
+        assert all(name.startswith(TEST_COLLECTIONS) for name in made), made

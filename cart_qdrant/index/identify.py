@@ -31,7 +31,7 @@ from cart_qdrant.identifiers.hubness import CAPTION as CAPTION_BANK
 from cart_qdrant.identifiers.hubness import QueryBank, media_space
 from cart_qdrant.identifiers.item_table import ItemTable, file_number, key_of, kind_number
 from cart_qdrant.identifiers.trie import FreeCounters, Trie
-from cart_qdrant.index.index import OLD_LEVELS, Index, identifier_fields
+from cart_qdrant.index.index import Index, identifier_fields
 from cart_qdrant.index.manifest import Artifact, IdentifierInfo
 from cart_qdrant.records import Identifier
 from cart_qdrant.storage import requests as qdrant
@@ -406,7 +406,7 @@ def remove_stale(index: Index) -> None:
         return
     for field in index.manifest.stale_fields:
         index.store.delete_payload_key(field)
-        for name in (f"{field}.id", *(f"{field}.p{n}" for n in range(1, OLD_LEVELS + 1))):
+        for name in identifier_fields(field):
             index.store.drop_index(name)
     index.store.flush()
     index.put(replace(index.manifest, stale_fields=[]))

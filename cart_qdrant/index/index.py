@@ -42,8 +42,6 @@ KEY = "cart"
 """Payload field of identifiers, unless a collection of others has it."""
 OWNER_KEY = "cart-qdrant"
 """Key of a collection's metadata; the payload field follows."""
-OLD_LEVELS = 6
-"""Semantic levels whose prefixes had a keyword index in older versions."""
 
 
 def _say_nothing(_line: str) -> None:

@@ -110,8 +110,8 @@ class EdgeStore:
         return (self._path / "edge_config.json").is_file()
 
     def create(self, spec: CollectionSpec) -> None:
-        """See `Store.create`; payload indexes of an existing collection that are missing are added,
-        and those that an older version has made are made anew."""
+        """Create the collection with its payload indexes; in an existing one, make those indexes
+        that it lacks."""
         if self.exists():
             common.check_same_vectors(self.location, self._open_spec().vectors, spec.vectors)
         else:
@@ -121,19 +121,14 @@ class EdgeStore:
         have = self._open_spec()
         merged = common.merge_specs(have, spec)
         with self._engine() as shard:
-            schema = shard.info().payload_schema
-        # Those of an older version are loaded at each opening; those of a run that was killed here
-        # are missing.
-        there = {field for field, index in schema.items() if _is_on_disk(index)}
-        for field in {*spec.keywords, *spec.texts} & schema.keys() - there:
-            self._update(edge.UpdateOperation.delete_field_index(field), 0)
+            there = shard.info().payload_schema.keys()  # a killed run may have made some of them
         keyword = edge.KeywordIndexParams(memory=_ON_DISK)
         words = edge.TextIndexParams(scoring=True, lowercase=True, memory=_ON_DISK)
         for fields, params in ((spec.keywords, keyword), (spec.texts, words)):
             for field in fields:
                 if field not in there:
                     self._index(field, params)
-        if merged != have or not there.issuperset((*spec.keywords, *spec.texts)):
+        if merged != have or not there >= {*spec.keywords, *spec.texts}:
             self.flush()
             with self._mapped():
                 self._write_spec(merged)
@@ -502,10 +497,6 @@ class EdgeStore:
         int8 = qdrant.QuantizationSearchParams(rescore=True, oversampling=common.OVERSAMPLING)
         ef = max(self._settings.hnsw_ef, 2 * limit)
         return qdrant.SearchParams(hnsw_ef=ef, acorn=acorn, quantization=int8)
-
-
-def _is_on_disk(index: edge.PayloadIndexInfo) -> bool:
-    return index.params is not None and index.params.memory == _ON_DISK
 
 
 def _record(row: edge.Record, names: Sequence[str]) -> qdrant.Record:

@@ -19,7 +19,7 @@ from cart_qdrant.index.migrate import migrate
 from cart_qdrant.search.retriever import THREADS, Retriever
 from cart_qdrant.storage.store_info import StoreInfo
 from tests import media_factory as media
-from tests.conftest import open_client
+from tests.conftest import TEST_COLLECTIONS, open_client
 
 QUERY = "a dog on a surfboard"
 
@@ -103,7 +103,7 @@ def index(
     root = Path(shutil.copytree(trained, tmp_path / ".cartq"))
     with Index.open(root) as one:
         if request.param != "embedded":
-            place = StoreInfo(kind="client", collection="media")
+            place = StoreInfo(kind="client", collection=f"{TEST_COLLECTIONS}media")
             migrate(one, place, client=open_client(request, request.param))
         yield one
 

@@ -25,8 +25,10 @@ from cart_qdrant.search.query import Part, Query
 from cart_qdrant.search.retriever import Retriever
 from cart_qdrant.storage.protocol import VectorInfo
 from cart_qdrant.training.train import TrainOptions, train
+from tests.conftest import TEST_COLLECTIONS
 
 DIM = 24
+PHOTOS = f"{TEST_COLLECTIONS}photos"
 THINGS = ["dog", "cat", "horse", "child", "woman", "man", "bird", "truck", "boat", "bike"]
 ACTS = ["runs on the beach", "jumps over a log", "sleeps in the grass", "waits in the snow",
         "crosses a river", "plays in the park"]  # fmt: skip
@@ -63,9 +65,9 @@ def fill(
     params = models.VectorParams(size=DIM, distance=models.Distance.COSINE)
     if name is not None:
         other = models.VectorParams(size=3, distance=models.Distance.EUCLID)
-        client.create_collection("photos", {name: params, "other": other})
+        client.create_collection(PHOTOS, {name: params, "other": other})
     else:
-        client.create_collection("photos", params)
+        client.create_collection(PHOTOS, params)
     add(client, vectors, range(len(vectors) if whole else len(vectors) // 2), name=name)
 
 
@@ -73,7 +75,7 @@ def add(
     client: QdrantClient, vectors: np.ndarray[Any, Any], rows: range, *, name: str | None = None
 ) -> None:
     client.upsert(
-        "photos",
+        PHOTOS,
         [
             models.PointStruct(
                 id=n if n % 2 else str(uuid.UUID(int=n)),
@@ -87,7 +89,7 @@ def add(
 
 def payloads(client: QdrantClient) -> dict[str, str]:
     """All payloads as JSON without the identifiers."""
-    records, _ = client.scroll("photos", limit=1000)
+    records, _ = client.scroll(PHOTOS, limit=1000)
     return {
         str(r.id): json.dumps({k: v for k, v in (r.payload or {}).items() if k[:4] != "cart"})
         for r in records
@@ -103,7 +105,7 @@ def attached(
 
     def make(**options: Any) -> Index:
         chosen = AttachOptions(**options)
-        index = attach(tmp_path / ".cartq", "photos", client=client, options=chosen)
+        index = attach(tmp_path / ".cartq", PHOTOS, client=client, options=chosen)
         sync(index)
         return index
 
@@ -115,12 +117,12 @@ def test_attach_leaves_payloads_as_they_were(
 ) -> None:
     fill(client, phrase_vectors)
     before = payloads(client)
-    vectors = [r.vector for r in client.scroll("photos", limit=1000, with_vectors=True)[0]]
+    vectors = [r.vector for r in client.scroll(PHOTOS, limit=1000, with_vectors=True)[0]]
     index = attached()
     assert payloads(client) == before
-    after = [r.vector for r in client.scroll("photos", limit=1000, with_vectors=True)[0]]
+    after = [r.vector for r in client.scroll(PHOTOS, limit=1000, with_vectors=True)[0]]
     assert after == vectors
-    record = client.retrieve("photos", [7])[0]
+    record = client.retrieve(PHOTOS, [7])[0]
     assert set(record.payload or {}) == {*theirs(7), "cart"}
     how = index.attachment
     assert how is not None
@@ -137,18 +139,18 @@ def test_sync_follows_others(
     index = attached()
     half = len(PHRASES) // 2
     add(client, phrase_vectors, range(half, len(PHRASES)))
-    client.delete("photos", models.PointIdsList(points=[1, 3, str(uuid.UUID(int=2))]))
+    client.delete(PHOTOS, models.PointIdsList(points=[1, 3, str(uuid.UUID(int=2))]))
     report = sync(index)
     assert (report.new, report.deleted, report.items) == (half, 3, len(PHRASES) - 3)
     again = sync(index)
     assert (again.new, again.deleted, again.changed) == (0, 0, 0)
     # A vector that is replaced in place keeps its payload, and with it the old identifier.
-    client.update_vectors("photos", [models.PointVectors(id=5, vector=phrase_vectors[50].tolist())])
+    client.update_vectors(PHOTOS, [models.PointVectors(id=5, vector=phrase_vectors[50].tolist())])
     assert sync(index).changed == 0
     assert sync(index, verify=True).changed == 1
     assert sync(index, verify=True).changed == 0
     carts = [
-        (r.payload or {})["cart"] for r in client.retrieve("photos", [5, str(uuid.UUID(int=50))])
+        (r.payload or {})["cart"] for r in client.retrieve(PHOTOS, [5, str(uuid.UUID(int=50))])
     ]
     assert (
         carts[0]["codes"] == carts[1]["codes"]
@@ -166,7 +168,7 @@ def test_trained_search_finds_by_their_words(
     before = payloads(client)
     train(index, TrainOptions(profile="quick"))
     assert payloads(client) == before
-    assert set(client.retrieve("photos", [7])[0].payload or {}) == {*theirs(7), "cart_2"}
+    assert set(client.retrieve(PHOTOS, [7])[0].payload or {}) == {*theirs(7), "cart_2"}
     with Retriever.open(index.folder.root, client=client) as retriever:
         asked = range(0, 60, 6)
         found = [retriever.search(PHRASES[n], k=10).hits for n in asked]
@@ -183,7 +185,7 @@ def test_trained_search_finds_by_their_words(
         assert retriever.search("a dog", lane="generative", k=5).hits
         with pytest.raises(UsageError, match="no vectors of captions"):
             retriever.search("a dog", lane="caption")
-    assert client.count("photos").count == len(PHRASES)
+    assert client.count(PHOTOS).count == len(PHRASES)
 
 
 def test_captions_get_a_vector_when_asked(
@@ -193,13 +195,13 @@ def test_captions_get_a_vector_when_asked(
     before = payloads(client)
     index = attached(caption_vectors=True)
     assert payloads(client) == before
-    assert client.get_collection("photos").config.params.vectors["cart_caption"].size == 384
+    assert client.get_collection(PHOTOS).config.params.vectors["cart_caption"].size == 384
     with Retriever.open(index.folder.root, client=client) as retriever:
         assert all(
             retriever.search(PHRASES[n], lane="caption", k=1).hits[0].caption == PHRASES[n]
             for n in range(5)
         )
-    client.set_payload("photos", {"title": "a red car in the rain"}, [1])
+    client.set_payload(PHOTOS, {"title": "a red car in the rain"}, [1])
     assert sync(index).captions == 0
     assert sync(index, verify=True).captions == len(PHRASES)
     with Retriever.open(index.folder.root, client=client) as retriever:
@@ -215,7 +217,7 @@ def test_a_named_vector_among_others(
     how = index.attachment
     assert how is not None
     assert (how.vector, how.path, how.captions, how.words) == ("image", None, [], None)
-    assert "codes" in (client.retrieve("photos", [7])[0].payload or {})
+    assert "codes" in (client.retrieve(PHOTOS, [7])[0].payload or {})
     (record,) = index.store.retrieve(["7"])
     assert (record.payload or {})["path"] == "point:7"
     with pytest.raises(UsageError, match="already"):
@@ -257,21 +259,22 @@ def test_what_does_not_fit_is_told(
 ) -> None:
     root = tmp_path / ".cartq"
     with pytest.raises(StoreError, match="no collection"):
-        attach(root, "photos", client=client)
+        attach(root, PHOTOS, client=client)
     fill(client, phrase_vectors, name="image")
     with pytest.raises(UsageError, match=r"no vector 'x'.*image 24-d Cosine.*other 3-d Euclid"):
-        attach(root, "photos", client=client, options=AttachOptions(vector="x"))
+        attach(root, PHOTOS, client=client, options=AttachOptions(vector="x"))
     with pytest.raises(MismatchError, match=r"'other'.*cannot be used"):
-        attach(root, "photos", client=client, options=AttachOptions(vector="other"))
+        attach(root, PHOTOS, client=client, options=AttachOptions(vector="other"))
     with pytest.raises(UsageError, match=r"payload field 'title' already.*--key"):
-        attach(root, "photos", client=client, options=AttachOptions(key="title"))
+        attach(root, PHOTOS, client=client, options=AttachOptions(key="title"))
     with pytest.raises(UsageError, match="captoins"):
         AttachOptions(fields={"captoins": "title"})
     dot = models.VectorParams(size=2, distance=models.Distance.DOT)
-    client.create_collection("dots", dot)
-    client.upsert("dots", [models.PointStruct(id=1, vector=[3.0, 4.0])])
+    dots = f"{TEST_COLLECTIONS}dots"
+    client.create_collection(dots, dot)
+    client.upsert(dots, [models.PointStruct(id=1, vector=[3.0, 4.0])])
     with pytest.raises(MismatchError, match="5 long"):
-        attach(root, "dots", client=client)
+        attach(root, dots, client=client)
     assert not (root / "manifest.json").exists()
 
 
@@ -350,17 +353,17 @@ def test_later_identifiers_find_their_field_free(
 ) -> None:
     """Identifiers go to KEY, then KEY_2: others may have either."""
     fill(client, phrase_vectors)
-    client.set_payload("photos", {"tags_2": "theirs"}, [3])
+    client.set_payload(PHOTOS, {"tags_2": "theirs"}, [3])
     with pytest.raises(UsageError, match="'tags_2' already"):
-        attach(tmp_path / "a", "photos", client=client, options=AttachOptions(key="tags"))
-    with attach(tmp_path / "b", "photos", client=client) as index:
+        attach(tmp_path / "a", PHOTOS, client=client, options=AttachOptions(key="tags"))
+    with attach(tmp_path / "b", PHOTOS, client=client) as index:
         sync(index)
-        client.set_payload("photos", {"cart_2": "theirs"}, [5])  # since then
+        client.set_payload(PHOTOS, {"cart_2": "theirs"}, [5])  # since then
         with pytest.raises(StoreError, match=r"1 points .* 'cart_2'"):
             refit(index)
-    assert client.retrieve("photos", [5])[0].payload["cart_2"] == "theirs"
+    assert client.retrieve(PHOTOS, [5])[0].payload["cart_2"] == "theirs"
     with pytest.raises(MismatchError, match="belongs to the index"):
-        attach(tmp_path / "c", "photos", client=client)
+        attach(tmp_path / "c", PHOTOS, client=client)
 
 
 def test_points_of_another_kind_and_without_a_path(
@@ -368,9 +371,9 @@ def test_points_of_another_kind_and_without_a_path(
 ) -> None:
     fill(client, phrase_vectors)
     numbers = [n for n in range(len(PHRASES)) if n % 2]
-    client.set_payload("photos", {"kind": "image"}, models.Filter())
-    client.set_payload("photos", {"kind": "document"}, [9, 11])
-    client.delete_payload("photos", ["meta"], numbers[:3])  # 1, 3, 5
+    client.set_payload(PHOTOS, {"kind": "image"}, models.Filter())
+    client.set_payload(PHOTOS, {"kind": "document"}, [9, 11])
+    client.delete_payload(PHOTOS, ["meta"], numbers[:3])  # 1, 3, 5
     index = attached(fields={"modality": "kind"})
     info = index.manifest.identifiers
     assert info is not None and info.count == len(PHRASES) - 2
@@ -396,14 +399,14 @@ def test_fields_with_unusual_names(
     client: QdrantClient, attached: Callable[..., Index], phrase_vectors: Any, tmp_path: Path
 ) -> None:
     fill(client, phrase_vectors)
-    client.set_payload("photos", {"Image Title": "a red car"}, [7])
-    client.set_payload("photos", {"Image Title": "a blue car"}, [9])
+    client.set_payload(PHOTOS, {"Image Title": "a red car"}, [7])
+    client.set_payload(PHOTOS, {"Image Title": "a blue car"}, [9])
     with pytest.raises(StoreError, match="cannot be addressed"):
-        attach(tmp_path / "x", "photos", client=client,
+        attach(tmp_path / "x", PHOTOS, client=client,
                options=AttachOptions(fields={"captions": 'a "title"'}))  # fmt: skip
     index = attached(fields={"captions": "Image Title"}, caption_vectors=True)
     assert sync(index, verify=True).captions == 2
-    client.delete_payload("photos", ['"Image Title"'], [9])
+    client.delete_payload(PHOTOS, ['"Image Title"'], [9])
     sync(index, verify=True)
     with Retriever.open(index.folder.root, client=client) as retriever:
         (hit,) = retriever.search("a car", lane="caption").hits
@@ -416,5 +419,5 @@ def test_an_embedder_of_one_index_alone_is_refused(
 ) -> None:
     fill(client, phrase_vectors)
     with pytest.raises(UsageError, match="of one index alone"):
-        attach(tmp_path / "x", "photos", client=client,
+        attach(tmp_path / "x", PHOTOS, client=client,
                options=AttachOptions(embedder=open_embedder("lite")))  # fmt: skip

@@ -21,9 +21,10 @@ from cart_qdrant.index.migrate import migrate
 from cart_qdrant.search.retriever import Retriever
 from cart_qdrant.storage.server import ServerStore
 from cart_qdrant.storage.store_info import StoreInfo
-from tests.conftest import points
+from tests.conftest import TEST_COLLECTIONS, points
 
-PLACE = StoreInfo(kind="client", collection="media")
+COLLECTION = f"{TEST_COLLECTIONS}media"
+PLACE = StoreInfo(kind="client", collection=COLLECTION)
 QUERY = "a dog on a surfboard"
 
 
@@ -55,7 +56,7 @@ def test_there_and_back(index: Path, client: QdrantClient) -> None:
         Index.open(index)
     with Retriever.open(index, client=client) as retriever:
         there = retriever.search(QUERY, k=5).hits
-    assert client.get_collection("media").config.metadata["cart-qdrant:cart"]["index"]
+    assert client.get_collection(COLLECTION).config.metadata["cart-qdrant:cart"]["index"]
     with Index.open(index, client=client) as opened:
         one = next(iter(before))
         opened.store.set_payload([(one, {"year": 2001})])
@@ -90,7 +91,7 @@ def test_a_killed_run_goes_on(
             migrate(opened, PLACE, client=client)
         assert opened.manifest.store == StoreInfo()
         # Meanwhile the index changes: one point goes, one has another payload.
-        deleted, changed, *_ = [str(r.id) for r in client.scroll("media", limit=3)[0]]
+        deleted, changed, *_ = [str(r.id) for r in client.scroll(COLLECTION, limit=3)[0]]
         opened.store.delete([deleted])
         opened.store.set_payload([(changed, {"year": 2001})])
         report = migrate(opened, PLACE, client=client)
@@ -118,12 +119,12 @@ def test_a_collection_that_another_index_took_is_left_alone(
         with Index.open(other) as second:
             with pytest.raises(MismatchError, match=f"belongs to the index {manifest['id']}"):
                 migrate(second, PLACE, client=client)
-            client.delete_collection("media")
+            client.delete_collection(COLLECTION)
             migrate(second, PLACE, client=client)
             count = second.store.count()
         with pytest.raises(MismatchError, match="belongs to the index other"):
             migrate(opened, PLACE, client=client)
-    assert client.count("media").count == count
+    assert client.count(COLLECTION).count == count
 
 
 @pytest.mark.parametrize("at", ["before the manifest", "after the manifest"])
@@ -148,13 +149,13 @@ def test_a_flip_that_is_killed_locks_nobody_out(
             else:
                 patch.setattr(ServerStore, "set_metadata", killed)
             opened.put(before)
-    metadata = client.get_collection("media").config.metadata["cart-qdrant:cart"]
+    metadata = client.get_collection(COLLECTION).config.metadata["cart-qdrant:cart"]
     assert metadata["before"] == before.revision
     with Index.open(index, client=client) as opened:
         assert (opened.manifest.revision == before.revision) == at.startswith("before")
         opened.put(opened.manifest)
         assert not opened.take_ownership()
-    client.update_collection("media", metadata={"cart-qdrant:cart": {"index": before.id}})
+    client.update_collection(COLLECTION, metadata={"cart-qdrant:cart": {"index": before.id}})
     with pytest.raises(MismatchError, match="cartq doctor --fix"):
         Index.open(index, client=client)
     with Index.open(index, client=client, trust_folder=True) as opened:
@@ -164,15 +165,15 @@ def test_a_flip_that_is_killed_locks_nobody_out(
 
 
 def test_what_others_have_there_is_left_alone(index: Path, client: QdrantClient) -> None:
-    client.create_collection("media", models.VectorParams(size=3, distance=models.Distance.DOT))
-    client.upsert("media", [models.PointStruct(id=1, vector=[1.0, 0, 0], payload={"a": 1})])
+    client.create_collection(COLLECTION, models.VectorParams(size=3, distance=models.Distance.DOT))
+    client.upsert(COLLECTION, [models.PointStruct(id=1, vector=[1.0, 0, 0], payload={"a": 1})])
     with Index.open(index) as opened:
         with pytest.raises(MismatchError, match="1 points that this index did not bring"):
             migrate(opened, PLACE, client=client)
         with pytest.raises(UsageError, match="already"):
             migrate(opened, StoreInfo())
         assert opened.store.count() > 1 and not opened.manifest.store.url
-    assert client.count("media").count == 1
+    assert client.count(COLLECTION).count == 1
     with Retriever.open(index) as retriever:
         assert retriever.search(QUERY, k=1).hits
 

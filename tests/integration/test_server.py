@@ -21,14 +21,15 @@ from cart_qdrant.search.retriever import Retriever
 from cart_qdrant.storage.protocol import MEDIA, CollectionSpec
 from cart_qdrant.storage.server import ServerStore
 from cart_qdrant.training.train import TrainOptions, train
-from tests.conftest import Server
+from tests.conftest import TEST_COLLECTIONS, Server
 from tests.congruence.test_stores import SPEC, TwoStores
 
 
 def test_the_main_job(server: Server, small_media: Path, tmp_path: Path) -> None:
     """Ingest, search, train, search, ingest again: as on the embedded store."""
     shutil.copytree(small_media, tmp_path / "media")
-    place: dict[str, Any] = {"url": server.url, "api_key": server.key, "collection": "job"}
+    name = f"{TEST_COLLECTIONS}job"
+    place: dict[str, Any] = {"url": server.url, "api_key": server.key, "collection": name}
     root = tmp_path / ".cartq"
     with Index.create(root, open_embedder("lite"), **place) as index, index.folder.lock():
         report = Ingest(index, IngestOptions(paths=[tmp_path / "media"])).run()
@@ -47,16 +48,16 @@ def test_the_main_job(server: Server, small_media: Path, tmp_path: Path) -> None
             assert hits and hits[0].why is not None, lane
         assert retriever.search("surfboard", lane="bm25").hits[0].path == "media/picture-0.png"
     with pytest.raises(StoreError, match="Missing rights"):
-        Index.open(root, url=server.url, collection="job", api_key="wrong")
+        Index.open(root, url=server.url, collection=name, api_key="wrong")
     client = server.client()
-    client.delete_collection("job")
+    client.delete_collection(name)
     client.close()
     with pytest.raises(IndexMissingError, match="are gone"):
         Index.open(root, **place)
 
 
 def test_a_collection_of_another_embedder_is_refused(server: Server) -> None:
-    store = ServerStore.connect(server.url, server.key, "one")
+    store = ServerStore.connect(server.url, server.key, f"{TEST_COLLECTIONS}one")
     store.create(CollectionSpec(vectors={MEDIA: 4}))
     with pytest.raises(MismatchError, match=r"'media': 4.*'media': 8"):
         store.create(CollectionSpec(vectors={MEDIA: 8}))
@@ -65,7 +66,7 @@ def test_a_collection_of_another_embedder_is_refused(server: Server) -> None:
 
 def test_large_batches_go_in_parts(server: Server) -> None:
     """About 20 MB of JSON: the server takes 32 MB a request at most."""
-    store = ServerStore.connect(server.url, server.key, "large", timeout=120)
+    store = ServerStore.connect(server.url, server.key, f"{TEST_COLLECTIONS}large", timeout=120)
     store.create(CollectionSpec(vectors={MEDIA: 512}))
     points = [
         models.PointStruct(
@@ -88,7 +89,8 @@ def test_stores_agree(server: Server) -> None:
             super().__init__()
             self.local.close()
             server.empty()
-            self.local = ServerStore.connect(server.url, server.key, "congruence")
+            name = f"{TEST_COLLECTIONS}congruence"
+            self.local = ServerStore.connect(server.url, server.key, name)
             self.local.create(SPEC)
 
     run_state_machine_as_test(  # type: ignore[no-untyped-call]

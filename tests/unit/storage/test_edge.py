@@ -69,28 +69,24 @@ def test_opening_is_lazy(tmp_path: Path) -> None:
         store.count()
 
 
-def test_payload_indexes_of_an_older_version_are_made_anew(
+def test_payload_indexes_are_on_disk_and_those_of_a_killed_run_are_made(
     store: EdgeStore, tmp_path: Path
 ) -> None:
-    """They were loaded at each opening; those of a killed run are missing."""
-    store.create_keyword_index("old")
-    store.create_keyword_index("gone")
-    store.upsert([point(0, old="a", deleted="b")])
+    store.create_keyword_index("kept")
+    store.create_keyword_index("lost")
+    store.upsert([point(0, kept="a", lost="b")])
     store.close()
-    update = edge.UpdateOperation
     shard = edge.EdgeShard.load(str(tmp_path / "store"))
-    shard.update(update.delete_field_index("old"))
-    shard.update(update.create_field_index("old", edge.PayloadSchemaType.Keyword))
-    shard.update(update.delete_field_index("gone"))
+    shard.update(edge.UpdateOperation.delete_field_index("lost"))
     shard.flush()
     shard.close()
     store = EdgeStore(tmp_path / "store")
-    store.create(CollectionSpec(vectors={MEDIA: 4}, keywords=("old", "gone")))
-    assert store.count(where("old", "a")) == store.count(where("gone", "b")) == 1
+    store.create(CollectionSpec(vectors={MEDIA: 4}, keywords=("kept", "lost")))
+    assert store.count(where("kept", "a")) == store.count(where("lost", "b")) == 1
     store.close()
     shard = edge.EdgeShard.load(str(tmp_path / "store"))
     schema = shard.info().payload_schema
-    for field in ("old", "gone"):
+    for field in ("kept", "lost"):
         params = schema[field].params
         assert params is not None and params.memory == edge.Memory.Cold
     shard.close()
