@@ -61,6 +61,7 @@ from cart_qdrant.search.candidates import POOL
 from cart_qdrant.search.retriever import Retriever
 from cart_qdrant.search.trained import Trained
 from cart_qdrant.storage import requests as qdrant
+from cart_qdrant.storage.edge import EdgeStore
 from cart_qdrant.storage.protocol import CAPTION, MEDIA
 
 LANES = ("generative", "dense", "auto")
@@ -148,7 +149,8 @@ def make_index(source: Path, root: Path, count: int, *, graph: bool) -> FloatArr
         say(f"written in {time.perf_counter() - begin:.0f} s")
         if graph:
             begin = time.perf_counter()
-            store.optimize()
+            assert isinstance(store, EdgeStore)
+            store.build_graph()
             say(f"graph in {time.perf_counter() - begin:.0f} s")
         store.flush()
         generator = index.manifest.generator

@@ -213,7 +213,7 @@ def graph(path: Path, x_ND: FloatArray) -> EdgeStore:
             ]
         )
     written = time.perf_counter()
-    store.optimize()
+    store.build_graph()
     say(
         f"graph: written in {written - begin:.0f} s, built in {time.perf_counter() - written:.0f} s"
     )

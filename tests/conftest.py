@@ -249,7 +249,7 @@ def server(started: Server) -> Server:
 
 
 def open_client(request: pytest.FixtureRequest, kind: str) -> QdrantClient:
-    """A client without collections of tests: of qdrant-client's local mode (`memory`), or `server`."""
+    """A client without collections of tests: of the local mode (`memory`), or of `server`."""
     if kind == "memory":
         return QdrantClient(":memory:")
     client: QdrantClient = request.getfixturevalue("server").client()

@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cart_qdrant.arrays.types import FloatArray
+from cart_qdrant.arrays.vectors import unit_of_any_length
 from cart_qdrant.embedders.precomputed_file import VectorFile, read_vectors
 from cart_qdrant.embedders.text.folder import text_encoder_folder
 from cart_qdrant.embedders.zero_shot import TextAnchors
@@ -90,7 +90,7 @@ class PrecomputedEmbedder:
                     "cannot embed a new query.",
                     "Train first (cartq train), or add it to texts and text_vectors of the file.",
                 )
-        return _normalised(vectors[[self._texts[text_key(text)] for text in texts]])
+        return unit_of_any_length(vectors[[self._texts[text_key(text)] for text in texts]])
 
     def text_anchors(self) -> TextAnchors:
         """The file's texts, through which other texts are reached; none where it has none."""
@@ -101,7 +101,7 @@ class PrecomputedEmbedder:
 
         texts = list(self._file.texts)
         keys = TextEncoder(text_encoder_folder()).embed(texts)
-        return TextAnchors(texts, keys, {SPACE: _normalised(vectors)})
+        return TextAnchors(texts, keys, {SPACE: unit_of_any_length(vectors)})
 
     def embed_media(self, clips: Sequence[Clip]) -> FloatArray:
         """Vectors (B, D) of the clips, L2-normalised.
@@ -113,7 +113,7 @@ class PrecomputedEmbedder:
             MediaError: A file, or that part of it, has no vector; the path is named.
         """
         rows = [self._find_row(clip) for clip in clips]
-        return _normalised(self._file.vectors[rows])
+        return unit_of_any_length(self._file.vectors[rows])
 
     def _find_row(self, clip: Clip) -> int:
         rows_R = self._rows[self._find_path(clip.key)]
@@ -166,11 +166,3 @@ def _group_rows(file: VectorFile) -> dict[str, npt.NDArray[np.intp]]:
             rows_R = rows_R[np.argsort(starts_R)]
         grouped[path] = rows_R
     return grouped
-
-
-def _normalised(x_BD: npt.NDArray[Any]) -> FloatArray:
-    """Rows (B, D) of length 1, for values of any size."""
-    wide = x_BD.astype(np.float64)
-    wide /= np.abs(wide).max(axis=1, keepdims=True)
-    wide /= np.linalg.norm(wide, axis=1, keepdims=True)
-    return wide.astype(np.float32)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from cart_qdrant.arrays.types import IndexArray
+from cart_qdrant.arrays.vectors import unit
 from cart_qdrant.errors import UsageError
 from cart_qdrant.generator.beam_search import Beams, PriorScorer, Scorer, beam_search, places
 from cart_qdrant.generator.network import Generator, GeneratorConfig, GeneratorScorer
@@ -242,8 +243,7 @@ class _Ablation:
         if variant.noise:
             rng = np.random.default_rng((seed, 7))
             noise = rng.normal(size=x_ND.shape) / np.sqrt(x_ND.shape[1])
-            x_ND = (x_ND + variant.noise * noise).astype(np.float32)
-            x_ND /= np.linalg.norm(x_ND, axis=1, keepdims=True)
+            x_ND = unit((x_ND + variant.noise * noise).astype(np.float32))
         vectors = Vectors(corpus.vectors.ids, x_ND, corpus.vectors.spaces)
         codec = self._codec(vectors, variant, seed)
         codes_NL = encode(codec, x_ND, vectors.spaces)

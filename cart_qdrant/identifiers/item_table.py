@@ -8,41 +8,20 @@ The file is mapped, 33 bytes an item. Shape legend: N items, C candidates.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
 
 from cart_qdrant.arrays.mmap import map_arrays
+from cart_qdrant.arrays.point_ids import KEY_BYTES
 from cart_qdrant.arrays.types import AnyArray, FloatArray, IndexArray, KeyArray
 from cart_qdrant.errors import MismatchError
 
 KINDS = ("image", "video", "audio")
 """Modalities in the order of their numbers in the table."""
 NO_KIND = len(KINDS)
-_KEY = 16
-"""Bytes of a point id."""
-
-
-def keys_of(ids: Iterable[object]) -> KeyArray:
-    """Point ids, as stores give them, in 16 bytes each (C,). Their order is that of the ids.
-
-    A number has the key of the UUID with the same bits: where a collection has both, neither is
-    in a table.
-    """
-    keys = [one.int.to_bytes(_KEY, "big") if type(one) is UUID else key_of(one) for one in ids]
-    return np.frombuffer(b"".join(keys), dtype=f"S{_KEY}")
-
-
-def key_of(id: object) -> bytes:
-    """One point id in 16 bytes."""
-    text = str(id)
-    if text.isdigit():
-        return int(text).to_bytes(_KEY, "big")
-    return bytes.fromhex(text.replace("-", ""))
 
 
 def kind_number(modality: object) -> int:
@@ -70,7 +49,7 @@ class ItemTable:
     """One row an item, in order of its point id.
 
     Attributes:
-        key_N: Point ids, see `keys_of`.
+        key_N: Point ids, see `point_ids.keys_of`.
         leaf_N: Which identifier of the tree each has, in the tree's order.
         kind_N: Modality, a place in `KINDS`, or `NO_KIND`.
         file_N: `file_number` of the path.
@@ -92,7 +71,7 @@ class ItemTable:
         file_N: AnyArray,
         caption_hub_N: AnyArray,
     ) -> ItemTable:
-        """Of items in any order; those whose keys are equal are left out."""
+        """Of items in any order; those whose keys are equal (a number and a UUID) are left out."""
         order: IndexArray = np.arange(len(key_N))
         if not (key_N[1:] > key_N[:-1]).all():  # a store gives its points in order
             order = np.argsort(key_N, kind="stable")
@@ -117,7 +96,7 @@ class ItemTable:
 
     def _arrays(self) -> dict[str, AnyArray]:
         return {
-            "key": self.key_N.view(np.uint8).reshape(-1, _KEY),
+            "key": self.key_N.view(np.uint8).reshape(-1, KEY_BYTES),
             "leaf": self.leaf_N, "kind": self.kind_N, "file": self.file_N,
             "caption_hub": self.caption_hub_N,
         }  # fmt: skip
@@ -137,7 +116,7 @@ class ItemTable:
         """
         arrays = map_arrays(path)
         try:
-            key_N = arrays["key"].reshape(-1).view(f"S{_KEY}")
+            key_N = arrays["key"].reshape(-1).view(f"S{KEY_BYTES}")
             columns = [arrays[name] for name in ("leaf", "kind", "file", "caption_hub")]
         except (KeyError, ValueError) as error:
             raise MismatchError(f"{path} is no table of items: {error}.") from error

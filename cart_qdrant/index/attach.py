@@ -43,12 +43,13 @@ from cart_qdrant.index.writer import caption_means
 from cart_qdrant.progress import Reporter, Silent
 from cart_qdrant.records import Caption, CaptionSource, Modality
 from cart_qdrant.storage import requests as qdrant
-from cart_qdrant.storage.attached import AttachedStore, texts_of, value_at
+from cart_qdrant.storage.attached import AttachedStore
+from cart_qdrant.storage.attached_mapping import texts_of, value_at
 from cart_qdrant.storage.attachment import Attachment
 from cart_qdrant.storage.factory import open_store
+from cart_qdrant.storage.payloads import json_path
 from cart_qdrant.storage.protocol import CAPTION, CAPTION_TEXTS, MEDIA, Store, VectorInfo
 from cart_qdrant.storage.store_info import StoreInfo
-from cart_qdrant.storage.validation import json_path
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient

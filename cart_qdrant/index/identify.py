@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cart_qdrant.arrays.mmap import map_arrays
+from cart_qdrant.arrays.point_ids import key_of
 from cart_qdrant.arrays.spill import RowWriter
 from cart_qdrant.arrays.types import FloatArray, IntArray
 from cart_qdrant.errors import MismatchError, StoreError
@@ -29,7 +30,7 @@ from cart_qdrant.identifiers.codec import (
 from cart_qdrant.identifiers.fit import distinct_rows
 from cart_qdrant.identifiers.hubness import CAPTION as CAPTION_BANK
 from cart_qdrant.identifiers.hubness import QueryBank, media_space
-from cart_qdrant.identifiers.item_table import ItemTable, file_number, key_of, kind_number
+from cart_qdrant.identifiers.item_table import ItemTable, file_number, kind_number
 from cart_qdrant.identifiers.trie import FreeCounters, Trie
 from cart_qdrant.index.index import Index, identifier_fields
 from cart_qdrant.index.manifest import Artifact, IdentifierInfo

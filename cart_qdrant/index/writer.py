@@ -19,13 +19,14 @@ import numpy as np
 from qdrant_client import models
 
 from cart_qdrant.arrays.types import FloatArray
+from cart_qdrant.arrays.vectors import unit
 from cart_qdrant.captions.reader import merge_captions, segment_captions
 from cart_qdrant.files import write_atomic
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.plan import Job, modified
 from cart_qdrant.records import Caption, Segment
+from cart_qdrant.storage.payloads import is_plain_key
 from cart_qdrant.storage.protocol import CAPTION, MEDIA
-from cart_qdrant.storage.validation import is_plain_key
 
 if TYPE_CHECKING:
     from cart_qdrant.embedders.text.minilm import TextEncoder
@@ -239,7 +240,7 @@ def caption_means(
         means = np.zeros((len(captions), x_BD.shape[1]), dtype=np.float32)
         np.add.at(means, owner, x_BD[rows])
         for n in set(owner):
-            out[n] = means[n] / max(float(np.linalg.norm(means[n])), 1e-12)
+            out[n] = unit(means[n])
     return out
 
 

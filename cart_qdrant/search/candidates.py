@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from cart_qdrant.arrays.point_ids import keys_of
 from cart_qdrant.arrays.types import FloatArray, IndexArray, KeyArray, MaskArray
 from cart_qdrant.generator.beam_search import Beams
-from cart_qdrant.identifiers.item_table import keys_of, places_in
+from cart_qdrant.identifiers.item_table import places_in
 from cart_qdrant.index.index import Index
 from cart_qdrant.search.filters import merge_filters
 from cart_qdrant.search.fusion import SINGLE, Evidence
@@ -89,7 +90,7 @@ class Pool:
     Attributes:
         belief_G: log pi of each vertical.
         ids: Point ids, as the store has them.
-        key_C: The same, see `item_table.keys_of`.
+        key_C: The same, see `point_ids.keys_of`.
         facts: What is known of each whatever the query.
         media_C: Cosine of query and media vector.
         caption_C: Cosine of query and caption vector.

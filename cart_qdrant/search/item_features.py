@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cart_qdrant.arrays.point_ids import keys_of
 from cart_qdrant.arrays.types import FloatArray, IndexArray, KeyArray
 from cart_qdrant.generator.beam_search import Beams
 from cart_qdrant.identifiers.item_table import (
@@ -20,7 +21,6 @@ from cart_qdrant.identifiers.item_table import (
     NO_KIND,
     ItemTable,
     file_number,
-    keys_of,
     kind_number,
     places_in,
 )

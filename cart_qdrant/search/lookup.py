@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cart_qdrant.arrays.point_ids import as_id
 from cart_qdrant.errors import StoreError, UsageError
 from cart_qdrant.index.index import Index
 from cart_qdrant.media.scan import relative_name
 from cart_qdrant.records import Caption, Identifier, Item, Modality
 from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage.protocol import MEDIA
-from cart_qdrant.storage.validation import as_id
 
 
 def find_record(index: Index, name: str) -> qdrant.AnyRecord:

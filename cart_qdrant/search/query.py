@@ -17,6 +17,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from cart_qdrant.arrays.types import FloatArray
+from cart_qdrant.arrays.vectors import unit
 from cart_qdrant.config import SegmentConfig
 from cart_qdrant.embedders.external import EXTERNAL
 from cart_qdrant.errors import MediaError, UsageError
@@ -203,7 +204,7 @@ class Mixer:
         except MediaError as error:
             raise MediaError(f"{path}: {error.what}", error.remedy) from error
         assert space is not None
-        return {space: sum_D / max(float(np.linalg.norm(sum_D)), 1e-12)}
+        return {space: unit(sum_D)}
 
     def _vector(self, vector: tuple[float, ...]) -> dict[str, FloatArray]:
         """The unit vector, in every space: which one it is of is not known."""

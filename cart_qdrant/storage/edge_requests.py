@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cart_qdrant.arrays.point_ids import as_id, wire_id
 from cart_qdrant.errors import StoreError
 from cart_qdrant.storage import requests as qdrant
-from cart_qdrant.storage.validation import DEFAULT_LIMIT, as_id, as_list, wire_id
+from cart_qdrant.storage.requests import DEFAULT_LIMIT, as_list
 
 if TYPE_CHECKING:
     from qdrant_client import models

@@ -1,8 +1,8 @@
 """The `Store` protocol: the little of Qdrant that this package needs, in the names of its client.
 
-Two implementations: `store_edge.EdgeStore` (the Rust engine in-process, the embedded default) and
-`store_client.ServerStore` (a server, a cloud, or `:memory:`). The congruence tests hold them to
-the same answers.
+It has three implementations: `edge.EdgeStore` (the engine in this process, the default),
+`server.ServerStore` (a server, a cloud, or `:memory:`), and `attached.AttachedStore` (one of these
+whose collection others fill). The congruence tests hold the first two to the same answers.
 """
 
 from __future__ import annotations
@@ -11,21 +11,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cart_qdrant.storage import requests as qdrant
-
 if TYPE_CHECKING:
     from qdrant_client import models
 
+    from cart_qdrant.storage import requests as qdrant
 
 MEDIA = "media"
+"""Name of the vector that the embedder made of an item."""
 CAPTION = "caption"
+"""Name of the vector of an item's captions."""
 CAPTION_TEXTS = "captions[].text"
 """Payload field whose words are indexed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectionSpec:
-    """What a collection holds.
+    """What a collection of ours is made with.
 
     Attributes:
         vectors: Width of each named vector; all are compared by cosine.
@@ -60,12 +61,12 @@ class VectorInfo:
 
 @dataclass(frozen=True, slots=True)
 class CollectionInfo:
-    """What is there, whoever made it.
+    """What a collection holds, whoever made it.
 
     Attributes:
         vectors: Dense vectors by name; "" is the one without a name.
         indexed: Payload fields with an index of any kind.
-        metadata: What is told of the whole collection.
+        metadata: Values about the whole collection; empty in an embedded store.
     """
 
     vectors: Mapping[str, VectorInfo]
@@ -78,7 +79,7 @@ class Store(Protocol):
 
     Every method raises `StoreError` (locked, full, unreachable, corrupt, missing) or
     `VectorError` (wrong name, width, zero or non-finite values: checked before anything of the
-    batch is written) and no foreign exception.
+    batch is written), and no exception of another library.
     """
 
     @property
@@ -89,14 +90,15 @@ class Store(Protocol):
         """Whether the collection is there."""
 
     def create(self, spec: CollectionSpec) -> None:
-        """Create the collection with its payload indexes; nothing happens when it is the same.
+        """Create the collection with its payload indexes; in an existing one, make those indexes
+        that it lacks.
 
         Raises:
-            MismatchError: It exists with other vectors; both sizes are named.
+            MismatchError: It exists with other vectors; both widths are named.
         """
 
     def info(self) -> CollectionInfo:
-        """What the collection is, asked anew."""
+        """Vectors, indexed payload fields and metadata of the collection, read at each call."""
 
     def create_keyword_index(self, field: str) -> None:
         """Index one more payload field for exact matches."""
@@ -150,16 +152,13 @@ class Store(Protocol):
         """Answers of several searches in one round trip, each best first."""
 
     def query_ids(self, requests: Sequence[qdrant.AnyQuery]) -> list[qdrant.FoundIds]:
-        """As `query_batch`, ids and scores alone."""
+        """The answers of `query_batch`, ids and scores alone."""
 
     def count(self, filter: qdrant.AnyFilter | None = None) -> int:
         """Exact number of points that match."""
-
-    def optimize(self) -> None:
-        """Build the vector indexes now (embedded: may take long and blocks the process)."""
 
     def flush(self) -> None:
         """Return when all that was written survives a crash of the machine."""
 
     def close(self) -> None:
-        """Flush and release; using the store afterwards raises `StoreError`."""
+        """Flush and release the store; using it afterwards raises `StoreError`."""

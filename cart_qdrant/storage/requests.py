@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     AnyQuery: TypeAlias = "QueryRequest | models.QueryRequest"
     AnyRecord: TypeAlias = "Record | models.Record"
     AnyHit: TypeAlias = "ScoredPoint | models.ScoredPoint"
+
+
+T = TypeVar("T")
 
 
 @dataclass(kw_only=True)
@@ -197,6 +200,25 @@ class FoundIds:
 
     ids: list[Any]
     scores: list[float]
+
+
+DEFAULT_LIMIT = 10
+"""Number of hits of a request that has no limit, as Qdrant has it."""
+
+
+def as_list(value: T | list[T] | None) -> list[T]:
+    """What a request holds in a place where Qdrant takes nothing, one thing or a list of them."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def ids_alone(answers: Sequence[Sequence[AnyHit]]) -> list[FoundIds]:
+    """Ids and scores of the answers of several searches."""
+    return [
+        FoundIds(ids=[hit.id for hit in hits], scores=[hit.score for hit in hits])
+        for hits in answers
+    ]
 
 
 def to_client(thing: Any) -> Any:

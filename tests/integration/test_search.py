@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cart_qdrant.arrays.point_ids import keys_of
 from cart_qdrant.errors import IndexMissingError, MismatchError, UsageError
 from cart_qdrant.evaluation.evaluate import EvalQuery, evaluate, load_queries
 from cart_qdrant.files import file_hash
 from cart_qdrant.generator.beam_search import Beams
-from cart_qdrant.identifiers.item_table import KINDS, ItemTable, keys_of
+from cart_qdrant.identifiers.item_table import KINDS, ItemTable
 from cart_qdrant.index.identify import load_table, load_trie
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.manifest import Artifact

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cart_qdrant.arrays.point_ids import key_of, keys_of
 from cart_qdrant.errors import MismatchError
-from cart_qdrant.identifiers.item_table import ItemTable, file_number, key_of, keys_of
+from cart_qdrant.identifiers.item_table import ItemTable, file_number
 
 IDS = st.one_of(st.uuids(), st.integers(min_value=0, max_value=2**64 - 1))
 

@@ -12,11 +12,12 @@ import pytest
 from qdrant_client import models
 
 from cart_qdrant.arrays import spill as rows
+from cart_qdrant.arrays.point_ids import keys_of
 from cart_qdrant.errors import MismatchError
 from cart_qdrant.files import folder_hash
 from cart_qdrant.identifiers.codec import Counters
 from cart_qdrant.identifiers.hubness import QueryBank
-from cart_qdrant.identifiers.item_table import KINDS, file_number, keys_of
+from cart_qdrant.identifiers.item_table import KINDS, file_number
 from cart_qdrant.index.identify import (
     adopt,
     assign_new,

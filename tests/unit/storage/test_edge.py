@@ -20,7 +20,8 @@ import qdrant_edge as edge
 from qdrant_client import models
 
 from cart_qdrant.errors import ConfigError, MismatchError, StoreError, VectorError
-from cart_qdrant.storage.edge import EdgeSettings, EdgeStore, disk_free
+from cart_qdrant.storage.edge import EdgeStore
+from cart_qdrant.storage.edge_engine import EdgeSettings, disk_free
 from cart_qdrant.storage.factory import open_store
 from cart_qdrant.storage.protocol import MEDIA, CollectionSpec
 from cart_qdrant.storage.store_info import StoreInfo
@@ -289,7 +290,7 @@ def test_a_full_disk_is_refused_before_anything_is_written(tmp_path: Path) -> No
         lambda: store.upsert([point(3)]),
         lambda: store.set_payload([(pid(1), {"a": 1})]),
         lambda: store.update_vectors(MEDIA, [(pid(1), [0.0, 0.0, 0.0, 1.0])]),
-        store.optimize,
+        store.build_graph,
         lambda: EdgeStore(tmp_path / "new", free_bytes=lambda _: 0).create(SPEC),
     ):
         with pytest.raises(StoreError, match="0 MB free"):
@@ -440,8 +441,9 @@ def test_flush_comes_after_some_thousand_points(
     store = EdgeStore(tmp_path / "s", settings=EdgeSettings(flush_points=10, batch_points=4))
     store.create(SPEC)
     flushed: list[int] = []
-    flush = store.flush
-    monkeypatch.setattr(store, "flush", lambda: (flushed.append(store.count()), flush()))
+    engine = store._engine
+    flush = engine.flush
+    monkeypatch.setattr(engine, "flush", lambda: (flushed.append(store.count()), flush()))
     store.upsert([point(n) for n in range(25)])
     assert flushed == [12, 24]
 
@@ -465,7 +467,7 @@ def test_filtered_search_keeps_recall_once_the_graph_is_built(tmp_path: Path) ->
             for n in range(n_items)
         ]
     )
-    store.optimize()
+    store.build_graph()
     queries = centres[:20] + rng.normal(size=(20, width))
 
     def recall(store: EdgeStore, share: str) -> float:

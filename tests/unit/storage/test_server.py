@@ -17,7 +17,9 @@ from qdrant_client import QdrantClient, models
 from cart_qdrant.errors import ConfigError, MismatchError, StoreError, VectorError
 from cart_qdrant.storage.factory import open_store
 from cart_qdrant.storage.protocol import MEDIA, CollectionSpec
-from cart_qdrant.storage.server import REQUEST_BYTES, RetryPolicy, ServerStore
+from cart_qdrant.storage.server import ServerStore
+from cart_qdrant.storage.server_connection import RetryPolicy
+from cart_qdrant.storage.server_requests import REQUEST_BYTES
 from cart_qdrant.storage.store_info import StoreInfo
 
 URL = "http://qdrant.test:6333"
@@ -329,7 +331,7 @@ def test_closed(server: Server) -> None:
     store = server.store()
     store.close()
     store.close()
-    for call in (store.count, store.flush, store.optimize, store.exists):
+    for call in (store.count, store.flush, store.exists):
         with pytest.raises(StoreError, match="was closed"):
             call()
 

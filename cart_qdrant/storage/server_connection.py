@@ -1,0 +1,241 @@
+"""Requests to one collection of a Qdrant server: sent again while it is busy, errors mapped.
+
+All requests but `create_vector_name` may be sent twice without harm, and so all are repeated.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import grpc  # type: ignore[import-untyped]
+import httpx
+from qdrant_client import QdrantClient
+from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
+from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
+
+from cart_qdrant.errors import ConfigError, StoreError
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+OLDEST = (1, 16)
+"""Oldest version of the server that has all that is asked of it: metadata of collections, ACORN."""
+NOT_KNOWN = frozenset({400, 404, 405, 422, 501})
+"""Statuses by which a server may say that it does not know a request."""
+_NO_RIGHTS = frozenset({401, 403})
+_BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
+_CLIENT_ERRORS = (
+    ApiException,
+    QdrantException,
+    grpc.RpcError,
+    httpx.HTTPError,
+    ValueError,  # local mode, and arguments that the client refuses
+    RuntimeError,
+)
+_GRPC_STATUS = {
+    "UNAUTHENTICATED": 401,
+    "PERMISSION_DENIED": 403,
+    "NOT_FOUND": 404,
+    "INVALID_ARGUMENT": 400,
+    "UNIMPLEMENTED": 501,
+    "RESOURCE_EXHAUSTED": 429,
+    "UNAVAILABLE": 503,
+    "DEADLINE_EXCEEDED": 504,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """When to give up on a server that is busy or unreachable."""
+
+    attempts: int = 5
+    first_delay: float = 0.5
+    """Seconds; doubled after each attempt, and shortened by up to a half at random."""
+    max_delay: float = 8.0
+    """Seconds; a longer `Retry-After` of the server is obeyed."""
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1 or self.first_delay < 0 or self.max_delay < self.first_delay:
+            raise ConfigError(
+                f"RetryPolicy has attempts={self.attempts}, first_delay={self.first_delay}, "
+                f"max_delay={self.max_delay}.",
+                "Use attempts >= 1 and 0 <= first_delay <= max_delay.",
+            )
+
+
+def make_client(url: str, api_key: str | None, timeout: int, prefer_grpc: bool) -> QdrantClient:
+    """A client for a URL or for `:memory:`; nothing is sent yet.
+
+    Raises:
+        StoreError: The URL is not one.
+    """
+    if url == ":memory:":
+        return QdrantClient(location=url)
+    try:
+        return QdrantClient(
+            url=url,
+            api_key=api_key,
+            timeout=timeout,
+            prefer_grpc=prefer_grpc,
+            check_compatibility=False,  # would send a request now
+        )
+    except ValueError as error:
+        raise StoreError(
+            f"{url!r} is not a Qdrant address: {error}.", "Write http://HOST:6333."
+        ) from error
+
+
+class Connection:
+    """A client, bound to one collection.
+
+    Args:
+        client: A client of `qdrant-client`.
+        collection: Name of the collection.
+        owned: Whether `close` closes the client.
+        url: Address for messages; None takes the client's.
+        retry: When to give up.
+        sleep: Waits for some seconds.
+    """
+
+    def __init__(
+        self,
+        client: QdrantClient,
+        collection: str,
+        *,
+        owned: bool,
+        url: str | None,
+        retry: RetryPolicy,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        options = client.init_options
+        self.client = client
+        self.collection = collection
+        self.url = url or str(options.get("url") or options.get("location") or options.get("host"))
+        self.is_local = options.get("location") == ":memory:" or options.get("path") is not None
+        self.retry = retry
+        self._sleep = sleep
+        self._owned = owned
+        self._reached = False
+        self._closed = False
+
+    @property
+    def location(self) -> str:
+        """URL and collection, for messages."""
+        return f"{self.url}/{self.collection}"
+
+    def check_open(self) -> None:
+        """Refuse a connection that was closed.
+
+        Raises:
+            StoreError: It was.
+        """
+        if self._closed:
+            raise StoreError(f"The store at {self.location} was closed.", "Make a new ServerStore.")
+
+    def close(self) -> None:
+        """Close the client if it is ours; may be called twice."""
+        if not self._closed:
+            self._closed = True
+            if self._owned:
+                self.client.close()
+
+    def call(self, method: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call a method of the client on the collection; again, while the server is busy.
+
+        Raises:
+            StoreError: Rights, a missing collection, a refusal, or no answer after all attempts.
+        """
+        self.check_open()
+        delay = self.retry.first_delay
+        for attempt in range(1, self.retry.attempts + 1):
+            try:
+                answer = method(self.collection, *args, **kwargs)
+            except _CLIENT_ERRORS as error:
+                status = status_of(error)
+                again = status in _BUSY and (self._reached or not _never_connected(error))
+                if not again or attempt == self.retry.attempts:
+                    raise self._mapped(error, status, attempt) from error
+                wait = max(delay * random.uniform(0.5, 1.0), getattr(error, "retry_after_s", 0))
+                log.info("%s: %s; again in %.1f s.", self.location, reason_of(error), wait)
+                self._sleep(wait)
+                delay = min(2 * delay, self.retry.max_delay)
+            else:
+                self._reached = True
+                return answer
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _mapped(self, error: Exception, status: int | None, attempts: int) -> StoreError:
+        if status in _NO_RIGHTS:
+            return StoreError(
+                f"Missing rights on {self.location} (status {status}).",
+                "Give an API key that may read and write this collection.",
+            )
+        old = self._too_old() if status in NOT_KNOWN else None
+        if old is not None:
+            return StoreError(
+                f"{self.url} is Qdrant {old}, but this needs {'.'.join(map(str, OLDEST))} or "
+                f"later: {reason_of(error)}.",
+                "Update the server, one minor version at a time.",
+            )
+        if status == 404:
+            return StoreError(
+                f"There is no collection {self.collection!r} at {self.url}: {reason_of(error)}.",
+                "Create it by indexing, or name another collection.",
+            )
+        if status in _BUSY:
+            return StoreError(
+                f"No answer from {self.location} after {attempts} attempt(s): {reason_of(error)}.",
+                "Check the URL and that the server runs; try again later, or raise the timeout.",
+            )
+        return StoreError(f"{self.location} refused a request: {reason_of(error)}.")
+
+    def _too_old(self) -> str | None:
+        """Version of a server that is older than `OLDEST`; None where it is newer or not known."""
+        if self.is_local:
+            return None
+        try:
+            version = self.client.info().version
+        except _CLIENT_ERRORS:
+            return None
+        numbers = [int(part) for part in re.findall(r"\d+", version)[:2]]
+        return version if tuple(numbers) < OLDEST else None
+
+
+def lacks_rights(error: StoreError) -> bool:
+    """Whether a request failed because the API key may not do it."""
+    return status_of(error.__cause__) in _NO_RIGHTS
+
+
+def status_of(error: BaseException | None) -> int | None:
+    """The HTTP status that an error of the client amounts to; None where it is none of them."""
+    if isinstance(error, UnexpectedResponse):
+        return error.status_code
+    if isinstance(error, ResourceExhaustedResponse):
+        return 429
+    source = getattr(error, "source", error)
+    if isinstance(source, httpx.TransportError):
+        return 504 if isinstance(source, httpx.TimeoutException) else 503
+    if isinstance(error, grpc.RpcError) and hasattr(error, "code"):
+        return _GRPC_STATUS.get(error.code().name)
+    if isinstance(error, ValueError) and "not found" in str(error):
+        return 404  # local mode
+    return None
+
+
+def reason_of(error: BaseException | None) -> str:
+    """One line about an error of the client."""
+    if isinstance(error, UnexpectedResponse):
+        return f"status {error.status_code}, {error.content[:300].decode(errors='replace')}"
+    if isinstance(error, grpc.RpcError) and hasattr(error, "details"):
+        return str(error.details())
+    return str(getattr(error, "source", error)) or type(error).__name__
+
+
+def _never_connected(error: Exception) -> bool:
+    return isinstance(getattr(error, "source", error), httpx.ConnectError)
