@@ -23,8 +23,9 @@ import numpy as np
 import qdrant_edge as edge
 from qdrant_client import QdrantClient, models
 
-from cart_qdrant.index.attach import attach, sync
+from cart_qdrant.index.attach import attach
 from cart_qdrant.index.index import Index
+from cart_qdrant.index.sync import sync
 from cart_qdrant.storage.edge import EdgeStore
 from cart_qdrant.storage.protocol import Store
 from cart_qdrant.storage.server import ServerStore

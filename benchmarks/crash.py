@@ -27,7 +27,8 @@ from typing import Any, TextIO
 import numpy as np
 
 from cart_qdrant.index.folder import IndexFolder
-from cart_qdrant.index.identify import load_codec, load_trie, refit
+from cart_qdrant.index.identifier_files import load_codec, load_trie
+from cart_qdrant.index.identify import refit
 from cart_qdrant.index.index import Index
 from cart_qdrant.records import Identifier
 from cart_qdrant.search.retriever import Retriever
@@ -268,7 +269,8 @@ def work(what: str, index: Path, media: Path) -> None:
     from cart_qdrant.embedders.registry import open_embedder
     from cart_qdrant.index import corpus_stats as warmup
     from cart_qdrant.index import identify, pipeline, writer
-    from cart_qdrant.index.ingest import Ingest, IngestOptions
+    from cart_qdrant.index.ingest import Ingest
+    from cart_qdrant.index.report import IngestOptions
     from cart_qdrant.training import generator_fit as fit_generator
     from cart_qdrant.training import tower, train
     from cart_qdrant.training import trained_model as model
@@ -285,7 +287,7 @@ def work(what: str, index: Path, media: Path) -> None:
                 *((opened.store, n) for n in ("upsert", "set_payload", "delete_payload_key")),
                 (opened, "put"),
                 (warmup, "_write_part"),
-                (identify, "_save"),
+                (identify, "save_part"),
                 (tower, "save_checkpoint"),
                 (fit_generator, "save_checkpoint"),
                 (model.Model, "save"),

@@ -23,7 +23,8 @@ from typing import Any
 
 from cart_qdrant.embedders.registry import open_embedder
 from cart_qdrant.index.index import Index
-from cart_qdrant.index.ingest import Ingest, IngestOptions, IngestReport
+from cart_qdrant.index.ingest import Ingest
+from cart_qdrant.index.report import IngestOptions, IngestReport
 
 KINDS = ("photos", "videos", "sounds")
 TABLE = "metadata.jsonl"

@@ -53,9 +53,11 @@ from cart_qdrant.generator.decode import decode
 from cart_qdrant.generator.prior import HUB, NodeGains
 from cart_qdrant.identifiers.codec import Codec, Counters, IdentifierConfig, fit_codec
 from cart_qdrant.identifiers.hubness import media_space
-from cart_qdrant.index.identify import assign_new, load_codec, load_table, read_vectors
+from cart_qdrant.index.identifier_files import load_codec, load_table
+from cart_qdrant.index.identify import assign_new
 from cart_qdrant.index.index import Index, identifier_fields
 from cart_qdrant.index.manifest import Artifact, IdentifierInfo
+from cart_qdrant.index.points import read_vectors
 from cart_qdrant.records import Identifier
 from cart_qdrant.search.candidates import POOL
 from cart_qdrant.search.retriever import Retriever

@@ -31,8 +31,9 @@ from cart_qdrant.generator.prior import HUB, NodeGains, prior_logits
 from cart_qdrant.identifiers.codec import Codec, Counters, IdentifierConfig, fit_codec, unique_ratio
 from cart_qdrant.identifiers.hubness import media_space
 from cart_qdrant.identifiers.trie import Trie
-from cart_qdrant.index.identify import load_codec, read_vectors
+from cart_qdrant.index.identifier_files import load_codec
 from cart_qdrant.index.index import Index
+from cart_qdrant.index.points import read_vectors
 from cart_qdrant.storage.edge import EdgeStore
 from cart_qdrant.storage.protocol import MEDIA, CollectionSpec
 from cart_qdrant.training.trained_model import Model

@@ -22,7 +22,8 @@ from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.embedders.registry import lite_available
 from cart_qdrant.embedders.text.folder import text_encoder_folder
 from cart_qdrant.index.index import Index
-from cart_qdrant.index.ingest import Ingest, IngestOptions, IngestReport
+from cart_qdrant.index.ingest import Ingest
+from cart_qdrant.index.report import IngestOptions, IngestReport
 from cart_qdrant.media.clip import Clip
 from cart_qdrant.records import Modality
 from tests import media_factory as media

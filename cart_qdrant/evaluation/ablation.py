@@ -33,8 +33,10 @@ from cart_qdrant.identifiers.codec import (
     unique_ratio,
 )
 from cart_qdrant.identifiers.trie import Trie
-from cart_qdrant.index.identify import Vectors, encode, load_codec
+from cart_qdrant.index.identifier_files import load_codec
+from cart_qdrant.index.identify import encode
 from cart_qdrant.index.index import Index
+from cart_qdrant.index.points import Vectors
 from cart_qdrant.progress import Reporter, Silent
 from cart_qdrant.search.fusion import MEANINGFUL
 from cart_qdrant.training.corpus import Corpus, Split, read_corpus, split_pairs

@@ -15,7 +15,8 @@ from cart_qdrant.config import SegmentConfig
 from cart_qdrant.embedders.registry import open_embedder
 from cart_qdrant.evaluation.evaluate import EvalQuery, LaneScore, evaluate
 from cart_qdrant.index.index import Index
-from cart_qdrant.index.ingest import Ingest, IngestOptions
+from cart_qdrant.index.ingest import Ingest
+from cart_qdrant.index.report import IngestOptions
 from cart_qdrant.progress import Reporter, Silent
 from cart_qdrant.search.retriever import Lane, Retriever
 from cart_qdrant.storage import requests as qdrant

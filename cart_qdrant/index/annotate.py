@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -21,26 +21,22 @@ from cart_qdrant.captions.models import Captioner, Transcriber
 from cart_qdrant.captions.reader import segment_captions
 from cart_qdrant.captions.text import make_captions
 from cart_qdrant.config import SegmentConfig
-from cart_qdrant.embedders.text.folder import text_encoder_folder
-from cart_qdrant.errors import CaptionError, CartError, MediaError, UsageError
-from cart_qdrant.generator.artifacts import QUERY_GRAPH
-from cart_qdrant.generator.encoder import OnnxQueryEncoder
-from cart_qdrant.index.identify import assign_new, vector_of
+from cart_qdrant.errors import CaptionError, MediaError, UsageError
+from cart_qdrant.index.caption_quality import CaptionConfidence
+from cart_qdrant.index.identify import assign_new
 from cart_qdrant.index.index import Index
+from cart_qdrant.index.points import vector_of
 from cart_qdrant.index.writer import MADE_BY, PointWriter, caption_means, identifier_payload
 from cart_qdrant.media.clip import Clip
 from cart_qdrant.media.segments import decode
 from cart_qdrant.progress import Reporter
 from cart_qdrant.records import MADE_SOURCES, Caption, CaptionSource, Failure, Modality
-from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage.protocol import CAPTION, MEDIA
 
 TOGETHER = 8
 """Pictures captioned together."""
 WRITE = 64
 """Points written together."""
-COMPARED = 200
-"""Other items that a caption is compared with."""
 LOW_CONFIDENCE = 0.5
 """Confidence under which a caption is listed."""
 LABELS = "labels"
@@ -149,7 +145,7 @@ class _Run:
         self.report = CaptionReport(self.name)
         self.writer = PointWriter(index)
         self.encoder = index.text_encoder()  # fails before anything is written
-        self.fits = _Fits(index)
+        self.confidence = CaptionConfidence(index)
         self.waiting: list[tuple[_Item, list[Caption]]] = []
         self.refused = 0
         """Answers that the model did not give, before its first one."""
@@ -339,7 +335,11 @@ class _Run:
         )
         payloads = {str(r.id): r.payload or {} for r in records}
         waiting = [(item, made) for item, made in self.waiting if item.id in payloads]
-        judged = self.fits.judge(waiting, {str(r.id): vector_of(r) for r in records})
+        judged = self.confidence.measure(
+            [(item.id, item.modality) for item, _ in waiting],
+            [made for _, made in waiting],
+            {str(r.id): vector_of(r) for r in records},
+        )
         updates: list[tuple[str, dict[str, Any]]] = []
         described: list[tuple[str, list[Caption]]] = []
         for (item, _), made in zip(waiting, judged, strict=True):
@@ -394,81 +394,3 @@ def _stretches(
         end, rate = item.end, clip.rate
     if joined:
         yield begin, np.concatenate(joined), rate
-
-
-class _Fits:
-    """Tells how well captions fit: the share of other items that they fit worse than their own.
-
-    Text reaches media vectors by the trained query tower, else as the embedder knows it; where it
-    does not, nothing is told.
-    """
-
-    def __init__(self, index: Index) -> None:
-        self._index = index
-        self._others: dict[str, FloatArray] = {}
-        self._read: Callable[[list[str], str], FloatArray | None] | None = None
-
-    def judge(
-        self,
-        waiting: Sequence[tuple[_Item, list[Caption]]],
-        vectors: Mapping[str, list[float] | None],
-    ) -> list[list[Caption]]:
-        """The captions with their confidence.
-
-        Args:
-            vectors: Media vectors by item.
-        """
-        by_space: dict[str, list[tuple[int, int]]] = defaultdict(list)
-        for n, (item, made) in enumerate(waiting):
-            space = self._index.space(item.modality)
-            # What is said need not be seen.
-            judged = [k for k, c in enumerate(made) if c.source is not CaptionSource.SPEECH]
-            known = vectors.get(item.id) is not None
-            by_space[str(space)] += [(n, k) for k in judged] if known else []
-        out = [list(made) for _, made in waiting]
-        for space, places in by_space.items():
-            if not places:
-                continue
-            texts = [out[n][k].text for n, k in places]
-            q_BD = self._vectors(texts, space)
-            others_ND = self._sample(space)
-            if q_BD is None or len(others_ND) < 2:
-                continue
-            own_BD = np.asarray([vectors[waiting[n][0].id] for n, _ in places], np.float32)
-            own_B = (q_BD * own_BD).sum(axis=1)
-            worse_B = (q_BD @ others_ND.T < own_B[:, None]).mean(axis=1)
-            for (n, k), share in zip(places, worse_B, strict=True):
-                out[n][k] = replace(out[n][k], confidence=float(share))
-        return out
-
-    def _sample(self, space: str) -> FloatArray:
-        if space not in self._others:
-            kinds = [m for m, s in self._index.manifest.embedder.spaces.items() if s == space]
-            match = qdrant.FieldCondition(key="modality", match=qdrant.MatchAny(any=kinds))
-            records = self._index.store.scroll(
-                qdrant.Filter(must=[match]), with_payload=False, with_vectors=[MEDIA]
-            )
-            rows = [x for r in islice(records, COMPARED) if (x := vector_of(r)) is not None]
-            self._others[space] = np.asarray(rows, dtype=np.float32)
-        return self._others[space]
-
-    def _vectors(self, texts: list[str], space: str) -> FloatArray | None:
-        if self._read is None:
-            self._read = self._reader()
-        return self._read(texts, space)
-
-    def _reader(self) -> Callable[[list[str], str], FloatArray | None]:
-        index = self._index
-        generator = index.manifest.generator
-        if generator is not None:
-            folder = index.folder.path(generator.folder)
-            encoder = OnnxQueryEncoder(folder / QUERY_GRAPH, text_encoder_folder())
-            return lambda texts, space: encoder.encode(texts).media.get(space)
-        text_anchors = index.text_anchors()
-        if text_anchors is not None:
-            return lambda texts, space: text_anchors.embed(index.text_encoder().embed(texts), space)
-        try:
-            embedder = index.embedder()
-        except CartError:
-            return lambda _texts, _space: None
-        return embedder.embed_text

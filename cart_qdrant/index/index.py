@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +18,7 @@ from cart_qdrant.errors import IndexMissingError, MismatchError, UsageError
 from cart_qdrant.files import load_arrays, save_arrays
 from cart_qdrant.index.folder import IndexFolder
 from cart_qdrant.index.manifest import Artifact, EmbedderInfo, Manifest
+from cart_qdrant.index.ownership import check_owner, set_owner
 from cart_qdrant.records import Modality
 from cart_qdrant.storage.attachment import Attachment
 from cart_qdrant.storage.factory import open_store
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from cart_qdrant.embedders.zero_shot import TextAnchors
     from cart_qdrant.identifiers.hubness import QueryBank
 
+
 TEXT_DIM = 384
 """Width of a caption vector (all-MiniLM-L6-v2)."""
 QUERY_BANK = "querybank.safetensors"
@@ -40,8 +42,6 @@ DISTILLED = "teacher.safetensors"
 """File of a generator's folder with texts and the vectors that the embedder's text tower gave."""
 KEY = "cart"
 """Payload field of identifiers, unless a collection of others has it."""
-OWNER_KEY = "cart-qdrant"
-"""Key of a collection's metadata; the payload field follows."""
 
 
 def _say_nothing(_line: str) -> None:
@@ -59,43 +59,6 @@ def _collection(dim: int, key: str) -> CollectionSpec:
         vectors={MEDIA: dim, CAPTION: TEXT_DIM},
         keywords=[*identifier_fields(key), "modality", "path", "hash"],
         texts=[CAPTION_TEXTS],
-    )
-
-
-def check_owner(store: Store, key: str, index: str | None) -> Mapping[str, str] | None:
-    """Refuse a collection that belongs to another index.
-
-    Args:
-        key: Payload field of its identifiers.
-        index: Id of the index that asks; None for one that is yet to be.
-
-    Returns:
-        What `make_claim` told the collection; None where nobody has claimed it.
-
-    Raises:
-        MismatchError: Both are named.
-    """
-    owner: Mapping[str, str] | None = store.info().metadata.get(f"{OWNER_KEY}:{key}")
-    if owner is not None and owner.get("index") != index:
-        raise MismatchError(
-            f"The collection at {store.location} belongs to the index {owner.get('index')}, not to "
-            f"{index or 'a new one'}.",
-            "Open that index, or use another collection; delete the collection if that index is "
-            "gone.",
-        )
-    return owner
-
-
-def set_owner(store: Store, key: str, index: str, revision: str, before: str | None = None) -> None:
-    """Tell a collection whose it is, and which model wrote it.
-
-    Args:
-        flip: Mark of the manifest in force.
-        before: Mark of the one that is right, too, until the flip.
-    """
-    owner = {"index": index, "model": revision}
-    store.set_metadata(
-        f"{OWNER_KEY}:{key}", owner if before is None else {**owner, "before": before}
     )
 
 

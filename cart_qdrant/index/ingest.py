@@ -17,16 +17,12 @@ from cart_qdrant.captions.reader import CaptionReader, from_tags
 from cart_qdrant.embedders.protocol import AnchoredEmbedder, Embedder, FittedEmbedder
 from cart_qdrant.errors import CartError, UsageError
 from cart_qdrant.index.corpus_stats import WORK, fitted_features
-from cart_qdrant.index.identify import (
-    advice,
-    bring_in_step,
-    remove_stale,
-    summary,
-    vector_of,
-)
+from cart_qdrant.index.health import advice
+from cart_qdrant.index.identify import remove_stale, summary, update_identifiers
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.pipeline import FileResult, Pipeline, Preparing
 from cart_qdrant.index.plan import Job, Plan, StoredFile, make_plan, read_stored
+from cart_qdrant.index.points import vector_of
 from cart_qdrant.index.report import IngestOptions, IngestReport
 from cart_qdrant.index.writer import MADE_BY, PointWriter, Row, identifier_payload
 from cart_qdrant.media.scan import scan
@@ -34,8 +30,6 @@ from cart_qdrant.media.segments import probe
 from cart_qdrant.progress import Reporter, Silent, tell
 from cart_qdrant.records import MADE_SOURCES, Caption, CaptionSource, Failure, Segment
 from cart_qdrant.storage.protocol import MEDIA
-
-__all__ = ["Ingest", "IngestOptions", "IngestReport", "Reporter", "Silent"]
 
 TOGETHER = 64
 """Segments whose features are projected together, about; fewer than are written together."""
@@ -253,7 +247,7 @@ class Ingest:
         info = index.manifest.identifiers
         if self._writer.changed or (info is None and has_points):
             self._reporter.phase("identifiers", None)
-            unnamed = bring_in_step(index)
+            unnamed = update_identifiers(index)
             self._writer.settle()
             for line in advice(index, unnamed):
                 self._reporter.say(line)

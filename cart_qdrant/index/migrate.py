@@ -17,8 +17,9 @@ import numpy as np
 from qdrant_client import models
 
 from cart_qdrant.errors import MismatchError, StoreError, UsageError
-from cart_qdrant.index.identify import vector_of
-from cart_qdrant.index.index import Index, check_owner, set_owner
+from cart_qdrant.index.index import Index
+from cart_qdrant.index.ownership import check_owner, set_owner
+from cart_qdrant.index.points import vector_of
 from cart_qdrant.progress import Reporter, Silent
 from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage.factory import open_store

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
-from cart_qdrant.index.identify import is_ours
 from cart_qdrant.index.index import Index
+from cart_qdrant.index.points import is_ours
 from cart_qdrant.index.writer import MADE_BY
 from cart_qdrant.records import Modality
 from cart_qdrant.search.candidates import DESCRIBED

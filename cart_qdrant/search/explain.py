@@ -18,8 +18,8 @@ from cart_qdrant.generator.beam_search import PriorScorer, Scorer
 from cart_qdrant.generator.prior import NodeGains, prior_logits
 from cart_qdrant.identifiers.codec import Codec
 from cart_qdrant.identifiers.trie import Trie
-from cart_qdrant.index.identify import vector_of
 from cart_qdrant.index.index import Index
+from cart_qdrant.index.points import vector_of
 from cart_qdrant.records import Hit
 from cart_qdrant.search.candidates import Encoded, Pool
 from cart_qdrant.search.fusion import Calibration

@@ -21,8 +21,8 @@ from cart_qdrant.arrays.vectors import unit
 from cart_qdrant.config import SegmentConfig
 from cart_qdrant.embedders.external import EXTERNAL
 from cart_qdrant.errors import MediaError, UsageError
-from cart_qdrant.index.identify import vector_of
 from cart_qdrant.index.index import Index
+from cart_qdrant.index.points import vector_of
 from cart_qdrant.media.segments import decode
 from cart_qdrant.records import Modality
 from cart_qdrant.search.lookup import find_record

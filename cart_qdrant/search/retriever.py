@@ -24,7 +24,7 @@ from cart_qdrant.errors import MismatchError, UsageError
 from cart_qdrant.generator.beam_search import Beams
 from cart_qdrant.generator.decode import beams_for, decode
 from cart_qdrant.generator.prior import HUB, NodeGains
-from cart_qdrant.index.identify import load_codec, load_table, load_trie
+from cart_qdrant.index.identifier_files import load_codec, load_table, load_trie
 from cart_qdrant.index.index import TEXT_DIM, Index
 from cart_qdrant.index.remote import local_folder, media_folder
 from cart_qdrant.records import Hit, Item, Modality

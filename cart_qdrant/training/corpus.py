@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from cart_qdrant.arrays.types import FloatArray, IndexArray
 from cart_qdrant.arrays.vectors import unit
-from cart_qdrant.index.identify import Vectors, read_vectors
 from cart_qdrant.index.index import Index
+from cart_qdrant.index.points import Vectors, read_vectors
 from cart_qdrant.records import TRUST, Caption, CaptionSource, Modality, text_key
 from cart_qdrant.storage import requests as qdrant
 

@@ -25,7 +25,7 @@ from cart_qdrant_cli.options import (
 from cart_qdrant_cli.output import counted, duration, facts, print_json, remark, reporting, stdout
 
 if TYPE_CHECKING:
-    from cart_qdrant.index.attach import SyncReport
+    from cart_qdrant.index.sync import SyncReport
 
 ATTACH_EXAMPLES = examples(
     "cartq attach --url http://localhost:6333 --collection photos",
@@ -94,9 +94,10 @@ def attach(
     `cartq sync`. A run may be stopped: `cartq sync` goes on.
     """
     from cart_qdrant.embedders.registry import open_embedder
-    from cart_qdrant.index.attach import AttachOptions, sync
+    from cart_qdrant.index.attach import AttachOptions
     from cart_qdrant.index.attach import attach as make
     from cart_qdrant.index.folder import IndexFolder
+    from cart_qdrant.index.sync import sync
 
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
     if (target.url is None) == (path is None):
@@ -143,7 +144,7 @@ def sync(
     New points get identifiers at once, points that are gone leave the tree. Run it by a timer, or
     after each load; it may be stopped and started again.
     """
-    from cart_qdrant.index.attach import sync as follow
+    from cart_qdrant.index.sync import sync as follow
 
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
     with target.writing() as opened, reporting("points") as reporter:

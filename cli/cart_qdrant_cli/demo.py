@@ -111,7 +111,7 @@ def _show_command(console: Console, *words: str, target: Target) -> None:
 
 
 def _ingest(console: Console, target: Target, media: Path) -> None:
-    from cart_qdrant.index.ingest import IngestOptions
+    from cart_qdrant.index.report import IngestOptions
 
     _show_command(console, "ingest", str(media), target=target)
     with reporting("files") as reporter:

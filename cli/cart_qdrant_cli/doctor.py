@@ -31,7 +31,7 @@ from cart_qdrant_cli.output import (
 )
 
 if TYPE_CHECKING:
-    from cart_qdrant.index.identify import Health
+    from cart_qdrant.index.health import Health
     from cart_qdrant.index.index import Index
     from cart_qdrant.index.manifest import Artifact
 
@@ -106,7 +106,7 @@ def doctor(
 
 def diagnose(index: Index) -> Diagnosis:
     """Check the artefacts against the manifest, then measure the identifiers."""
-    from cart_qdrant.index.identify import check
+    from cart_qdrant.index.health import check
     from cart_qdrant.training.read_diagnostics import read_diagnostics
 
     manifest = index.manifest

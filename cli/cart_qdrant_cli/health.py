@@ -10,7 +10,7 @@ from rich.text import Text
 from cart_qdrant_cli.output import counted, grid, plain, verdict
 
 if TYPE_CHECKING:
-    from cart_qdrant.index.identify import Health
+    from cart_qdrant.index.health import Health
 
 
 def health_json(health: Health) -> dict[str, Any]:

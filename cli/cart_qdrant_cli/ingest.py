@@ -39,9 +39,9 @@ from cart_qdrant_cli.output import (
 )
 
 if TYPE_CHECKING:
-    from cart_qdrant.index.identify import Health
+    from cart_qdrant.index.health import Health
     from cart_qdrant.index.index import Index
-    from cart_qdrant.index.ingest import IngestOptions, IngestReport
+    from cart_qdrant.index.report import IngestOptions, IngestReport
 
 SHOWN = 20
 """Rows of a list that are shown without --verbose."""
@@ -115,7 +115,7 @@ def ingest(
     The first run makes the index. What is unchanged is skipped unopened, so a run may be stopped
     and started again at any time. Exit code 1: some inputs failed, the rest is stored.
     """
-    from cart_qdrant.index.ingest import IngestOptions
+    from cart_qdrant.index.report import IngestOptions
 
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
     if no_captions and captions is not None:
@@ -152,7 +152,7 @@ def run_ingest(
         UsageError: A path does not exist, or the embedder and `vectors` do not fit.
         MismatchError: The index is bound to another embedder.
     """
-    from cart_qdrant.index.identify import check
+    from cart_qdrant.index.health import check
     from cart_qdrant.index.ingest import Ingest
 
     _require_paths(options)

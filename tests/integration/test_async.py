@@ -14,8 +14,9 @@ import pytest
 
 from cart_qdrant.errors import UsageError
 from cart_qdrant.index.index import Index
-from cart_qdrant.index.ingest import Ingest, IngestOptions, IngestReport
+from cart_qdrant.index.ingest import Ingest
 from cart_qdrant.index.migrate import migrate
+from cart_qdrant.index.report import IngestOptions, IngestReport
 from cart_qdrant.search.retriever import THREADS, Retriever
 from cart_qdrant.storage.store_info import StoreInfo
 from tests import media_factory as media

@@ -16,10 +16,15 @@ from qdrant_client import QdrantClient, models
 from cart_qdrant.arrays.vectors import unit
 from cart_qdrant.embedders.registry import open_embedder
 from cart_qdrant.errors import MismatchError, StoreError, UsageError
-from cart_qdrant.index.attach import AttachOptions, attach, guess_fields, sync
-from cart_qdrant.index.identify import check, load_trie, refit
+from cart_qdrant.index.attach import AttachOptions, attach
+from cart_qdrant.index.field_guess import guess_fields
+from cart_qdrant.index.health import check
+from cart_qdrant.index.identifier_files import load_trie
+from cart_qdrant.index.identify import refit
 from cart_qdrant.index.index import Index
-from cart_qdrant.index.ingest import Ingest, IngestOptions
+from cart_qdrant.index.ingest import Ingest
+from cart_qdrant.index.report import IngestOptions
+from cart_qdrant.index.sync import sync
 from cart_qdrant.search.filters import parse_filter
 from cart_qdrant.search.query import Part, Query
 from cart_qdrant.search.retriever import Retriever

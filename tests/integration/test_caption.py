@@ -22,7 +22,7 @@ from cart_qdrant.captions.models import (
 from cart_qdrant.errors import CaptionError, UsageError
 from cart_qdrant.index.annotate import LOW_CONFIDENCE, caption_index
 from cart_qdrant.index.index import Index
-from cart_qdrant.index.ingest import IngestReport
+from cart_qdrant.index.report import IngestReport
 from cart_qdrant.progress import Silent
 from cart_qdrant.search.retriever import Retriever
 from cart_qdrant.training.corpus import read_corpus

@@ -19,7 +19,7 @@ from cart_qdrant.embedders.imagebind.weights import convert
 from cart_qdrant.embedders.registry import open_embedder
 from cart_qdrant.errors import MediaError, MismatchError, MissingExtraError, UsageError
 from cart_qdrant.index.index import Index
-from cart_qdrant.index.ingest import IngestReport
+from cart_qdrant.index.report import IngestReport
 from cart_qdrant.media.clip import Clip
 from cart_qdrant.records import Modality
 from cart_qdrant.search.retriever import Retriever

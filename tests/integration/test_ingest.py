@@ -16,9 +16,13 @@ from qdrant_client import models
 from cart_qdrant.embedders.zero_shot import TextAnchors
 from cart_qdrant.errors import MismatchError, UsageError
 from cart_qdrant.index import writer
-from cart_qdrant.index.identify import check, load_codec, load_trie, read_vectors, refit
+from cart_qdrant.index.health import check
+from cart_qdrant.index.identifier_files import load_codec, load_trie
+from cart_qdrant.index.identify import refit
 from cart_qdrant.index.index import Index
-from cart_qdrant.index.ingest import Ingest, IngestOptions
+from cart_qdrant.index.ingest import Ingest
+from cart_qdrant.index.points import read_vectors
+from cart_qdrant.index.report import IngestOptions
 from cart_qdrant.records import Identifier
 from tests import media_factory as media
 from tests.conftest import PatchEmbedder, points, tree_of

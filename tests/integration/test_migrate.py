@@ -15,7 +15,7 @@ from cart_qdrant.errors import MismatchError, StoreError, UsageError
 from cart_qdrant.index import migrate as migration
 from cart_qdrant.index.backup import backup, restore
 from cart_qdrant.index.folder import IndexFolder
-from cart_qdrant.index.identify import check
+from cart_qdrant.index.health import check
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.migrate import migrate
 from cart_qdrant.search.retriever import Retriever

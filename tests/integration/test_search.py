@@ -17,7 +17,7 @@ from cart_qdrant.evaluation.evaluate import EvalQuery, evaluate, load_queries
 from cart_qdrant.files import file_hash
 from cart_qdrant.generator.beam_search import Beams
 from cart_qdrant.identifiers.item_table import KINDS, ItemTable
-from cart_qdrant.index.identify import load_table, load_trie
+from cart_qdrant.index.identifier_files import load_table, load_trie
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.manifest import Artifact
 from cart_qdrant.search.filters import parse_filter

@@ -14,9 +14,10 @@ from qdrant_client import models
 
 from cart_qdrant.embedders.registry import open_embedder
 from cart_qdrant.errors import IndexMissingError, MismatchError, StoreError
-from cart_qdrant.index.identify import check
+from cart_qdrant.index.health import check
 from cart_qdrant.index.index import Index
-from cart_qdrant.index.ingest import Ingest, IngestOptions
+from cart_qdrant.index.ingest import Ingest
+from cart_qdrant.index.report import IngestOptions
 from cart_qdrant.search.retriever import Retriever
 from cart_qdrant.storage.protocol import MEDIA, CollectionSpec
 from cart_qdrant.storage.server import ServerStore

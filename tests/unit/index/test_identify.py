@@ -18,23 +18,20 @@ from cart_qdrant.files import folder_hash
 from cart_qdrant.identifiers.codec import Counters
 from cart_qdrant.identifiers.hubness import QueryBank
 from cart_qdrant.identifiers.item_table import KINDS, file_number
+from cart_qdrant.index.health import check
+from cart_qdrant.index.identifier_files import load_codec, load_table, load_trie
 from cart_qdrant.index.identify import (
-    adopt,
+    activate_identifiers,
     assign_new,
-    check,
     encode,
-    is_named,
-    load_codec,
-    load_table,
-    load_trie,
     prepare,
-    read_vectors,
     refit,
     remove_stale,
     write_identifiers,
 )
 from cart_qdrant.index.index import QUERY_BANK, Index
 from cart_qdrant.index.manifest import Artifact, GeneratorInfo
+from cart_qdrant.index.points import has_identifier, read_vectors
 from cart_qdrant.records import Identifier, Modality, Segment
 
 Open = Callable[..., Index]
@@ -72,7 +69,7 @@ def assert_in_step(index: Index) -> None:
     assert trie.rows().tolist() == stored and info.count == len(stored)
     assert len({tuple(row) for row in stored}) == len(stored)
     # What the table says of each point is what its payload says.
-    table, records = load_table(index), list(index.store.scroll(is_named(info.field)))
+    table, records = load_table(index), list(index.store.scroll(has_identifier(info.field)))
     assert table is not None and len(table) == len(records)
     for record, row in zip(records, table.rows(keys_of([r.id for r in records])), strict=True):
         payload = record.payload or {}
@@ -252,7 +249,7 @@ def test_flip_is_one_step(index: Index) -> None:
     assert info.field == "cart_2"
     # Before: the old one in force and whole.
     assert index.manifest.identifiers == first and {o.id for o in names(index)} == old
-    adopt(index, info)
+    activate_identifiers(index, info)
     # After: the new one, and the old field is still there for who has the old manifest open.
     assert index.manifest.identifiers == info
     assert_in_step(index)

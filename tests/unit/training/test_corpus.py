@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cart_qdrant.index.identify import Vectors
+from cart_qdrant.index.points import Vectors
 from cart_qdrant.training.corpus import Corpus, SharedTexts, Split, split_pairs
 
 

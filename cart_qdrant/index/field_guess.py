@@ -1,0 +1,82 @@
+"""Guesses which payload fields of an attached collection hold paths, captions and so on."""
+
+from __future__ import annotations
+
+import mimetypes
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cart_qdrant.records import Modality
+from cart_qdrant.storage.attached_mapping import texts_of, value_at
+
+if TYPE_CHECKING:
+    pass
+
+
+FIELDS = ("path", "modality", "captions", "start", "end")
+"""What may be mapped to a payload field of the collection."""
+GUESSES: Mapping[str, tuple[str, ...]] = {
+    "path": ("path", "file_path", "filepath", "image_path", "file_name", "filename", "file", "url",
+             "uri", "image_url", "src", "source", "image"),
+    "captions": ("captions", "caption", "text", "description", "page_content", "title", "alt",
+                 "alt_text", "transcript", "prompt"),
+    "modality": ("modality", "media_type", "kind", "type"),
+    "start": ("start", "start_time", "start_s", "t_start", "begin"),
+    "end": ("end", "end_time", "end_s", "t_end"),
+}  # fmt: skip
+"""Last parts of payload fields, the likeliest first."""
+_OFTEN = {"path": 0.5, "captions": 0.02, "modality": 0.99, "start": 0.5, "end": 0.5}
+"""Share of the sample that must hold a value for it to be guessed."""
+
+
+def guess_fields(payloads: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Payload fields that look like ours, by name and values; one level of nesting is read."""
+    fields: Counter[str] = Counter()
+    for payload in payloads:
+        for key, value in payload.items():
+            fields[key] += 1
+            if isinstance(value, Mapping):
+                fields.update(f"{key}.{inner}" for inner in value)
+    fits: Mapping[str, Callable[[Any], bool]] = {
+        "path": lambda v: isinstance(v, str) and bool(v),
+        "captions": lambda v: bool(texts_of({"v": v}, ["v"])),
+        "modality": lambda v: v in list(Modality),
+        "start": lambda v: isinstance(v, int | float) and not isinstance(v, bool),
+        "end": lambda v: isinstance(v, int | float) and not isinstance(v, bool),
+    }
+    found: dict[str, str] = {}
+    for ours, names in GUESSES.items():
+        least = max(1, int(_OFTEN[ours] * len(payloads)))
+        likely = sorted(
+            (names.index(last), one.count("."), one)
+            for one in fields
+            if (last := one.rpartition(".")[2].lower()) in names
+        )
+        for _, _, one in likely:
+            if one in found.values():
+                continue
+            if sum(fits[ours](value_at(payload, one)) for payload in payloads) >= least:
+                found[ours] = one
+                break
+    return found
+
+
+def modality_by_name(payloads: Sequence[Mapping[str, Any]], path: str | None) -> Modality:
+    """The commonest kind of file by its name; pictures where names tell nothing."""
+    names = (str(value_at(payload, path) or "") for payload in payloads)
+    kinds = Counter((mimetypes.guess_type(name)[0] or "").split("/")[0] for name in names)
+    known = [kind for kind, _ in kinds.most_common() if kind in list(Modality)]
+    return Modality(known[0]) if known else Modality.IMAGE
+
+
+def word_field(payloads: Sequence[Mapping[str, Any]], captions: Sequence[str]) -> str | None:
+    """The field whose words are indexed: within objects where captions are such."""
+    for name in captions:
+        for payload in payloads:
+            value = value_at(payload, name)
+            if isinstance(value, list) and value:
+                return f"{name}[].text" if isinstance(value[0], Mapping) else name
+            if value is not None:
+                return name
+    return captions[0] if captions else None

@@ -1,0 +1,107 @@
+"""Which points of a collection belong to the index, and their vectors.
+
+Shape legend: N points, D vector width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cart_qdrant.arrays.spill import RowWriter
+from cart_qdrant.arrays.types import FloatArray
+from cart_qdrant.index.index import Index
+from cart_qdrant.storage import requests as qdrant
+from cart_qdrant.storage.protocol import MEDIA
+
+BLOCK = 2_000
+"""Points read, coded and written together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """All media vectors of an index in order of id.
+
+    Attributes:
+        ids: Point ids.
+        x_ND: Unit vectors; many lie in a file, see `RowWriter`.
+        spaces: Space of each (N,).
+        folder: Where that file is; None keeps parts of them in memory.
+    """
+
+    ids: list[str]
+    x_ND: FloatArray
+    spaces: npt.NDArray[np.str_]
+    folder: Path | None = None
+
+    def by_space(self) -> dict[str, FloatArray]:
+        """Vectors of each space that has items."""
+        names = [str(s) for s in np.unique(self.spaces)]
+        if len(names) == 1:
+            return {names[0]: self.x_ND}
+        return {name: self._part(np.flatnonzero(self.spaces == name)) for name in names}
+
+    def _part(self, places: npt.NDArray[np.intp]) -> FloatArray:
+        rows = RowWriter(self.x_ND.shape[1], self.folder)
+        for begin in range(0, len(places), BLOCK):
+            rows.add(self.x_ND[places[begin : begin + BLOCK]])
+        return rows.array()
+
+
+def vector_of(record: qdrant.AnyRecord, name: str = MEDIA) -> list[float] | None:
+    """One named dense vector of a record, if it has it."""
+    vectors = record.vector
+    if not isinstance(vectors, dict):
+        return None
+    found = vectors.get(name)
+    return found if isinstance(found, list) else None  # type: ignore[return-value]
+
+
+def is_ours() -> qdrant.Filter:
+    """Points of ours: a shared collection may hold others."""
+    return qdrant.Filter(must_not=[lacks("hash")])
+
+
+def lacks(key: str) -> qdrant.IsEmptyCondition:
+    return qdrant.IsEmptyCondition(is_empty=qdrant.PayloadField(key=key))
+
+
+def read_vectors(index: Index) -> Vectors:
+    """Read every media vector, 4 D bytes an item; many into the index's work folder, not memory.
+
+    Raises:
+        StoreError: There is no room for them.
+    """
+    dim = index.manifest.embedder.dim
+    ids: list[str] = []
+    spaces: list[str] = []
+    read = RowWriter(dim, index.folder.work)
+    found = index.store.scroll(is_ours(), with_payload=["modality"], with_vectors=[MEDIA])
+    for chunk in in_blocks(found):
+        rows: list[list[float]] = []
+        for record in chunk:
+            vector = vector_of(record)
+            space = index.space((record.payload or {}).get("modality", ""))
+            if vector is not None and space is not None:
+                ids.append(str(record.id))
+                spaces.append(space)
+                rows.append(vector)
+        read.add(np.asarray(rows, dtype=np.float32).reshape(-1, dim))
+    return Vectors(ids, read.array(), np.asarray(spaces, dtype=np.str_), index.folder.work)
+
+
+def in_blocks(records: Iterable[qdrant.AnyRecord]) -> Iterator[list[qdrant.AnyRecord]]:
+    """Points in lists of `BLOCK`."""
+    source = iter(records)
+    while chunk := list(islice(source, BLOCK)):
+        yield chunk
+
+
+def has_identifier(field: str) -> qdrant.Filter:
+    """Points of ours that have an identifier in a payload field."""
+    return qdrant.Filter(must_not=[lacks(f"{field}.id"), lacks("hash")])
