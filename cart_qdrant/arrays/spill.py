@@ -15,7 +15,7 @@ IN_MEMORY = 1 << 30
 """Bytes up to which rows stay in memory."""
 
 
-class RowWriter:
+class SpillBuffer:
     """Collects rows; above `IN_MEMORY` they lie in a file without a name, gone with the last use
     of them, also where the process is killed.
 

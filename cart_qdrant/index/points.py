@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cart_qdrant.arrays.spill import RowWriter
+from cart_qdrant.arrays.spill import SpillBuffer
 from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.index.index import Index
 from cart_qdrant.storage import requests as qdrant
@@ -29,7 +29,7 @@ class Vectors:
 
     Attributes:
         ids: Point ids.
-        x_ND: Unit vectors; many lie in a file, see `RowWriter`.
+        x_ND: Unit vectors; many lie in a file, see `SpillBuffer`.
         spaces: Space of each (N,).
         folder: Where that file is; None keeps parts of them in memory.
     """
@@ -47,7 +47,7 @@ class Vectors:
         return {name: self._part(np.flatnonzero(self.spaces == name)) for name in names}
 
     def _part(self, places: npt.NDArray[np.intp]) -> FloatArray:
-        rows = RowWriter(self.x_ND.shape[1], self.folder)
+        rows = SpillBuffer(self.x_ND.shape[1], self.folder)
         for begin in range(0, len(places), BLOCK):
             rows.add(self.x_ND[places[begin : begin + BLOCK]])
         return rows.array()
@@ -80,7 +80,7 @@ def read_vectors(index: Index) -> Vectors:
     dim = index.manifest.embedder.dim
     ids: list[str] = []
     spaces: list[str] = []
-    read = RowWriter(dim, index.folder.work)
+    read = SpillBuffer(dim, index.folder.work)
     found = index.store.scroll(is_ours(), with_payload=["modality"], with_vectors=[MEDIA])
     for chunk in in_blocks(found):
         rows: list[list[float]] = []

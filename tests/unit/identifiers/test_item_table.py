@@ -41,19 +41,6 @@ def test_each_row_is_found_by_its_id_and_nothing_else(
     assert (made.rows(keys_of(unknown)) == -1).all()
 
 
-@given(st.lists(IDS, min_size=2, unique_by=key_of))
-def test_order_of_keys_is_that_of_ids(ids: list[object]) -> None:
-    numbers = [one.int if isinstance(one, uuid.UUID) else one for one in ids]
-    assert np.argsort(keys_of(ids)).tolist() == np.argsort(np.asarray(numbers, object)).tolist()
-
-
-def test_ids_have_the_same_key_however_a_store_writes_them() -> None:
-    one = uuid.UUID("0a000000-0000-4000-8000-000000000000")  # ends in zero bytes
-    assert key_of(one) == key_of(str(one)) == one.bytes
-    assert key_of(7) == key_of("7") == bytes(15) + b"\7"
-    assert len(keys_of([one, 7])) == 2
-
-
 @given(st.lists(st.uuids(), unique=True))
 def test_saved_and_loaded_is_the_same(
     tmp_path_factory: pytest.TempPathFactory, ids: list[object]
