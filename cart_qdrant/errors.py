@@ -1,7 +1,7 @@
-"""Every error a user can meet is a leaf of `CartError`.
+"""The errors that a user can meet: subclasses of `CartError`, each with a remedy.
 
 A message says what happened, shows the two values that disagree, and ends with the command or
-setting that mends it. Errors of other libraries are mapped to these once, at the boundary.
+setting that repairs it. Errors of other libraries are mapped to these once, at the boundary.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ class CartError(Exception):
 
     Args:
         what: What happened, with the values that disagree.
-        remedy: The command or setting that mends it; may be empty.
+        remedy: The command or setting that repairs it; may be empty.
     """
 
     exit_code = 1
@@ -74,5 +74,5 @@ class DownloadError(CartError):
 
 
 def first_line(error: Exception) -> str:
-    """What a foreign error says first; its kind if it says nothing."""
+    """The first line of another library's error; its class where the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0]

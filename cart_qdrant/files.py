@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole and survive a power cut, and their hashes."""
+"""Writes files as a whole, so that they survive a power cut; hashes them; names the cache."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 CACHE_VARIABLE = "CARTQ_CACHE"
-"""Environment variable that names the folder of what can be made again."""
+"""Environment variable that names the folder of files that can be made or fetched again."""
 
 
 def file_hash(path: Path) -> str:
-    """blake2b (16 bytes, hex) of a file."""
+    """blake2b hash (16 bytes, in hex) of a file's content."""
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -26,11 +26,11 @@ def file_hash(path: Path) -> str:
 
 
 def write_atomic(path: Path, data: bytes, drafts: Path | None = None) -> None:
-    """Replace a file's content: a reader sees the old or the new, also after a power cut.
+    """Replace a file's content: a reader sees the old or the new one, also after a power cut.
 
     Args:
-        drafts: Folder on the same disk where the new content is written first; that of `path` if
-            not given.
+        drafts: Folder on the same disk where the new content is written first; None takes the
+            folder of `path`.
     """
     draft = draft_path(path.parent if drafts is None else drafts, path.name)
     with draft.open("wb") as file:
@@ -39,14 +39,14 @@ def write_atomic(path: Path, data: bytes, drafts: Path | None = None) -> None:
 
 
 def draft_path(folder: Path, name: str) -> Path:
-    """A path for a file that is not finished; its folder is made."""
+    """A path for a file that is yet to be written; its folder is made."""
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"draft-{uuid.uuid4().hex[:8]}-{name}"
 
 
 def rename_durably(source: Path, target: Path) -> None:
-    """Rename a finished file, or a folder of files, to a name where a file may be replaced; both
-    content and name survive a power cut."""
+    """Rename a finished file, or a folder of files; its content and its new name survive a power
+    cut. A file of the new name is replaced."""
     if source.is_dir():
         for file in source.iterdir():
             _sync(file)
@@ -66,7 +66,7 @@ def _sync(path: Path) -> None:
 def save_arrays(
     path: Path, arrays: Mapping[str, npt.NDArray[Any]], drafts: Path | None = None
 ) -> str:
-    """Write a safetensors file as `write_atomic` does; returns its hash."""
+    """Write arrays to a safetensors file as `write_atomic` does, and give the file's hash."""
     from safetensors.numpy import save
 
     write_atomic(path, save({k: np.ascontiguousarray(v) for k, v in arrays.items()}), drafts)
@@ -74,19 +74,19 @@ def save_arrays(
 
 
 def load_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Read a safetensors file."""
+    """Read all arrays of a safetensors file into memory, by name."""
     from safetensors.numpy import load_file
 
     return load_file(path)
 
 
 def artifact_hash(path: Path) -> str:
-    """Hash of a file, or of a folder's files."""
+    """Hash of a file, or of all files of a folder."""
     return folder_hash(path) if path.is_dir() else file_hash(path)
 
 
 def folder_hash(folder: Path) -> str:
-    """blake2b over the names and hashes of a folder's files."""
+    """blake2b hash (16 bytes, in hex) over the names and hashes of a folder's files."""
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(folder.iterdir()):
         digest.update(f"{path.name}\0{file_hash(path)}\n".encode())
@@ -94,7 +94,7 @@ def folder_hash(folder: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Folder of what can be made or fetched again."""
+    """Folder of files that can be made or fetched again, such as downloaded weights."""
     named = os.environ.get(CACHE_VARIABLE)
     if named:
         return Path(named)

@@ -1,4 +1,4 @@
-"""How a long run tells what it does; the command line shows it as bars."""
+"""How a long run reports its progress; the command line shows it as bars."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Protocol, runtime_checkable
 
 
 class Reporter(Protocol):
-    """Is told how a run goes."""
+    """Receives the progress of a run."""
 
     def phase(self, name: str, total: int | None) -> None:
-        """A step begins; `total` units of it are due if that is known."""
+        """A step begins; `total` is its number of units, or None where that is not known."""
 
     def advance(self, units: int = 1) -> None:
-        """Units of the step are done."""
+        """Some units of the step are done."""
 
     def say(self, line: str) -> None:
         """A remark for the user."""
@@ -20,14 +20,14 @@ class Reporter(Protocol):
 
 @runtime_checkable
 class MediaReporter(Reporter, Protocol):
-    """Is also told how long the sounds and videos are that went by."""
+    """Receives also the length of each video and audio file that is done."""
 
     def media(self, seconds: float) -> None:
         """A file of that length is done."""
 
 
-def tell(reporter: Reporter, seconds: float) -> None:
-    """One file of that length is done."""
+def file_done(reporter: Reporter, seconds: float) -> None:
+    """Report one file that is done, and its length where the reporter receives it."""
     if isinstance(reporter, MediaReporter):
         reporter.media(seconds)
     reporter.advance()
@@ -37,10 +37,10 @@ class Silent:
     """A reporter that shows nothing."""
 
     def phase(self, name: str, total: int | None) -> None:
-        """Nothing is shown."""
+        """Show nothing."""
 
     def advance(self, units: int = 1) -> None:
-        """Nothing is shown."""
+        """Show nothing."""
 
     def say(self, line: str) -> None:
-        """Nothing is shown."""
+        """Show nothing."""

@@ -1,7 +1,8 @@
-"""Arrays of a safetensors file where they lie: mapped into memory, read when they are looked at.
+"""Maps the arrays of a safetensors file into memory, without reading them.
 
-`safetensors.numpy` copies what it loads, which takes a tree of ten million identifiers a tenth of a
-second and its size in memory; mapped, opening is a few system calls, and processes share the pages.
+`safetensors.numpy` copies what it loads: for a tree of ten million identifiers that takes a tenth
+of a second and its size in memory. A mapped file is opened by a few system calls, and processes
+share its pages.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from cart_qdrant.errors import MismatchError
 
 _TYPES = {"U8": "<u1", "U16": "<u2", "I32": "<i4", "U64": "<u8", "F32": "<f4", "F64": "<f8"}
 _LENGTH = 8
-"""Bytes that tell the length of the header."""
+"""Bytes at the beginning of a file that hold the length of its header."""
 
 
 def map_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """All arrays of a safetensors file, read-only. They outlive the file's name.
+    """All arrays of a safetensors file, read-only. They stay readable when the file is deleted.
 
     Raises:
-        MismatchError: It is no such file, or cut short.
+        MismatchError: The file is no safetensors file, or is cut short.
     """
     with path.open("rb") as file:
         try:
@@ -40,7 +41,8 @@ def map_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
         return {name: _view(data, begin, **one) for name, one in header.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise MismatchError(
-            f"{path} is not readable as safetensors: {error}.", "Mend: `cartq doctor --fix`."
+            f"{path} is not readable as safetensors: {error}.",
+            "Repair the index: `cartq doctor --fix`.",
         ) from error
 
 

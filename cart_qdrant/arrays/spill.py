@@ -1,4 +1,4 @@
-"""Vectors that may be more than memory should hold."""
+"""Collects rows of vectors in memory, and in a temporary file where they are too many."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ IN_MEMORY = 1 << 30
 
 
 class SpillBuffer:
-    """Collects rows; above `IN_MEMORY` they lie in a file without a name, gone with the last use
-    of them, also where the process is killed.
+    """Collects rows; above `IN_MEMORY` they are written to a temporary file.
+
+    The file has no name, so that the disk is free again when the last array of it is deleted or
+    the process ends, also by a kill.
 
     Args:
         dim: Width of a row.
-        folder: Where the file lies, made where missing; None keeps all rows in memory.
+        folder: Folder of the file, made if it is missing; None keeps all rows in memory.
     """
 
     def __init__(self, dim: int, folder: Path | None = None) -> None:
@@ -31,7 +33,7 @@ class SpillBuffer:
         self._file: IO[bytes] | None = None
 
     def add(self, rows_BD: FloatArray) -> None:
-        """More rows, after those before.
+        """Append rows (B, D).
 
         Raises:
             StoreError: The file cannot be written.
@@ -46,7 +48,7 @@ class SpillBuffer:
         return 4 * self._count * self._dim
 
     def _spill(self, folder: Path) -> None:
-        # Written, not mapped: a full disk is an error then, where a mapped page kills the process.
+        # Written, not mapped: on a full disk a write raises, but a mapped page kills the process.
         try:
             if self._file is None:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +58,7 @@ class SpillBuffer:
             self._file.flush()
         except OSError as error:
             raise StoreError(
-                f"{self._nbytes / 2**30:.1f} GB of vectors do not go into {folder}: {error}.",
+                f"{self._nbytes / 2**30:.1f} GB of vectors do not fit into {folder}: {error}.",
                 "Free space there, or make it writable.",
             ) from error
         self._blocks.clear()

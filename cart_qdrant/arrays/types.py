@@ -1,4 +1,4 @@
-"""Types of arrays, by what they hold."""
+"""Names for types of arrays, by what the arrays hold."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ AnyArray = npt.NDArray[Any]
 ByteArray = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
 IndexArray = npt.NDArray[np.intp]
-"""Rows of other arrays."""
+"""Positions in other arrays."""
 IntArray = npt.NDArray[np.int32]
 """Codes of identifiers."""
 KeyArray = npt.NDArray[np.bytes_]
-"""Point ids of 16 bytes."""
+"""Point ids in 16 bytes each, see `point_ids.key_of`."""
 MaskArray = npt.NDArray[np.bool_]

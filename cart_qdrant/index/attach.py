@@ -133,7 +133,7 @@ def attach(
         how, dim = read_attachment(store, options, reporter)
         embedder = options.embedder or ExternalEmbedder(dim, dict.fromkeys(Modality, SPACE))
         _check_embedder(embedder, dim, how, store.location)
-        how = replace(how, kinds=[str(modality) for modality in embedder.spaces])
+        how = replace(how, modalities=[str(modality) for modality in embedder.spaces])
         info = EmbedderInfo(
             name=embedder.name, version=embedder.version, dim=dim,
             spaces={str(m): space for m, space in embedder.spaces.items()},
@@ -174,7 +174,7 @@ def read_attachment(
         vector=name,
         key=options.key,
         modality=str(options.modality or modality_by_name(payloads, path)),
-        kind=None if options.modality else found.get("modality") or None,
+        modality_field=None if options.modality else found.get("modality") or None,
         path=path,
         start=found.get("start") or None,
         end=found.get("end") or None,
@@ -269,9 +269,9 @@ def _check_embedder(embedder: Embedder, dim: int, how: Attachment, location: str
             f"{location} has {dim}-d ones.",
             "Name the model that they were made with, or leave --embedder out.",
         )
-    if how.kind is None and Modality(how.modality) not in embedder.spaces:
+    if how.modality_field is None and Modality(how.modality) not in embedder.spaces:
         raise MismatchError(
             f"The embedder {embedder.name} knows {', '.join(sorted(embedder.spaces))}, but the "
-            f"items are of the kind {how.modality}.",
+            f"items are of the modality {how.modality}.",
             "Say what they are with --modality.",
         )

@@ -22,7 +22,7 @@ from cart_qdrant.files import write_atomic
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.pipeline import FileResult, Pipeline
 from cart_qdrant.media.scan import FileEntry
-from cart_qdrant.progress import Reporter, tell
+from cart_qdrant.progress import Reporter, file_done
 from cart_qdrant.records import Modality, Segment
 
 SAMPLE = 12_000
@@ -73,7 +73,7 @@ def fitted_features(
         reporter.phase("ingest", len(rest))
     for result in pipeline.run(rest):
         yield result
-        tell(reporter, result.seconds)
+        file_done(reporter, result.seconds)
 
 
 class _Sample:
@@ -119,7 +119,7 @@ class _Sample:
                 if rows >= ROWS:
                     self._keep(part)
                     part, rows = [], 0
-                tell(reporter, result.seconds)
+                file_done(reporter, result.seconds)
             self._keep(part)
         return []
 

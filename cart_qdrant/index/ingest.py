@@ -27,7 +27,7 @@ from cart_qdrant.index.report import IngestOptions, IngestReport
 from cart_qdrant.index.writer import MADE_BY, PointWriter, Row, identifier_payload
 from cart_qdrant.media.scan import scan
 from cart_qdrant.media.segments import probe
-from cart_qdrant.progress import Reporter, Silent, tell
+from cart_qdrant.progress import Reporter, Silent, file_done
 from cart_qdrant.records import MADE_SOURCES, Caption, CaptionSource, Failure, Segment
 from cart_qdrant.storage.protocol import MEDIA
 
@@ -273,4 +273,4 @@ def _blocks(results: Iterable[FileResult], segments: int) -> Iterator[list[FileR
 def _advancing(results: Iterable[FileResult], reporter: Reporter) -> Iterator[FileResult]:
     for result in results:
         yield result
-        tell(reporter, result.seconds)
+        file_done(reporter, result.seconds)

@@ -36,7 +36,12 @@ class AttachedMapping:
         """Name of the collection's vector for each of ours."""
         if how.caption_vector is not None:
             self.vectors[CAPTION] = how.caption_vector
-        fields = {"path": how.path, "modality": how.kind, "start": how.start, "end": how.end}
+        fields = {
+            "path": how.path,
+            "modality": how.modality_field,
+            "start": how.start,
+            "end": how.end,
+        }
         self.fields = {
             ours: json_path(theirs) for ours, theirs in fields.items() if theirs is not None
         }
@@ -153,7 +158,7 @@ class AttachedMapping:
         """Points that have the media vector, and whose modality the embedder knows."""
         must: list[models.Condition] = [models.HasVectorCondition(has_vector=self._how.vector)]
         if "modality" in self.fields:
-            match = models.MatchAny(any=self._how.kinds)
+            match = models.MatchAny(any=self._how.modalities)
             must.append(models.FieldCondition(key=self.fields["modality"], match=match))
         return models.Filter(must=must)
 
@@ -176,7 +181,7 @@ class AttachedMapping:
         return {
             **theirs,
             "path": f"{_POINT}{point}" if path is None else str(path),
-            "modality": how.modality if how.kind is None else str(value_at(theirs, how.kind)),
+            "modality": self._modality(theirs),
             "start": _seconds(value_at(theirs, how.start)),
             "end": _seconds(value_at(theirs, how.end)),
             "captions": [
@@ -184,6 +189,10 @@ class AttachedMapping:
                 for text in texts_of(theirs, how.captions)
             ],
         }
+
+    def _modality(self, theirs: Mapping[str, Any]) -> str:
+        field = self._how.modality_field
+        return self._how.modality if field is None else str(value_at(theirs, field))
 
 
 def _values(match: models.Match | None) -> list[object] | None:

@@ -1,4 +1,4 @@
-"""How a collection that others fill is read."""
+"""How a collection that others fill is read: which of its fields and vectors holds what."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class Attachment:
     Attributes:
         vector: Name of its media vector; "" where it has no name.
         key: Payload field that identifiers are written to, and the only one that is written.
-        modality: Kind of all items, unless `kind` names a field that tells.
-        kind: Field that holds `image`, `video` or `audio`; items of other kinds are left alone.
-        kinds: Kinds that the embedder knows.
-        path: Field that names the file; None takes the point's id.
+        modality: Modality of all items, unless `modality_field` names a field that holds it.
+        modality_field: Field that holds `image`, `video` or `audio`.
+        modalities: Modalities that the embedder knows; items of other ones are left alone.
+        path: Field that holds the name of the file; None takes the point's id.
         start: Field of the first second of an item.
         end: Field of its last second.
         captions: Fields that hold texts, lists of texts, or lists of objects with a `text`.
@@ -26,8 +26,8 @@ class Attachment:
     vector: str
     key: str = "cart"
     modality: str = "image"
-    kind: str | None = None
-    kinds: list[str] = field(default_factory=lambda: ["image", "video", "audio"])
+    modality_field: str | None = None
+    modalities: list[str] = field(default_factory=lambda: ["image", "video", "audio"])
     path: str | None = None
     start: str | None = None
     end: str | None = None

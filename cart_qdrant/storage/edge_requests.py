@@ -1,7 +1,7 @@
-"""Requests, ours or of `qdrant_client.models`, as those of the embedded engine (`qdrant_edge`).
+"""Translates requests, ours or of `qdrant_client.models`, into those of the embedded engine.
 
-Both have the same names and attributes, and are told apart by name: importing the client takes
-half a second.
+Our classes and the client's have the same names and attributes, so that a class is recognised by
+its name, and the client need not be imported, which takes half a second.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 
 def unsupported(thing: object) -> StoreError:
-    """The error for what the embedded engine cannot be asked."""
+    """The error for a part of a request that the embedded engine lacks."""
     name = thing if isinstance(thing, str) else type(thing).__name__
     return StoreError(f"The embedded store does not support {name}.", "Use a Qdrant server.")
 
 
 def edge_filter(filter: qdrant.AnyFilter | None) -> Any:
-    """A filter as the `qdrant_edge` one.
+    """A filter in the classes of `qdrant_edge`.
 
     Raises:
-        StoreError: A condition that the engine lacks; it is named.
+        StoreError: The engine lacks a condition; it is named.
     """
     import qdrant_edge as edge
 
@@ -78,7 +78,7 @@ def _condition(condition: Any) -> Any:
 
 
 def _given(thing: Any) -> dict[str, Any]:
-    """The attributes that are set."""
+    """The attributes that are not None, by name."""
     return {name: value for name, value in vars(thing).items() if value is not None}
 
 
@@ -117,15 +117,15 @@ Tune = Callable[[str, "qdrant.AnyFilter | None", int], qdrant.SearchParams]
 
 
 def edge_query(request: qdrant.AnyQuery, tune: Tune) -> Any:
-    """A search as the `qdrant_edge` one.
+    """A search in the classes of `qdrant_edge`.
 
     Args:
         request: The search.
-        tune: Gives the parameters of a nearest-vector search without any, from the name of its
+        tune: Gives parameters to a nearest-vector search that has none, from the name of its
             vector, its filter and its limit.
 
     Raises:
-        StoreError: Something that the engine lacks; it is named.
+        StoreError: The engine lacks a part of the request; it is named.
     """
     import qdrant_edge as edge
 
@@ -141,7 +141,7 @@ def edge_query(request: qdrant.AnyQuery, tune: Tune) -> Any:
 
 
 def _search(given: dict[str, Any], scope: qdrant.AnyFilter | None, tune: Tune) -> dict[str, Any]:
-    """What a request and a prefetch have in common; `scope` holds for all prefetches too."""
+    """Arguments that a request and a prefetch share; prefetches are filtered by `scope`, too."""
     import qdrant_edge as edge
 
     if "lookup_from" in given:

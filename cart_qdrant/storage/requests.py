@@ -1,8 +1,8 @@
 """Requests to Qdrant and its answers, as plain classes with the names of `qdrant_client.models`.
 
-Importing the client takes half a second, and its classes check every value that is put in: a
-search through the embedded engine needs neither. Stores take both kinds; `to_client` makes the
-client's of ours.
+Importing the client takes half a second, and its classes check each value that they are given: a
+search through the embedded engine needs neither. Stores take these classes and the client's;
+`to_client` turns one into the other.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ T = TypeVar("T")
 
 @dataclass(kw_only=True)
 class MatchValue:
-    """A field equals a value, or one of its values does."""
+    """A field has this value, alone or among others."""
 
     value: str | int | bool
 
 
 @dataclass(kw_only=True)
 class MatchAny:
-    """A field equals one of some values."""
+    """A field has one of these values."""
 
     any: Sequence[str] | Sequence[int]
 
 
 @dataclass(kw_only=True)
 class MatchText:
-    """A text has all of these words."""
+    """A text field has all of these words."""
 
     text: str
 
 
 @dataclass(kw_only=True)
 class Range:
-    """A number between others."""
+    """A number lies within bounds; a bound that is None does not limit it."""
 
     lt: float | None = None
     gt: float | None = None
@@ -63,7 +63,7 @@ class Range:
 
 @dataclass(kw_only=True)
 class DatetimeRange:
-    """An instant between others."""
+    """An instant lies within bounds; a bound that is None does not limit it."""
 
     lt: datetime | None = None
     gt: datetime | None = None
@@ -73,7 +73,7 @@ class DatetimeRange:
 
 @dataclass(kw_only=True)
 class FieldCondition:
-    """What one payload field fulfils."""
+    """One payload field has a value, or lies within bounds."""
 
     key: str
     match: MatchValue | MatchAny | MatchText | None = None
@@ -82,35 +82,35 @@ class FieldCondition:
 
 @dataclass(kw_only=True)
 class HasIdCondition:
-    """One of these points."""
+    """A point has one of these ids."""
 
     has_id: Sequence[str | int]
 
 
 @dataclass(kw_only=True)
 class HasVectorCondition:
-    """A point that has this vector."""
+    """A point has this vector."""
 
     has_vector: str
 
 
 @dataclass(kw_only=True)
 class PayloadField:
-    """Names a payload field."""
+    """The name of a payload field."""
 
     key: str
 
 
 @dataclass(kw_only=True)
 class IsEmptyCondition:
-    """A point without this field, or with nothing in it."""
+    """A point lacks this field, or has nothing in it."""
 
     is_empty: PayloadField
 
 
 @dataclass(kw_only=True)
 class Filter:
-    """Conditions of which all, some, or none must hold."""
+    """Conditions of which all (`must`), at least one (`should`), or none (`must_not`) hold."""
 
     must: Sequence[AnyCondition] | None = None
     should: Sequence[AnyCondition] | None = None
@@ -125,14 +125,14 @@ Condition: TypeAlias = (
 
 @dataclass(kw_only=True)
 class TextQuery:
-    """Words that a text index ranks by."""
+    """A text by whose words a text index ranks points."""
 
     text: str
 
 
 @dataclass(kw_only=True)
 class AcornSearchParams:
-    """Graph search that looks through what a filter hides."""
+    """Graph search that steps through points which the filter excludes."""
 
     enable: bool = False
     max_selectivity: float | None = None
@@ -140,7 +140,7 @@ class AcornSearchParams:
 
 @dataclass(kw_only=True)
 class QuantizationSearchParams:
-    """What is made of quantised vectors."""
+    """Whether a search uses quantised vectors, and scores its hits by the vectors themselves."""
 
     ignore: bool = False
     rescore: bool | None = None
@@ -149,7 +149,7 @@ class QuantizationSearchParams:
 
 @dataclass(kw_only=True)
 class SearchParams:
-    """How a nearest-vector search runs."""
+    """How a nearest-vector search is run."""
 
     hnsw_ef: int | None = None
     exact: bool = False
@@ -160,7 +160,7 @@ class SearchParams:
 
 @dataclass(kw_only=True)
 class QueryRequest:
-    """A search; without a query, all that the filter lets through. A vector may be an array."""
+    """A search. Without a query, it finds all points that the filter lets through."""
 
     query: list[float] | npt.NDArray[np.float32] | TextQuery | None = None
     using: str | None = None
@@ -172,7 +172,7 @@ class QueryRequest:
 
 @dataclass(kw_only=True, slots=True)
 class Record:
-    """A point."""
+    """A point that was read by its id or by scrolling."""
 
     id: str
     payload: dict[str, Any] | None = None
@@ -191,11 +191,11 @@ class ScoredPoint:
 
 @dataclass(kw_only=True, slots=True)
 class FoundIds:
-    """What a search found, without payloads, best first.
+    """Points that a search found, without payloads, best first.
 
     Attributes:
-        ids: As the store has them: UUIDs, texts or numbers.
-        scores: Of each.
+        ids: Ids as the store gives them: UUIDs, texts or numbers.
+        scores: The score of each.
     """
 
     ids: list[Any]
@@ -222,7 +222,7 @@ def ids_alone(answers: Sequence[Sequence[AnyHit]]) -> list[FoundIds]:
 
 
 def to_client(thing: Any) -> Any:
-    """A request as the client takes it; what is the client's already stays."""
+    """A request in the client's classes; an object of the client stays as it is."""
     if isinstance(thing, list | tuple):
         return [to_client(one) for one in thing]
     if isinstance(thing, np.ndarray):

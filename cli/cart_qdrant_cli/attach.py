@@ -177,7 +177,7 @@ def show_sync(console: Console, report: SyncReport, target: Target) -> None:
     read = {
         "path": how.path or "(id of the point)",
         "captions": ", ".join(how.captions) or "(none)",
-        "modality": how.kind or how.modality,
+        "modality": how.modality_field or how.modality,
         "start, end": ", ".join(one for one in (how.start, how.end) if one) or "(none)",
     }
     changes = [

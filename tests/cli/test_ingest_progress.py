@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from cart_qdrant.progress import MediaReporter, Silent, tell
+from cart_qdrant.progress import MediaReporter, Silent, file_done
 from cart_qdrant_cli import ingest_progress as module
 from cart_qdrant_cli import output
 from cart_qdrant_cli.ingest_progress import MediaBar, MediaLines, Pace, ingesting
@@ -50,9 +50,9 @@ def test_lines(clock: _Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = MediaLines()
     lines.phase("ingest", 8)
     clock.now += output.LOG_EVERY / 2
-    tell(lines, 20.0)
+    file_done(lines, 20.0)
     clock.now += output.LOG_EVERY / 2
-    tell(lines, 10.0)
+    file_done(lines, 10.0)
     lines.phase("identifiers", None)
     assert said == [
         "ingest: 8 files",
@@ -68,7 +68,7 @@ def test_bar(clock: _Clock) -> None:
         bar = MediaBar(shown)
         bar.phase("ingest", 4)
         clock.now += 1
-        tell(bar, 3.0)
+        file_done(bar, 3.0)
         (task,) = shown.tasks
         assert (task.completed, task.total) == (1, 4)
         shown.refresh()
@@ -78,7 +78,7 @@ def test_bar(clock: _Clock) -> None:
 
 
 def test_reporters_are_told_of_media_where_they_ask_for_it() -> None:
-    tell(Silent(), 3.0)
+    file_done(Silent(), 3.0)
     assert not isinstance(Silent(), MediaReporter)
     with ingesting() as reporter:
         assert isinstance(reporter, MediaReporter)

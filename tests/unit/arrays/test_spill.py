@@ -42,7 +42,7 @@ def test_a_file_that_cannot_be_written_is_told(
 ) -> None:
     monkeypatch.setattr(spill, "IN_MEMORY", 0)
     (tmp_path / "work").write_text("a file where the folder should be")
-    with pytest.raises(StoreError, match="GB of vectors do not go into"):
+    with pytest.raises(StoreError, match="GB of vectors do not fit into"):
         SpillBuffer(2, tmp_path / "work").add(np.ones((1, 2), np.float32))
 
 
