@@ -138,7 +138,7 @@ def make_index(source: Path, root: Path, count: int, *, graph: bool) -> FloatArr
         index.add_indexes()
         for field in store.info().indexed:
             if field.startswith(index.key) and field not in identifier_fields(info.field):
-                store.drop_index(field)  # of earlier identifiers, by earlier versions
+                store.drop_index(field)  # of earlier identifiers
         begin = time.perf_counter()
         old_points = {str(r.id): r for r in store.scroll(with_vectors=[MEDIA, CAPTION])}
         for start in range(0, count, BLOCK):
