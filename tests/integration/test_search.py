@@ -194,8 +194,8 @@ def test_json_contract(trained: Path) -> None:
     assert set(data) == {"query", "lane", "index_version", "took_ms", "hits"}
     assert set(data["took_ms"]) == {"encode", "decode", "resolve", "total"}
     assert set(data["hits"][0]) == {
-        "rank", "id", "path", "modality", "start", "end", "score", "similarity", "confidence", "lane",
-        "identifier", "caption", "moment", "payload",
+        "rank", "id", "path", "modality", "start", "end", "score", "similarity", "confidence",
+        "lane", "identifier", "caption", "moment", "payload",
     }  # fmt: skip
 
 
