@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -27,6 +27,9 @@ from cart_qdrant.index.report import IngestOptions, IngestReport
 from cart_qdrant.media.clip import Clip
 from cart_qdrant.records import Modality
 from tests import media_factory as media
+
+if TYPE_CHECKING:
+    from cart_qdrant.training.options import TrainOptions
 
 # Each run draws the same examples, and a busy machine is no failure. New examples are drawn by
 # `pytest --hypothesis-profile=explore`, which is loaded after this file.
@@ -170,15 +173,29 @@ def small_index(small_media: Path) -> Path:
     return root
 
 
+def short_training(tower_steps: int = 1) -> TrainOptions:
+    """Options of a training for tests: the generator takes a single epoch, the query tower at least
+    `tower_steps` steps, which a test raises where it judges what is found."""
+    from cart_qdrant.training.generator_fit import GeneratorFitConfig
+    from cart_qdrant.training.options import TrainOptions
+    from cart_qdrant.training.tower import TowerConfig
+
+    return TrainOptions(
+        profile="quick",
+        tower=TowerConfig(epochs=1, min_steps=tower_steps),
+        generator=GeneratorFitConfig(epochs=1, min_steps=1),
+    )
+
+
 @pytest.fixture(scope="session")
 def trained(small_index: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of `small_index`, trained; the media lie beside the original."""
-    from cart_qdrant.training.train import TrainOptions, train
+    from cart_qdrant.training.train import train
 
     root = tmp_path_factory.mktemp("trained") / ".cartq"
     shutil.copytree(small_index, root)
     with Index.open(root) as index, index.folder.lock():
-        report = train(index, TrainOptions(profile="quick"))
+        report = train(index, short_training())
     assert report.items == report.to_json()["items"] > 10
     return root
 

@@ -41,8 +41,8 @@ from cart_qdrant.progress import Reporter, Silent
 from cart_qdrant.search.fusion import MEANINGFUL
 from cart_qdrant.training.corpus import Corpus, Split, read_corpus, split_pairs
 from cart_qdrant.training.generator_fit import (
-    FitConfig,
     GeneratorData,
+    GeneratorFitConfig,
     fit_generator,
     read_hidden_states,
 )
@@ -267,7 +267,9 @@ class _Ablation:
         with tempfile.TemporaryDirectory() as folder:
             fit_generator(
                 generator, self.encoder, data,
-                FitConfig(epochs=self.options.epochs, min_steps=0, rdrop=variant.rdrop), seed=seed,
+                GeneratorFitConfig(
+                    epochs=self.options.epochs, min_steps=0, rdrop=variant.rdrop
+                ), seed=seed,
                 checkpoint=Path(folder) / "generator.safetensors", fingerprint="",
                 reporter=Silent(), log=lambda _: None,
             )  # fmt: skip

@@ -33,7 +33,7 @@ looked at; finite, so that losses stay so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FitConfig:
+class GeneratorFitConfig:
     """How the generator is trained."""
 
     epochs: int = 2
@@ -179,7 +179,7 @@ def fit_generator(
     generator: Generator,
     encoder: QueryEncoder,
     data: GeneratorData,
-    config: FitConfig,
+    config: GeneratorFitConfig,
     *,
     seed: int,
     checkpoint: Path,

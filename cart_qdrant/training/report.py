@@ -1,36 +1,11 @@
-"""How to train, and what training did."""
+"""What a training did, as JSON and as lines for a person."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cart_qdrant.errors import UsageError
 from cart_qdrant.search.fusion import MEANINGFUL, Calibration
-from cart_qdrant.training.generator_fit import FitConfig
-from cart_qdrant.training.tower import TowerConfig
-
-PROFILES: Mapping[str, tuple[TowerConfig, FitConfig]] = {
-    "quick": (TowerConfig(epochs=1, min_steps=60), FitConfig(epochs=1, min_steps=30)),
-    "default": (TowerConfig(epochs=4), FitConfig(epochs=1)),
-    "thorough": (TowerConfig(epochs=8, patience=3), FitConfig(epochs=20)),
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainOptions:
-    """How to train."""
-
-    profile: str = "default"
-    seed: int = 0
-    resume: bool = True
-
-    def __post_init__(self) -> None:
-        if self.profile not in PROFILES:
-            raise UsageError(
-                f"--profile is {self.profile!r}, but must be one of {', '.join(PROFILES)}."
-            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,9 +40,10 @@ from cart_qdrant.training.corpus import Corpus, Split, caption_vectors, read_cor
 from cart_qdrant.training.diagnostics import measure_diagnostics
 from cart_qdrant.training.distillation import learn_from
 from cart_qdrant.training.generator_fit import GeneratorData, corrections, fit_generator
+from cart_qdrant.training.options import TrainOptions
 from cart_qdrant.training.query_encoder import QueryEncoder
 from cart_qdrant.training.query_vectors import blended_vectors, pair_vectors
-from cart_qdrant.training.report import PROFILES, TrainOptions, TrainReport
+from cart_qdrant.training.report import TrainReport
 from cart_qdrant.training.text_states import TextStates
 from cart_qdrant.training.tower import DISTILL_UNTIL, Distillation, TowerTrainer, tower_vectors
 from cart_qdrant.training.trained_model import Model, parameters
@@ -86,7 +87,7 @@ class _Written:
 class _Training:
     def __init__(self, index: Index, options: TrainOptions, reporter: Reporter) -> None:
         self.index, self.options, self.reporter = index, options, reporter
-        self.tower_config, self.fit_config = PROFILES[options.profile]
+        self.tower_config, self.fit_config = options.settings
         self.history: list[dict[str, float | str]] = []
         self.remarks: list[str] = []
         self.work = index.folder.work / "train"
@@ -198,7 +199,7 @@ class _Training:
     def _fingerprint(self, corpus: Corpus, split: Split) -> str:
         """Of data, options and parts; a checkpoint of another one is not resumed."""
         seen = f"{corpus.digest()} {split.digest()}"
-        return f"{PARTS} {self.options.profile} {self.options.seed} {seen}"
+        return f"{PARTS} {self.options.settings} {self.options.seed} {seen}"
 
     def _distillation(self, encoder: QueryEncoder, spaces: list[str]) -> Distillation | None:
         """Texts that the embedder knows vectors of, where there are some."""
@@ -415,6 +416,3 @@ class _Training:
 def _mean(values: FloatArray) -> float:
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else 0.0
-
-
-__all__ = ["TrainOptions", "TrainReport", "train"]

@@ -23,7 +23,7 @@ from cart_qdrant_cli.options import (
 from cart_qdrant_cli.output import Reporter, plain, print_json, reporting, stdout
 
 if TYPE_CHECKING:
-    from cart_qdrant.training.train import TrainReport
+    from cart_qdrant.training.report import TrainReport
 
 EXAMPLES = examples("cartq train", "cartq train --profile quick", "cartq train --profile thorough")
 
@@ -73,7 +73,8 @@ def run_train(
     Raises:
         IndexMissingError: There is no index, or it is empty.
     """
-    from cart_qdrant.training.train import TrainOptions, train
+    from cart_qdrant.training.options import TrainOptions
+    from cart_qdrant.training.train import train
 
     with target.writing() as index:
         options = TrainOptions(profile=profile.value, seed=seed, resume=resume)

@@ -18,8 +18,8 @@ from cart_qdrant.index.identify import refit
 from cart_qdrant.index.index import TEXT_DIM, Index
 from cart_qdrant.records import Modality, Segment
 from cart_qdrant.training.read_diagnostics import read_diagnostics
-from cart_qdrant.training.train import TrainOptions, train
-from tests.conftest import PatchEmbedder
+from cart_qdrant.training.train import train
+from tests.conftest import PatchEmbedder, short_training
 
 COLOURS = ["red", "blue", "green", "white", "black", "brown", "grey", "pink"]
 THINGS = ["dog", "cat", "car", "boat", "horse", "bird", "train", "house", "tree", "child"]
@@ -56,7 +56,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
     with pytest.raises(UsageError, match="not trained"):
         next(ablate(index))
     with index.folder.lock():
-        train(index, TrainOptions(profile="quick"))
+        train(index, short_training(tower_steps=60))
     yield index
     index.close()
 

@@ -29,8 +29,8 @@ from cart_qdrant.search.filters import parse_filter
 from cart_qdrant.search.query import Part, Query
 from cart_qdrant.search.retriever import Retriever
 from cart_qdrant.storage.protocol import VectorInfo
-from cart_qdrant.training.train import TrainOptions, train
-from tests.conftest import TEST_COLLECTIONS
+from cart_qdrant.training.train import train
+from tests.conftest import TEST_COLLECTIONS, short_training
 
 DIM = 24
 PHOTOS = f"{TEST_COLLECTIONS}photos"
@@ -171,7 +171,7 @@ def test_trained_search_finds_by_their_words(
     fill(client, phrase_vectors)
     index = attached()
     before = payloads(client)
-    train(index, TrainOptions(profile="quick"))
+    train(index, short_training(tower_steps=60))
     assert payloads(client) == before
     assert set(client.retrieve(PHOTOS, [7])[0].payload or {}) == {*theirs(7), "cart_2"}
     with Retriever.open(index.folder.root, client=client) as retriever:

@@ -23,8 +23,9 @@ from cart_qdrant.index.report import IngestReport
 from cart_qdrant.media.clip import Clip
 from cart_qdrant.records import Modality
 from cart_qdrant.search.retriever import Retriever
-from cart_qdrant.training.train import TrainOptions, train
+from cart_qdrant.training.train import train
 from tests import media_factory as media
+from tests.conftest import short_training
 from tests.goldens import inputs
 
 pytest.importorskip("instant_clip_tokenizer", reason='pip install "cart-qdrant[imagebind]"')
@@ -113,7 +114,7 @@ def test_imagebind_from_ingest_to_search(
         assert {hit.modality for hit in result.hits} == {"image", "video", "audio"}
 
     with Index.open(root) as index, index.folder.lock():
-        train(index, TrainOptions(profile="quick"))
+        train(index, short_training(tower_steps=60))
         assert index.text_anchors() is None
         text_anchors = index.distilled_anchors()
         assert text_anchors is not None and "scene number 3" in text_anchors.texts

@@ -12,8 +12,8 @@ from cart_qdrant.index.identify import refit
 from cart_qdrant.index.index import Index
 from cart_qdrant.records import Modality, Segment
 from cart_qdrant.search.retriever import Lane, Retriever
-from cart_qdrant.training.train import TrainOptions, train
-from tests.conftest import PatchEmbedder
+from cart_qdrant.training.train import train
+from tests.conftest import PatchEmbedder, short_training
 
 COLOURS = ["red", "blue", "green", "white", "black", "brown", "grey", "pink", "golden", "striped"]
 THINGS = ["dog", "cat", "car", "boat", "horse", "bird", "train", "house", "tree", "child"]
@@ -52,7 +52,7 @@ def retriever(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Retriever]:
     index.store.upsert(points)
     refit(index)
     with index.folder.lock():
-        train(index, TrainOptions(profile="quick"))
+        train(index, short_training(tower_steps=60))
     with Retriever(index) as found:
         yield found
 

@@ -21,8 +21,8 @@ from cart_qdrant.index.report import IngestOptions
 from cart_qdrant.search.retriever import Retriever
 from cart_qdrant.storage.protocol import MEDIA, CollectionSpec
 from cart_qdrant.storage.server import ServerStore
-from cart_qdrant.training.train import TrainOptions, train
-from tests.conftest import TEST_COLLECTIONS, Server
+from cart_qdrant.training.train import train
+from tests.conftest import TEST_COLLECTIONS, Server, short_training
 from tests.congruence.test_stores import SPEC, TwoStores
 
 
@@ -38,7 +38,7 @@ def test_the_main_job(server: Server, small_media: Path, tmp_path: Path) -> None
     with Retriever.open(root, **place) as retriever:
         assert retriever.search("a dog on a surfboard").hits[0].path == "media/picture-0.png"
     with Index.open(root, **place) as index, index.folder.lock():
-        train(index, TrainOptions(profile="quick"))
+        train(index, short_training())
         again = Ingest(index, IngestOptions(paths=[tmp_path / "media"])).run()
         assert (again.segments, again.unchanged) == (0, report.files)
         health = check(index)
