@@ -34,8 +34,9 @@ from cart_qdrant.index.manifest import Artifact, GeneratorInfo, IdentifierInfo
 from cart_qdrant.progress import Reporter, Silent
 from cart_qdrant.search.fusion import Calibration, untrained
 from cart_qdrant.search.modality_prior import ModalityPrior
-from cart_qdrant.training.calibration.calibrate import HeldOut, Items, calibrate, fit_gates
-from cart_qdrant.training.calibration.gate_selection import Decoder, Stratum
+from cart_qdrant.training.calibration.calibrate import calibrate
+from cart_qdrant.training.calibration.candidate_features import HeldOut, Items
+from cart_qdrant.training.calibration.gate_selection import GateSelection, Stratum, fit_gates
 from cart_qdrant.training.corpus import Corpus, Split, caption_vectors, read_corpus, split_pairs
 from cart_qdrant.training.diagnostics import measure_diagnostics
 from cart_qdrant.training.distillation import learn_from
@@ -335,8 +336,8 @@ class _Training:
             )
             for name, rows in judged.items()
         }
-        decoder = Decoder(encoder, generator, data, trie, codec, base, gains)
-        gates, beams = decoder.judge(asked, written.rows_NL)
+        selection = GateSelection(encoder, generator, data, trie, codec, base, gains)
+        gates, beams = selection.select(asked, written.rows_NL)
         base = replace(base, gates=gates)
         strata: dict[str, HeldOut] = {}
         for name, rows in judged.items():

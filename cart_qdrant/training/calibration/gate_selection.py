@@ -1,8 +1,9 @@
-"""Whether the generator's correction of the prior is worth its time, by held-out queries.
+"""Gate selection: how much of the generator's correction of the prior a search uses, if any.
 
-Gates are fitted to make held-out identifiers likely. What a search returns is reranked by vector,
-so a likelier identifier may change nothing, and the correction takes most of a decoding.
-Shape legend: B queries, N items, L levels.
+Gates are fitted to make held-out identifiers likely. The candidates of a search are reranked by
+their vectors, so a likelier identifier may change nothing, while the correction takes most of the
+time of decoding: it is kept only where it adds recall.
+Shape legend: B queries, N items, L levels, V codes.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
+import torch
+import torch.nn.functional as F
 
-from cart_qdrant.arrays.types import FloatArray, IndexArray
+from cart_qdrant.arrays.types import FloatArray, IndexArray, IntArray
 from cart_qdrant.generator.beam_search import Beams, places
 from cart_qdrant.generator.decode import decode
 from cart_qdrant.generator.network import Generator
@@ -21,12 +23,39 @@ from cart_qdrant.generator.prior import NodeGains
 from cart_qdrant.identifiers.codec import Codec
 from cart_qdrant.identifiers.trie import Trie
 from cart_qdrant.search.fusion import Calibration
-from cart_qdrant.training.generator_fit import GeneratorData, read_hidden_states
+from cart_qdrant.training.generator_fit import GeneratorData, reachable, read_hidden_states
 from cart_qdrant.training.query_encoder import QueryEncoder
 
-LEAST = 0.01
+LEAST_GAIN = 0.01
 """Recall at 10 that the correction must add."""
 BLOCK = 64
+"""Queries that are decoded together."""
+
+
+def fit_gates(
+    corrections: Sequence[torch.Tensor],
+    priors: Sequence[torch.Tensor],
+    targets: Sequence[torch.Tensor],
+) -> list[float]:
+    """Gate of each level, within [0, 1], that makes held-out identifiers likeliest.
+
+    Args:
+        corrections: Correction logits (B, V) of each level, given the right prefixes.
+        priors: Prior logits (B, V) of each level.
+        targets: Right codes (B,) of each level.
+    """
+    gates = []
+    for correction, prior, target in zip(corrections, priors, targets, strict=True):
+        reached = reachable(prior, target)
+        if not reached.any():
+            gates.append(0.0)
+            continue
+        losses = [
+            float(F.cross_entropy((prior + gate * correction)[reached], target[reached]))
+            for gate in np.linspace(0, 1, 11)
+        ]
+        gates.append(float(np.argmin(losses)) / 10)
+    return gates
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +63,9 @@ class Stratum:
     """Held-out queries of one kind.
 
     Attributes:
-        rows: Their pairs (B).
-        media: Their vectors (B, D) in each media space.
-        share: How often such queries are asked.
+        rows: Pairs that the queries are the texts of (B,).
+        media: Query vectors (B, D) by media space.
+        share: Assumed share of such queries among all.
     """
 
     rows: IndexArray
@@ -45,8 +74,13 @@ class Stratum:
 
 
 @dataclass(frozen=True, slots=True)
-class Decoder:
-    """Decodes held-out queries as searches will."""
+class GateSelection:
+    """Decodes held-out queries as searches will, with and without the correction.
+
+    Attributes:
+        base: Scale of the prior, beam width and fitted gates.
+        gains: Node bonus of the tree.
+    """
 
     encoder: QueryEncoder
     generator: Generator
@@ -57,7 +91,7 @@ class Decoder:
     gains: NodeGains
 
     def beams(self, stratum: Stratum, gates: Sequence[float]) -> list[Beams]:
-        """Beams of each query of a stratum."""
+        """Beams of each query of a stratum, decoded with some gates."""
         out: list[Beams] = []
         for begin in range(0, len(stratum.rows), BLOCK):
             here = slice(begin, begin + BLOCK)
@@ -70,13 +104,13 @@ class Decoder:
             )  # fmt: skip
         return out
 
-    def judge(
-        self, strata: Mapping[str, Stratum], rows_NL: npt.NDArray[np.int32]
+    def select(
+        self, strata: Mapping[str, Stratum], rows_NL: IntArray
     ) -> tuple[list[float], dict[str, list[Beams]]]:
-        """The gates that searches use, those fitted or none, and the beams of each stratum.
+        """The gates that searches use, which are those fitted or zeros, and each stratum's beams.
 
         Args:
-            strata: Held-out queries.
+            strata: Held-out queries by name.
             rows_NL: Identifier of each item.
         """
         gates = self.base.gates
@@ -85,26 +119,26 @@ class Decoder:
             return gates, beams
         none = [0.0] * len(gates)
         prior = {name: self.beams(one, none) for name, one in strata.items()}
-        place_of = places(rows_NL)
+        item_of = places(rows_NL)
         gain = sum(
             one.share
-            * (self._recall(one, beams[name], place_of) - self._recall(one, prior[name], place_of))
+            * (self._recall(one, beams[name], item_of) - self._recall(one, prior[name], item_of))
             for name, one in strata.items()
         )
-        if gain < LEAST * sum(one.share for one in strata.values()):
+        if gain < LEAST_GAIN * sum(one.share for one in strata.values()):
             return none, prior
         return gates, beams
 
     def _recall(
-        self, stratum: Stratum, beams: Sequence[Beams], place_of: Mapping[bytes, int]
+        self, stratum: Stratum, beams: Sequence[Beams], item_of: Mapping[bytes, int]
     ) -> float:
-        """Recall at 10 of what beams name, in the order of its cosines."""
+        """Recall at 10 of the items that the beams name, ordered by cosine."""
         vectors = self.data.corpus.vectors
         right_B = self.data.corpus.item_P[stratum.rows]
         hits = 0
         for b, (found, right) in enumerate(zip(beams, right_B, strict=True)):
             space = str(vectors.spaces[right])
-            named = found.items(place_of)
+            named = found.items(item_of)
             named = named[vectors.spaces[named] == space]
             if space in stratum.media and right in named:
                 cosines = vectors.x_ND[named] @ stratum.media[space][b]

@@ -8,28 +8,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from cart_qdrant.arrays.types import FloatArray
+from cart_qdrant.arrays.types import FloatArray, MaskArray
 
 
 def fit_weights(
     features: Sequence[FloatArray],
     targets: Sequence[int],
     weights: Sequence[float] | FloatArray,
-    allowed: npt.NDArray[np.bool_],
-    rising: npt.NDArray[np.bool_] | None = None,
+    allowed: MaskArray,
+    rising: MaskArray | None = None,
 ) -> FloatArray:
-    """Maximum-likelihood weights of the conditional logit, lightly shrunk.
+    """Maximum-likelihood weights (F,) of a conditional logit, lightly shrunk.
 
     Args:
-        features: (C, F) of each query; C differs.
+        features: Matrix (C, F) of each query; C differs.
         targets: Row of the right item of each query.
         weights: Weight of each query.
         allowed: Features that may be used (F,); the others get 0.
-        rising: Features whose weight must not be negative (F,): more likeness never counts
+        rising: Features whose weight must not be negative (F,): greater similarity never counts
             against an item, however few the held-out queries are.
     """
     w = _fit_unconstrained(features, targets, weights, allowed)
@@ -42,8 +41,9 @@ def _fit_unconstrained(
     features: Sequence[FloatArray],
     targets: Sequence[int],
     weights: Sequence[float] | FloatArray,
-    allowed: npt.NDArray[np.bool_],
+    allowed: MaskArray,
 ) -> FloatArray:
+    """The same without a constraint on signs."""
     counts = [len(f) for f in features]
     x = torch.from_numpy(np.concatenate(features))[:, torch.from_numpy(np.flatnonzero(allowed))]
     owner = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
@@ -70,9 +70,10 @@ def _fit_unconstrained(
 
 
 def fit_belief(
-    features_B4: FloatArray, captioned_B: npt.NDArray[np.bool_], weight_B: FloatArray
+    features_B4: FloatArray, captioned_B: MaskArray, weight_B: FloatArray
 ) -> list[float]:
-    """Logistic regression of whether an item with a caption is meant, on `belief_features`."""
+    """Intercept and weights of a logistic regression on `belief_features`: whether an item with a
+    caption is asked for."""
     model = LogisticRegression(C=100.0, max_iter=1000)
     scaled = weight_B * (len(weight_B) / weight_B.sum())
     model.fit(features_B4[:, 1:], captioned_B, sample_weight=scaled)

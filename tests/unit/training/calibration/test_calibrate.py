@@ -6,17 +6,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 
 from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.generator.beam_search import Beams
 from cart_qdrant.search.fusion import Evidence, untrained
-from cart_qdrant.training.calibration.calibrate import (
-    HeldOut,
-    Items,
-    calibrate,
-    expected_calibration_error,
-)
+from cart_qdrant.training.calibration.calibrate import calibrate
+from cart_qdrant.training.calibration.candidate_features import HeldOut, Items
 
 
 def searched(x_ND: FloatArray, rows_NL: npt.NDArray[np.int32]) -> Items:
@@ -92,16 +87,6 @@ def test_routed_is_never_worse_than_dense_on_held_out_queries() -> None:
     )  # fmt: skip
     confidence = found.confidences(two)
     assert confidence is not None and 0 < confidence[1] < confidence[0] < 1
-
-
-def test_calibration_error_is_the_gap_between_stated_and_observed() -> None:
-    p = np.asarray([0.95] * 10 + [0.05] * 10)
-    right = np.asarray([True] * 10 + [False] * 10)
-    assert expected_calibration_error(p, right, np.ones(20)) == pytest.approx(0.05)
-    assert expected_calibration_error(p, ~right, np.ones(20)) == pytest.approx(0.95)
-    # What weighs nothing does not count.
-    weight = np.asarray([1.0] * 10 + [0.0] * 10)
-    assert expected_calibration_error(p, np.asarray([True] * 20), weight) == pytest.approx(0.05)
 
 
 def test_a_few_held_out_queries_do_not_choose_a_routing() -> None:
