@@ -1,7 +1,7 @@
 """Kill -9 at random moments: does the index open, is all there that was stored, does a rerun end?
 
     python -m benchmarks.crash ingest --times 10
-    python -m benchmarks.crash renew --times 10
+    python -m benchmarks.crash refit --times 10
     python -m benchmarks.crash train --times 10
 
 Each trial starts from the same state, is killed once, is checked, and runs again to its end; the
@@ -200,7 +200,7 @@ def run_trials(what: str, scratch: Path, times: int, *, seed: int = 0) -> list[T
     """Kill a run that many times, each time at another moment.
 
     Args:
-        what: `ingest`, `renew` or `train`.
+        what: `ingest`, `refit` or `train`.
         scratch: Empty folder to work in.
         seed: Of the moments.
     """
@@ -293,7 +293,7 @@ def work(what: str, index: Path, media: Path) -> None:
                 (model.Model, "save"),
             ):
                 setattr(owner, name, _logged(getattr(owner, name), name, log))
-            if what == "renew":
+            if what == "refit":
                 refit(opened)
             elif what == "train":
                 train.train(opened, train.TrainOptions(profile="quick"))
@@ -306,7 +306,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["ingest", "renew", "train"])
+    parser.add_argument("what", choices=["ingest", "refit", "train"])
     parser.add_argument("rest", nargs="*", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)

@@ -15,7 +15,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("what", ["ingest", "renew"])
+@pytest.mark.parametrize("what", ["ingest", "refit"])
 def test_killed_run_loses_nothing(tmp_path: Path, what: str) -> None:
     trials = run_trials(what, tmp_path, 2, seed=3)
     assert [one.problems for one in trials] == [[], []]
