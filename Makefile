@@ -10,13 +10,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 PACKAGING := pyproject.toml constraints.txt
 # The sources that are checked; a plain list, so that a virtual environment is never walked.
-SOURCES := cart_qdrant cli plugins tests benchmarks
+SOURCES := cart_qdrant cli plugins tests benchmarks docs
 ROOTS := cart_qdrant cli/cart_qdrant_cli plugins/langchain/cart_qdrant_langchain \
 	plugins/llamaindex/cart_qdrant_llamaindex plugins/mcp/cart_qdrant_mcp \
 	plugins/haystack/cart_qdrant_haystack plugins/dspy/cart_qdrant_dspy
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint docs bench clean
 
 help: ## Show the targets.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -31,7 +31,7 @@ $(VENV)/.installed-demo: $(PACKAGING) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-test: $(PACKAGING) | $(BIN)/python
-	$(PIP) -e ".[lite,demo,dev,imagebind,speech,st,langchain,llamaindex,mcp,haystack,dspy]"
+	$(PIP) -e ".[lite,demo,dev,imagebind,speech,st,langchain,llamaindex,mcp,haystack,dspy,docs]"
 	@touch $@ $(VENV)/.installed-demo
 
 demo: $(VENV)/.installed-demo ## Ingest, train and search real photographs and clips.
@@ -44,6 +44,10 @@ lint: $(VENV)/.installed-test ## Check style and types.
 
 test: lint ## Check style and types, then run the tests.
 	$(BIN)/python -m pytest
+
+docs: $(VENV)/.installed-test ## Write the generated pages and figures again, build the site into site/.
+	@set -e; for tool in cli_reference pipeline rooms; do $(BIN)/python docs/tools/$$tool.py; done
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.installed-test ## Run the benchmarks of docs/benchmarks.md, about an hour.
 	@test -d $(DATA) || { echo "no media at $(DATA): make bench DATA=FOLDER" >&2; exit 2; }
@@ -58,4 +62,4 @@ bench: $(VENV)/.installed-test ## Run the benchmarks of docs/benchmarks.md, abou
 		$(BIN)/python -m benchmarks.crash $$what --times 10; done
 
 clean: ## Remove what the targets made, the virtual environment too.
-	rm -rf $(VENV) $(DEMO) $(BENCH) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DEMO) $(BENCH) site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

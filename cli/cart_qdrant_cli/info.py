@@ -119,7 +119,8 @@ def show_info(console: Console, found: dict[str, Any]) -> None:
         "identifiers": "none: run `cartq ingest`"
         if identifiers is None
         else f"version {identifiers['version']}, {identifiers['count']} of "
-        f"{identifiers['levels']} levels, U {identifiers['U']:.3f}",
+        f"{identifiers['levels']} levels, "
+        f"unique-identifier ratio {identifiers['unique_ratio']:.3f}",
         "generator": "none: run `cartq train`"
         if generator is None
         else ", ".join(f"{name} {_short(value)}" for name, value in _scalars(generator).items()),

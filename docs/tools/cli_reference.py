@@ -19,9 +19,9 @@ HEAD = """\
 # Command line
 
 This page is generated from the program by `python docs/tools/cli_reference.py`; do not edit it.
-`cartq COMMAND --help` prints the same in a terminal. The options of the whole program may stand before
-the name of a command; commands that work on an index take `--index`, `--url`, `--collection` and
-`--verbose` after their name as well.
+`cartq COMMAND --help` prints the same in a terminal. The options of the whole program may stand
+before the name of a command; commands that work on an index take `--index`, `--url`, `--collection`
+and `--verbose` after their name as well.
 """
 MARKUP = re.compile(r"\[/?(?:bold|cyan|dim|italic)\]")
 

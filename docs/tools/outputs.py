@@ -6,7 +6,8 @@
 - each block of the kind `python` that a comment `<!-- output -->` and a block of text follow,
 
 puts what they print in the place of what stood there, and makes `docs/images/search.svg`, a picture
-of a terminal, from a real search. What takes time prints other milliseconds each time.
+of a terminal, from a real search; where a Chromium is installed, also `docs/images/sheet.png`, a
+picture of the page that `--html` writes. What takes time prints other milliseconds each time.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from rich.console import Console
@@ -27,7 +30,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PICTURE = ROOT / "docs" / "images" / "search.svg"
 PICTURED = ('cartq search "a cat with green eyes" -k 3', 'cartq search "waiting on a bicycle" -k 3')
 """What the picture of a terminal shows."""
-COLUMNS = 112
+SHEET = ROOT / "docs" / "images" / "sheet.png"
+SHEETED = 'cartq search "stars in the night sky" -k 4'
+SHEET_SIZE = "1100,430"
+COLUMNS = 118
 CONSOLE = re.compile(r"(?P<open>```console\n)(?P<body>.*?)(?P<close>```)", re.S)
 PYTHON = re.compile(
     r"(?P<open>```python\n(?P<code>[^`]*?)```\n+<!-- output -->\n+```text\n)"
@@ -95,7 +101,10 @@ def refresh(text: str, folder: Path) -> str:
         return found["open"] + "\n".join(parts) + found["close"]
 
     def python(found: re.Match[str]) -> str:
-        return found["open"] + run(["-c", found["code"]], folder) + found["close"]
+        with tempfile.TemporaryDirectory() as work:  # it may write
+            shutil.copytree(folder / ".cartq", Path(work) / ".cartq")
+            (Path(work) / "media").symlink_to(folder / "media")
+            return found["open"] + run(["-c", found["code"]], Path(work)) + found["close"]
 
     return PYTHON.sub(python, CONSOLE.sub(console, text))
 
@@ -111,6 +120,19 @@ def picture(folder: Path) -> str:
     return console.export_svg(title="cartq search", code_format=SVG, unique_id="search")
 
 
+def sheet(folder: Path, browser: str) -> bytes:
+    """A picture of the page that `cartq search --html` writes, as PNG."""
+    with tempfile.TemporaryDirectory() as work:
+        page, shot = Path(work) / "hits.html", Path(work) / "sheet.png"
+        run([*cartq(SHEETED), "--html", str(page)], folder)
+        words = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+        subprocess.run(
+            [browser, *words, f"--window-size={SHEET_SIZE}", f"--screenshot={shot}", str(page)],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        return shot.read_bytes()
+
+
 def main() -> None:
     """Refresh the documents and the picture."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -122,6 +144,9 @@ def main() -> None:
         if after != before:
             path.write_text(after)
     PICTURE.write_text(picture(folder))
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is not None:
+        SHEET.write_bytes(sheet(folder, browser))
 
 
 if __name__ == "__main__":

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 
 TARGET = Path(__file__).resolve().parents[1] / "images" / "pipeline.svg"
 WIDTH, HEIGHT = 1080, 640
 INK, SOFT, LINE = "#1f2937", "#4b5563", "#94a3b8"
+CAPTIONS, SPACES = "captions and identifier", "and to the caption space"
+CORRECTED = "corrected by a transformer"
 BLUE, GREEN, YELLOW, PINK, GREY = "#dbeafe", "#dcfce7", "#fef9c3", "#fae8ff", "#f1f5f9"
 
 
@@ -75,32 +78,33 @@ def label(x: int, y: int, text: str, *, size: float = 15, weight: int = 700) -> 
     )
 
 
-def _index_row() -> list[str]:
-    steps = [
-        Box(28, 62, 150, 74, GREY, "files", ("images, videos, audio,", "captions beside them")),
-        Box(222, 62, 150, 74, BLUE, "segments", ("shots and windows,", "with start and end")),
-        Box(416, 62, 176, 74, BLUE, "vectors", ("one of the media,", "one of the captions")),
-        Box(636, 62, 186, 74, GREEN, "identifiers", ("K-Means cluster, residual", "codes: 17-203-44-9-0")),
-        Box(866, 62, 186, 74, YELLOW, "Qdrant points", ("vectors, payload with", "captions and identifier")),
-    ]  # fmt: skip
-    arrows = [arrow(a.right, b.left) for a, b in zip(steps, steps[1:], strict=False)]
-    return [label(28, 44, "cartq ingest"), *arrows, *(box.draw() for box in steps)]
+def _chain(name: str, y: int, *boxes: Box) -> list[str]:
+    """A row: its command, and boxes with an arrow from each to the next."""
+    arrows = [arrow(a.right, b.left) for a, b in pairwise(boxes)]
+    return [label(28, y - 18, name), *arrows, *(box.draw() for box in boxes)]
 
 
-def _train_row() -> list[str]:
-    captions = Box(28, 218, 150, 74, GREY, "captions", ("what people or models", "say of the items"))
-    learned = [
-        Box(222, 218, 250, 74, PINK, "query encoder", ("text to the media space", "and to the caption space")),
-        Box(502, 218, 250, 74, PINK, "generator", ("a dense prior over identifiers,", "corrected by a transformer")),
-        Box(782, 218, 270, 74, PINK, "calibration", ("fusion, modality prior, confidence,", "on captions that were held out")),
-    ]  # fmt: skip
-    return [
-        label(28, 200, "cartq train"),
-        arrow(captions.right, learned[0].left),
-        arrow(learned[0].right, learned[1].left),
-        arrow(learned[1].right, learned[2].left),
-        *(box.draw() for box in (captions, *learned)),
-    ]
+def _index_row(y: int = 62) -> list[str]:
+    shots, identifier = "shots and windows,", "codes: 17-203-44-9-0"
+    return _chain(
+        "cartq ingest", y,
+        Box(28, y, 150, 74, GREY, "files", ("images, videos, audio,", "captions beside them")),
+        Box(222, y, 150, 74, BLUE, "segments", (shots, "with start and end")),
+        Box(416, y, 176, 74, BLUE, "vectors", ("one of the media,", "one of the captions")),
+        Box(636, y, 186, 74, GREEN, "identifiers", ("K-Means cluster, residual", identifier)),
+        Box(866, y, 186, 74, YELLOW, "Qdrant points", ("vectors, payload with", CAPTIONS)),
+    )  # fmt: skip
+
+
+def _train_row(y: int = 218) -> list[str]:
+    calibrated = "fusion, modality prior, confidence,"
+    return _chain(
+        "cartq train", y,
+        Box(28, y, 150, 74, GREY, "captions", ("what people or models", "say of the items")),
+        Box(222, y, 250, 74, PINK, "query encoder", ("text to the media space", SPACES)),
+        Box(502, y, 250, 74, PINK, "generator", ("a dense prior over identifiers,", CORRECTED)),
+        Box(782, y, 270, 74, PINK, "calibration", (calibrated, "on captions that were held out")),
+    )  # fmt: skip
 
 
 def _search_row() -> list[str]:
@@ -109,7 +113,8 @@ def _search_row() -> list[str]:
     caption = Box(222, 458, 454, 62, BLUE, "caption lane: nearest caption vectors in Qdrant")
     beams = Box(222, 542, 210, 62, GREEN, "generative lane", ("beam search in a prefix tree",))
     resolve = Box(466, 542, 210, 62, GREEN, "payload filter", ("identifiers to points",))
-    fusion = Box(720, 436, 160, 106, PINK, "fusion", ("similarities, hubness,", "modality prior,", "then the confidence"))  # fmt: skip
+    weighed = ("similarities, hubness,", "modality prior,", "then the confidence")
+    fusion = Box(720, 436, 160, 106, PINK, "fusion", weighed)
     hits = Box(922, 446, 130, 86, YELLOW, "hits", ("path, start, end,", "confidence"))
     return [
         label(28, 356, "cartq search"),
@@ -129,21 +134,24 @@ def _search_row() -> list[str]:
 
 def draw() -> str:
     """The whole figure."""
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-            'font-family="system-ui, Helvetica, Arial, sans-serif" role="img">',
-            "<title>From files to hits: what ingest, train and search do</title>",
-            '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" '
-            f'markerHeight="8" orient="auto" markerUnits="userSpaceOnUse"><path d="M0,0 L8,4 L0,8 z" '
-            f'fill="{SOFT}"/></marker></defs>',
-            f'<rect width="{WIDTH}" height="{HEIGHT}" rx="12" fill="#ffffff"/>',
-            *_index_row(),
-            *_train_row(),
-            *_search_row(),
-            "</svg>",
-        ]
-    ) + "\n"
+    return (
+        "\n".join(
+            [
+                f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+                'font-family="system-ui, Helvetica, Arial, sans-serif" role="img">',
+                "<title>From files to hits: what ingest, train and search do</title>",
+                '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" '
+                'markerHeight="8" orient="auto" markerUnits="userSpaceOnUse">'
+                f'<path d="M0,0 L8,4 L0,8 z" fill="{SOFT}"/></marker></defs>',
+                f'<rect width="{WIDTH}" height="{HEIGHT}" rx="12" fill="#ffffff"/>',
+                *_index_row(),
+                *_train_row(),
+                *_search_row(),
+                "</svg>",
+            ]
+        )
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -90,7 +90,8 @@ def _imported(path: Path, package: Path) -> Iterator[str]:
 def measure(package: Path) -> Plan:
     """Files, lines and imports of a package."""
     notes = _table(package)
-    notes_of_all = {**notes, LEAVES: ", ".join(sorted(path.stem for path in package.glob("[!_]*.py")))}
+    leaves = ", ".join(sorted(path.stem for path in package.glob("[!_]*.py")))
+    notes_of_all = {**notes, LEAVES: leaves}
     folders = sorted(path.parent.name for path in package.glob("*/__init__.py"))
     rooms: dict[str, Room] = {}
     imports: Counter[tuple[str, str]] = Counter()
@@ -115,6 +116,7 @@ def _order(
     left = [name for name in rooms if name != LEAVES]
     order = []
     while left:
+
         def weight(name: str) -> int:
             return sum(imports[other, name] - imports[name, other] for other in left)
 

@@ -1,4 +1,4 @@
-"""Every program in docs/examples, run as a user runs it, and the README's first steps."""
+"""Every program in docs/examples, run as a user runs it, and the first steps in LangChain."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def test_an_answer_names_the_clip_and_its_seconds(
 
 
 def test_from_nothing_to_a_hit_in_langchain(small_media: Path, tmp_path: Path) -> None:
-    """The README's lines after `pip install`: one command, then its program, under ten lines."""
+    """The lines of the page after `pip install`: one command, then its program, under ten lines."""
     pytest.importorskip("langchain_core", reason='pip install "cart-qdrant[langchain]"')
     shutil.copytree(small_media, tmp_path / "media")
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs" / "how-to" / "frameworks.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (program,) = [block for block in blocks if "cart_qdrant_langchain" in block]
     lines = [line for line in program.splitlines() if line.strip()]
     assert "cartq ingest ./media" in text and len(lines) + 1 < 10
     run(tmp_path, "-m", "cart_qdrant_cli.main", "ingest", "./media")
-    out = run(tmp_path, "-c", program.replace("a dog surfing", "a beach"))
+    out = run(tmp_path, "-c", program)
     first, *_ = out.splitlines()
     assert re.fullmatch(r"a beach media/clip\.mp4 \d+\.\d+", first), out
