@@ -13,12 +13,21 @@ import qdrant_edge as edge
 from cart_qdrant.arrays.point_ids import as_id, wire_id, wire_ids
 from cart_qdrant.storage import edge_requests
 from cart_qdrant.storage import requests as qdrant
-from cart_qdrant.storage import vectors as checks
 from cart_qdrant.storage.batches import chunks
 from cart_qdrant.storage.edge_engine import EdgeEngine, EdgeSettings, disk_free
 from cart_qdrant.storage.edge_schema import ON_DISK, EdgeSchema, read_config
 from cart_qdrant.storage.payloads import clean_payload, json_bytes, quote_key
 from cart_qdrant.storage.protocol import CollectionInfo, CollectionSpec, VectorInfo
+from cart_qdrant.storage.validation import (
+    OVERSAMPLING,
+    check_names,
+    check_query,
+    check_same_vectors,
+    check_vectors,
+    prepare_points,
+    select_vectors,
+    wire_names,
+)
 
 if TYPE_CHECKING:
     from qdrant_client import models
@@ -72,7 +81,7 @@ class EdgeStore:
         """
         if self.exists():
             have = self._schema.read().vectors
-            checks.check_same_vectors(self.location, have, spec.vectors)
+            check_same_vectors(self.location, have, spec.vectors)
         else:
             self._engine.check_space(0)
             with self._engine.mapped_errors():
@@ -152,7 +161,7 @@ class EdgeStore:
 
     def upsert(self, points: Sequence[models.PointStruct]) -> None:
         """Write points whole (vectors and payload), replacing those with the same id."""
-        ready = checks.prepare_points(points, self._widths())
+        ready = prepare_points(points, self._widths())
         size = sum(4 * sum(map(len, v.values())) + json_bytes(p) for _, v, p in ready)
         self._engine.check_space(size)
         for part in chunks(ready, self._settings.batch_points):
@@ -181,7 +190,7 @@ class EdgeStore:
     def update_vectors(self, name: str, updates: Sequence[tuple[str, Sequence[float]]]) -> None:
         """Replace one named vector of each named point."""
         ids = [as_id(i) for i, _ in updates]
-        rows = checks.check_vectors(name, [row for _, row in updates], self._widths(), ids)
+        rows = check_vectors(name, [row for _, row in updates], self._widths(), ids)
         self._engine.check_space(sum(4 * len(row) for row in rows))
         known = self._engine.known(ids)
         pairs = [(i, row) for i, row in zip(ids, rows, strict=True) if i in known]
@@ -191,7 +200,7 @@ class EdgeStore:
 
     def delete_vectors(self, name: str, ids: Sequence[str]) -> None:
         """Remove one named vector of each named point."""
-        checks.check_names([name], self._widths())
+        check_names([name], self._widths())
         for part in chunks([as_id(i) for i in ids], self._settings.batch_points):
             deleted = edge.UpdateOperation.delete_vectors(wire_ids(part), [name])
             self._update(deleted, len(part))
@@ -202,9 +211,9 @@ class EdgeStore:
         self, ids: Sequence[str], *, with_payload: bool = True, with_vectors: Sequence[str] = ()
     ) -> list[qdrant.Record]:
         """Points by id, in the order asked; unknown ids are left out."""
-        names = checks.check_names(with_vectors, self._widths())
+        names = check_names(with_vectors, self._widths())
         wanted = [as_id(i) for i in ids]
-        wanted_names = checks.wire_names(names) or False
+        wanted_names = wire_names(names) or False
         found: dict[str, qdrant.Record] = {}
         for part in chunks(wanted, self._settings.batch_points):
             with self._engine.use() as shard:
@@ -221,8 +230,8 @@ class EdgeStore:
         batch: int = 1000,
     ) -> Iterator[qdrant.Record]:
         """Every point that matches, in order of id, read in pages of `batch`."""
-        names = checks.check_names(with_vectors, self._widths())
-        wanted_names = checks.wire_names(names) or False
+        names = check_names(with_vectors, self._widths())
+        wanted_names = wire_names(names) or False
         payload = with_payload if isinstance(with_payload, bool) else list(with_payload)
         native, offset = edge_requests.edge_filter(filter), None
         while True:
@@ -258,7 +267,7 @@ class EdgeStore:
 
     def _answers(self, requests: Sequence[qdrant.AnyQuery]) -> list[list[edge.ScoredPoint]]:
         for request in requests:
-            checks.check_query(request, self._widths())
+            check_query(request, self._widths())
         native = [edge_requests.edge_query(request, self._params) for request in requests]
         with self._engine.use() as shard:
             return shard.query_batch(edge.QueryBatchRequest(native)) if native else []
@@ -273,7 +282,7 @@ class EdgeStore:
         if matches * self._widths()[using] <= self._settings.exact_multiplications:
             return qdrant.SearchParams(exact=True)
         acorn = qdrant.AcornSearchParams(enable=filter is not None, max_selectivity=1.0)
-        int8 = qdrant.QuantizationSearchParams(rescore=True, oversampling=checks.OVERSAMPLING)
+        int8 = qdrant.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING)
         ef = max(self._settings.hnsw_ef, 2 * limit)
         return qdrant.SearchParams(hnsw_ef=ef, acorn=acorn, quantization=int8)
 
@@ -306,7 +315,7 @@ class EdgeStore:
 
 
 def _record(row: edge.Record, names: Sequence[str]) -> qdrant.Record:
-    vector = checks.select_vectors(row.vector, names) if names else None
+    vector = select_vectors(row.vector, names) if names else None
     return qdrant.Record(id=str(row.id), payload=row.payload, vector=vector)
 
 

@@ -20,7 +20,7 @@ from cart_qdrant.errors import StoreError
 from cart_qdrant.files import write_atomic
 from cart_qdrant.storage.edge_engine import EdgeEngine
 from cart_qdrant.storage.protocol import CollectionSpec
-from cart_qdrant.storage.vectors import QUANTILE
+from cart_qdrant.storage.validation import QUANTILE
 
 log = logging.getLogger(__name__)
 ON_DISK = edge.Memory.Cold

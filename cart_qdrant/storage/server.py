@@ -13,7 +13,6 @@ from cart_qdrant.arrays.point_ids import as_id, wire_id, wire_ids
 from cart_qdrant.errors import MismatchError, StoreError
 from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage import server_requests
-from cart_qdrant.storage import vectors as checks
 from cart_qdrant.storage.batches import chunks
 from cart_qdrant.storage.payloads import clean_payload, json_bytes, quote_key
 from cart_qdrant.storage.protocol import CollectionInfo, CollectionSpec
@@ -25,6 +24,15 @@ from cart_qdrant.storage.server_connection import (
     make_client,
     reason_of,
     status_of,
+)
+from cart_qdrant.storage.validation import (
+    check_names,
+    check_query,
+    check_same_vectors,
+    check_vectors,
+    prepare_points,
+    select_vectors,
+    wire_names,
 )
 
 log = logging.getLogger(__name__)
@@ -117,7 +125,7 @@ class ServerStore:
                     "this needs Cosine.",
                     "Use another collection.",
                 )
-        checks.check_same_vectors(self.location, self._widths(), spec.vectors)
+        check_same_vectors(self.location, self._widths(), spec.vectors)
         for field in spec.keywords:
             self.create_keyword_index(field)
         for field in spec.texts:
@@ -192,7 +200,7 @@ class ServerStore:
 
     def upsert(self, points: Sequence[models.PointStruct]) -> None:
         """Write points whole (vectors and payload), replacing those with the same id."""
-        ready = checks.prepare_points(points, self._widths())
+        ready = prepare_points(points, self._widths())
         for part in server_requests.groups(ready, server_requests.point_bytes):
             batch = [
                 models.PointStruct(id=wire_id(i), vector=dict(v), payload=p) for i, v, p in part
@@ -230,7 +238,7 @@ class ServerStore:
     def update_vectors(self, name: str, updates: Sequence[tuple[str, Sequence[float]]]) -> None:
         """Replace one named vector of each named point."""
         ids = [as_id(i) for i, _ in updates]
-        rows = checks.check_vectors(name, [row for _, row in updates], self._widths(), ids)
+        rows = check_vectors(name, [row for _, row in updates], self._widths(), ids)
         pairs = list(zip(ids, rows, strict=True))
 
         def write(updates: Sequence[tuple[str, list[float]]]) -> None:
@@ -242,7 +250,7 @@ class ServerStore:
 
     def delete_vectors(self, name: str, ids: Sequence[str]) -> None:
         """Remove one named vector of each named point."""
-        checks.check_names([name], self._widths())
+        check_names([name], self._widths())
         for part in chunks([as_id(i) for i in ids], server_requests.REQUEST_POINTS):
             which = models.PointIdsList(points=wire_ids(part))
             self._call(self._client.delete_vectors, [name], which, wait=True)
@@ -281,7 +289,7 @@ class ServerStore:
         self, ids: Sequence[str], *, with_payload: bool = True, with_vectors: Sequence[str] = ()
     ) -> list[models.Record]:
         """Points by id, in the order asked; unknown ids are left out."""
-        names = checks.check_names(with_vectors, self._widths()) if with_vectors else []
+        names = check_names(with_vectors, self._widths()) if with_vectors else []
         wanted = [as_id(i) for i in ids]
         found: dict[str, models.Record] = {}
         for part in chunks(wanted, server_requests.REQUEST_POINTS):
@@ -289,7 +297,7 @@ class ServerStore:
                 self._client.retrieve,
                 wire_ids(part),
                 with_payload=with_payload,
-                with_vectors=checks.wire_names(names),
+                with_vectors=wire_names(names),
             )
             found.update((str(row.id), _record(row, names)) for row in rows)
         return [found[i] for i in wanted if i in found]
@@ -303,7 +311,7 @@ class ServerStore:
         batch: int = 1000,
     ) -> Iterator[models.Record]:
         """Every point that matches, in order of id, read in pages of `batch`."""
-        names = checks.check_names(with_vectors, self._widths()) if with_vectors else []
+        names = check_names(with_vectors, self._widths()) if with_vectors else []
         payload = with_payload if isinstance(with_payload, bool) else list(with_payload)
         scroll_filter = qdrant.to_client(filter)
         offset: models.ExtendedPointId | None = None
@@ -314,7 +322,7 @@ class ServerStore:
                 limit=batch,
                 offset=offset,
                 with_payload=payload,
-                with_vectors=checks.wire_names(names),
+                with_vectors=wire_names(names),
             )
             yield from (_record(row, names) for row in rows)
             if offset is None:
@@ -331,7 +339,7 @@ class ServerStore:
         if not requests:
             return []
         for request in requests:
-            checks.check_query(request, self._widths())
+            check_query(request, self._widths())
         asked: list[models.QueryRequest] = qdrant.to_client(list(requests))
         if self._connection.is_local:  # always exact; warns about parameters
             asked = [request.model_copy(update={"params": None}) for request in asked]
@@ -373,6 +381,4 @@ def _row_bytes(update: tuple[str, Sequence[float]]) -> int:
 
 
 def _record(row: models.Record, names: Sequence[str]) -> models.Record:
-    return row.model_copy(
-        update={"id": str(row.id), "vector": checks.select_vectors(row.vector, names)}
-    )
+    return row.model_copy(update={"id": str(row.id), "vector": select_vectors(row.vector, names)})

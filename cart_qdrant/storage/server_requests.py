@@ -10,7 +10,7 @@ from qdrant_client import models
 from cart_qdrant.storage.batches import chunks_by_bytes
 from cart_qdrant.storage.payloads import json_bytes
 from cart_qdrant.storage.protocol import CollectionInfo, CollectionSpec, VectorInfo
-from cart_qdrant.storage.vectors import OVERSAMPLING, QUANTILE
+from cart_qdrant.storage.validation import OVERSAMPLING, QUANTILE
 
 T = TypeVar("T")
 
