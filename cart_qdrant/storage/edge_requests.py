@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import qdrant_edge as edge
 
 from cart_qdrant.arrays.point_ids import as_id, wire_id
 from cart_qdrant.errors import StoreError
@@ -33,8 +34,6 @@ def edge_filter(filter: qdrant.AnyFilter | None) -> Any:
     Raises:
         StoreError: The engine lacks a condition; it is named.
     """
-    import qdrant_edge as edge
-
     if filter is None:
         return None
     least: models.MinShould | None = filter.min_should
@@ -53,8 +52,6 @@ def _conditions(given: Any) -> list[Any]:
 
 
 def _condition(condition: Any) -> Any:
-    import qdrant_edge as edge
-
     match type(condition).__name__:
         case "FieldCondition":
             return _field_condition(condition)
@@ -83,8 +80,6 @@ def _given(thing: Any) -> dict[str, Any]:
 
 
 def _field_condition(condition: Any) -> Any:
-    import qdrant_edge as edge
-
     given = _given(condition)
     key = given.pop("key")
     if len(given) != 1:
@@ -127,8 +122,6 @@ def edge_query(request: qdrant.AnyQuery, tune: Tune) -> Any:
     Raises:
         StoreError: The engine lacks a part of the request; it is named.
     """
-    import qdrant_edge as edge
-
     given = _given(request)
     if "shard_key" in given:
         raise unsupported("shard_key")
@@ -142,8 +135,6 @@ def edge_query(request: qdrant.AnyQuery, tune: Tune) -> Any:
 
 def _search(given: dict[str, Any], scope: qdrant.AnyFilter | None, tune: Tune) -> dict[str, Any]:
     """Arguments that a request and a prefetch share; prefetches are filtered by `scope`, too."""
-    import qdrant_edge as edge
-
     if "lookup_from" in given:
         raise unsupported("lookup_from")
     limit = given.get("limit", DEFAULT_LIMIT)
@@ -168,8 +159,6 @@ def _search(given: dict[str, Any], scope: qdrant.AnyFilter | None, tune: Tune) -
 
 
 def _query(query: Any, using: str | None) -> Any:
-    import qdrant_edge as edge
-
     match type(query).__name__:
         case "NoneType":
             return None
@@ -196,8 +185,6 @@ def _is_number(value: object) -> bool:
 
 
 def _search_params(params: Any) -> Any:
-    import qdrant_edge as edge
-
     if params is None:
         return None
     if getattr(params, "idf", None) is not None:
@@ -220,8 +207,6 @@ def _search_params(params: Any) -> Any:
 
 
 def _payload_selector(selector: Any) -> Any:
-    import qdrant_edge as edge
-
     match type(selector).__name__:
         case "NoneType" | "bool":
             return bool(selector)
