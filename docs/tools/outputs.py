@@ -112,11 +112,9 @@ def refresh(text: str, folder: Path) -> str:
 def picture(folder: Path) -> str:
     """A picture of a terminal with searches in it, as SVG."""
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
-    for number, command in enumerate(PICTURED):
-        if number:
-            console.print()
+    for command in PICTURED:
         console.print(Text.assemble(("$ ", "dim"), (command, "bold")))
-        console.print(Text.from_ansi(run(cartq(command), folder, colour=True)), end="")
+        console.print(Text.from_ansi(run(cartq(command), folder, colour=True)))
     return console.export_svg(title="cartq search", code_format=SVG, unique_id="search")
 
 
