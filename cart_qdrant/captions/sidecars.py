@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cart_qdrant.captions.encoding import decode_text
 from cart_qdrant.captions.subtitles import parse_subtitles
-from cart_qdrant.captions.tables import Problem, Row, decode, parse_captions, parse_object
+from cart_qdrant.captions.tables import Problem, Row, parse_captions, parse_object
 from cart_qdrant.captions.text import make_captions
 from cart_qdrant.records import Caption, CaptionSource, text_key
 
@@ -78,7 +79,7 @@ def read_sidecar(path: Path, media: Path) -> Sidecar:
     size = path.stat().st_size
     if size > MAX_BYTES:
         return Sidecar(Row(), ((0, f"{size:,} bytes, more than the {MAX_BYTES:,} allowed"),))
-    text = decode(path.read_bytes())
+    text = decode_text(path.read_bytes())
     suffix = path.suffix.lower()
     if suffix in SUBTITLES:
         subtitles = parse_subtitles(text)

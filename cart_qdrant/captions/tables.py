@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import json
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard
 
+from cart_qdrant.captions.encoding import decode_text
 from cart_qdrant.captions.text import clean_text, has_words, make_captions
 from cart_qdrant.media.path_match import path_key
 from cart_qdrant.records import Caption, CaptionSource
@@ -67,18 +67,6 @@ class _BadRowError(ValueError):
     """A row that cannot be used; the message says why."""
 
 
-def decode(data: bytes) -> str:
-    """Text of UTF-8 or UTF-16 (by its BOM), else of Windows-1252, else of Latin-1."""
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return data.decode("utf-16", "replace")
-    for encoding in ("utf-8-sig", "cp1252"):
-        try:
-            return data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-    return data.decode("latin-1")
-
-
 def read_table(path: Path, source: CaptionSource) -> Table:
     """Read a table by its suffix: `.jsonl`, `.csv` or `.json` (a list, or file name -> captions).
 
@@ -119,14 +107,14 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, object]]:
             if not raw.strip():
                 continue
             try:
-                yield number, json.loads(decode(raw))
+                yield number, json.loads(decode_text(raw))
             except (ValueError, RecursionError) as error:
                 yield number, _BadRowError(f"no JSON: {error}")
 
 
 def _read_json(path: Path) -> Iterator[tuple[int, object]]:
     try:
-        value = json.loads(decode(path.read_bytes()))
+        value = json.loads(decode_text(path.read_bytes()))
     except (ValueError, RecursionError) as error:
         yield 0, _BadRowError(f"no JSON: {error}")
         return
@@ -141,7 +129,7 @@ def _read_json(path: Path) -> Iterator[tuple[int, object]]:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, object]]:
-    rows = csv.reader(io.StringIO(decode(path.read_bytes()), newline=""), strict=True)
+    rows = csv.reader(io.StringIO(decode_text(path.read_bytes()), newline=""), strict=True)
     header: list[str] | None = None
     while True:
         try:

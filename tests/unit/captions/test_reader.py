@@ -1,5 +1,7 @@
 """Captions: every source is read, the best comes first, and a bad file never stops a run."""
 
+# ruff: noqa: RUF001
+
 from __future__ import annotations
 
 import csv
@@ -266,6 +268,22 @@ def test_an_unreadable_sidecar_is_told(tmp_path: Path) -> None:
 def test_encodings(tmp_path: Path, encoding: str) -> None:
     write(tmp_path / "a.txt", "Ein Mädchen über dem Fluß".encode(encoding))
     assert texts(read(tmp_path, "a.jpg")[0]) == ["Ein Mädchen über dem Fluß"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("cp1251", "Маленькая девочка бежит по берегу моря с собакой."),
+        ("koi8-r", "Маленькая девочка бежит по берегу моря с собакой."),
+        ("cp1253", "Ένα μικρό κορίτσι τρέχει στην παραλία με τον σκύλο."),
+        ("shift_jis", "小さな女の子が犬と一緒に浜辺を走っている。"),
+        ("gb18030", "一个小女孩和她的狗在海滩上奔跑。"),
+        ("euc_kr", "작은 소녀가 개와 함께 해변을 달리고 있다."),
+    ],
+)
+def test_encodings_of_other_scripts(tmp_path: Path, encoding: str, text: str) -> None:
+    write(tmp_path / "a.srt", f"1\n00:00:01,000 --> 00:00:02,000\n{text}\n".encode(encoding))
+    assert texts(read(tmp_path, "a.mp4")[0]) == [text]
 
 
 def test_other_names_and_folders_are_left_alone(tmp_path: Path) -> None:
