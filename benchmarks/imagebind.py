@@ -47,7 +47,8 @@ def measure(name: str, kind: str) -> dict[str, float]:
     """One tower: milliseconds a unit, and the most memory that this process had."""
     import torch
 
-    from cart_qdrant.embedders.imagebind.model import ImageBind, ImageBindConfig
+    from cart_qdrant.embedders.imagebind.config import ImageBindConfig
+    from cart_qdrant.embedders.imagebind.model import ImageBind
 
     _, shape, units = INPUTS[name]
     tower, dtype = name.split()[0], getattr(torch, kind)

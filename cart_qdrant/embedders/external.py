@@ -1,28 +1,23 @@
-"""The embedder of vectors that another program made."""
+"""The embedder of an attached collection whose vectors another program made."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.errors import MediaError
 from cart_qdrant.media.clip import Clip
 from cart_qdrant.records import Modality
 
-if TYPE_CHECKING:
-    pass
-
-
 EXTERNAL = "external"
-"""Name of what made the vectors of an attached collection, where nobody told."""
+"""Name of the embedder of an attached collection whose model was not named."""
 
 
 class ExternalEmbedder:
-    """Stands for a model that is not known: its vectors are there, and nothing else embeds so.
+    """Stands for an unknown model: its vectors are in the collection, but it can embed nothing.
 
     Args:
-        dim: Vector width.
+        dim: Vector width D.
         spaces: Space of each modality.
     """
 
@@ -33,12 +28,16 @@ class ExternalEmbedder:
         self.dim, self.spaces = dim, spaces
 
     def embed_media(self, clips: Sequence[Clip]) -> FloatArray:
-        """Raises `MediaError`."""
+        """No vectors, since the model is not known.
+
+        Raises:
+            MediaError: Always.
+        """
         raise MediaError(
             f"{clips[0].key}: the model that made the vectors of this collection is not known.",
             "Attach with --embedder NAME to ask by files.",
         )
 
     def embed_text(self, texts: Sequence[str], space: str) -> None:  # noqa: ARG002
-        """None: text reaches the vectors after training."""
+        """None, since text reaches the vectors only after training."""
         return

@@ -1,4 +1,4 @@
-"""Model files: where they lie, how they come there, whether a hub gives more."""
+"""Model files: their folder, their download, and whether the Hugging Face hub can be reached."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ MODELS_VARIABLE = "CARTQ_MODELS"
 
 
 def models_folder() -> Path:
-    """Folder of downloaded models: `$CARTQ_MODELS`, else `cart-qdrant/models` in the user's cache
-    folder."""
+    """Folder of downloaded models.
+
+    It is `$CARTQ_MODELS` where that is set, else `cart-qdrant/models` in the user's cache folder.
+    """
     if given := os.environ.get(MODELS_VARIABLE):
         return Path(given)
     cache = os.environ.get("XDG_CACHE_HOME")
@@ -28,8 +30,9 @@ class RemoteFile:
     """A file on a server.
 
     Attributes:
-        sha256: Of its content, in hex.
-        bytes: Its size.
+        url: Address of the file.
+        sha256: SHA-256 of its content, in hexadecimal digits.
+        bytes: Size of the file.
     """
 
     url: str
@@ -38,9 +41,9 @@ class RemoteFile:
 
 
 def hub_answers(seconds: float = 5.0) -> bool:
-    """Whether the Hugging Face hub answers, in so many seconds.
+    """Whether the Hugging Face hub answers within `seconds`.
 
-    Asked before a model is loaded by name: the libraries try for minutes.
+    This is asked before a model is loaded by name, since the libraries would retry for minutes.
     """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         return False
@@ -55,20 +58,20 @@ def hub_answers(seconds: float = 5.0) -> bool:
 
 
 def only_local(model: str) -> bool:
-    """Whether a model of the hub, or a folder, is to be loaded without asking the hub."""
+    """Whether to load `model` without the hub: it is a folder, or the hub does not answer."""
     return Path(model).is_dir() or not hub_answers()
 
 
 def download(remote: RemoteFile, path: Path, advance: Callable[[int], None]) -> None:
-    """Fetch a file; goes on where an earlier call ended, and checks the whole.
+    """Download a file, resuming where an earlier call ended, and check its SHA-256.
 
     Args:
-        remote: What to fetch.
-        path: Where to; `path` with `.part` at its end until it is whole.
-        advance: Told the bytes that are there, as they come.
+        remote: The file to download.
+        path: Where to write it; until it is complete, its name ends in `.part`.
+        advance: Receives the number of bytes that have just become available.
 
     Raises:
-        DownloadError: The server does not answer, or the content is not what it should be.
+        DownloadError: The server does not answer, or size or hash differ from `remote`.
     """
     import httpx
 
@@ -88,7 +91,7 @@ def download(remote: RemoteFile, path: Path, advance: Callable[[int], None]) -> 
                 "GET", remote.url, headers=headers, timeout=timeout, follow_redirects=True
             ) as response:
                 if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
-                    part.unlink()  # the server's file is shorter than what is here
+                    part.unlink()  # the server's file is shorter than ours
                 response.raise_for_status()
                 resumed = there and response.status_code == httpx.codes.PARTIAL_CONTENT
                 with part.open("ab" if resumed else "wb") as file:
@@ -121,6 +124,6 @@ def download(remote: RemoteFile, path: Path, advance: Callable[[int], None]) -> 
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
+    """SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

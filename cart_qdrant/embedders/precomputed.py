@@ -1,4 +1,4 @@
-"""Embedder `precomputed`: vectors that the user already has, from `.npz` or `.parquet`.
+"""The `precomputed` embedder: vectors that the user already has, from `.npz` or `.parquet`.
 
 Shape suffixes: B batch, D width, R rows of one path.
 """
@@ -23,7 +23,7 @@ from cart_qdrant.media.path_match import SuffixIndex, path_key
 from cart_qdrant.records import Modality, text_key
 
 SPACE = "media"
-"""The one space: all vectors of a file may be compared."""
+"""Name of the only space: all vectors of a file may be compared."""
 
 
 class PrecomputedEmbedder:
@@ -31,10 +31,10 @@ class PrecomputedEmbedder:
 
     Attributes:
         name: `precomputed`.
-        version: Hash of the width: a collection is bound to it.
-        dim: Width of the vectors.
-        raw_dim: The same; nothing is reduced.
-        modalities: All of them.
+        version: Hash of the width; an index is bound to it.
+        dim: Width D of the vectors.
+        raw_dim: The same width, since nothing is projected.
+        modalities: All modalities.
         spaces: `SPACE` for each modality.
     """
 
@@ -53,7 +53,7 @@ class PrecomputedEmbedder:
 
     @classmethod
     def from_file(cls, path: Path) -> PrecomputedEmbedder:
-        """Read `.npz` or `.parquet`.
+        """Read vectors from an `.npz` or `.parquet` file.
 
         `.npz`: arrays `vectors` (N, D) and `paths` (N,), optional `start` and `end` (N,) in
         seconds, optional `texts` (M,) and `text_vectors` (M, D). `.parquet`: columns `path` and
@@ -68,14 +68,14 @@ class PrecomputedEmbedder:
 
     @property
     def has_text(self) -> bool:
-        """Whether texts can be looked up too."""
+        """Whether the file holds vectors of texts, too."""
         return bool(self._texts)
 
     def embed_text(self, texts: Sequence[str], space: str = SPACE) -> FloatArray | None:
-        """Vectors (B, D) of texts that are in the file; case and spaces do not count.
+        """L2-normalised vectors x_BD of texts in the file; case and white space are ignored.
 
         Returns:
-            None where the file has no texts, or in another space: queries then need training.
+            None where the file has no texts or `space` is another one: queries then need training.
 
         Raises:
             UsageError: The file has texts, but not one of these.
@@ -93,7 +93,7 @@ class PrecomputedEmbedder:
         return unit_of_any_length(vectors[[self._texts[text_key(text)] for text in texts]])
 
     def text_anchors(self) -> TextAnchors:
-        """The file's texts, through which other texts are reached; none where it has none."""
+        """The file's texts and their vectors, through which other texts are embedded."""
         vectors = self._file.text_vectors
         if vectors is None or not self.has_text:
             return TextAnchors([], np.empty((0, 0), dtype=np.float32), {})
@@ -104,13 +104,13 @@ class PrecomputedEmbedder:
         return TextAnchors(texts, keys, {SPACE: unit_of_any_length(vectors)})
 
     def embed_media(self, clips: Sequence[Clip]) -> FloatArray:
-        """Vectors (B, D) of the clips, L2-normalised.
+        """L2-normalised vectors x_BD of the clips.
 
-        Of several vectors of one file, that whose start is nearest to the clip's; the earlier of
-        two as near.
+        Where a file has several vectors, the one whose start is nearest to the clip's start is
+        taken; of two at the same distance, the earlier one.
 
         Raises:
-            MediaError: A file, or that part of it, has no vector; the path is named.
+            MediaError: A file, or that part of it, has no vector; the message names the path.
         """
         rows = [self._find_row(clip) for clip in clips]
         return unit_of_any_length(self._file.vectors[rows])
@@ -144,7 +144,7 @@ class PrecomputedEmbedder:
 
 
 def _group_rows(file: VectorFile) -> dict[str, npt.NDArray[np.intp]]:
-    """Rows of each path, in order of start.
+    """Row numbers of each path, ordered by start.
 
     Raises:
         UsageError: Two rows have the same path and start.

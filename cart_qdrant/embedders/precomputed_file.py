@@ -1,4 +1,4 @@
-"""Files of vectors made elsewhere: `.npz` and `.parquet`, checked as they are read.
+"""Reads and checks files of vectors made by other programs (`.npz` and `.parquet`).
 
 Shape suffixes: N rows, D width.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -15,22 +16,23 @@ import numpy as np
 import numpy.typing as npt
 
 from cart_qdrant.errors import MissingExtraError, UsageError, VectorError
+from cart_qdrant.extras import install
 
 _BLOCK = 65_536  # rows checked at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VectorFile:
-    """What a file of vectors holds. Vectors need not be normalised; times are seconds.
+    """The content of a file of vectors, which need not be normalised.
 
     Attributes:
         source: Path of the file, for messages.
-        paths: Of the N media files, relative to the index base or unique tails of it.
-        vectors: Their vectors (N, D), any float type.
-        starts: Where each vector's segment starts; None where each file has one vector.
-        ends: Where it ends, if known.
+        paths: Paths of the N media files, relative to the index base, or unique tails of them.
+        vectors: Their vectors (N, D), of any float type.
+        starts: Start of each vector's segment, in seconds; None where each file has one vector.
+        ends: End of each vector's segment, in seconds, where it is known.
         texts: Texts whose vectors are known; may be empty.
-        text_vectors: Their vectors, of the same width.
+        text_vectors: Vectors of the texts, also D wide.
     """
 
     source: str
@@ -77,10 +79,12 @@ class VectorFile:
 
 
 def read_vectors(path: Path) -> VectorFile:
-    """Read a file of vectors by its suffix; `PrecomputedEmbedder.from_file` says what it holds.
+    """Read a file of vectors, in the format that its suffix names.
+
+    `PrecomputedEmbedder.from_file` describes the arrays and columns.
 
     Raises:
-        UsageError: It cannot be read, or lacks an array or column.
+        UsageError: The file cannot be read, or lacks an array or column.
         MissingExtraError: `.parquet` without pyarrow.
         VectorError: A vector is not finite, is zero, or the shapes disagree.
     """
@@ -126,14 +130,12 @@ def _read_npz(path: Path) -> VectorFile:
 
 
 def _read_parquet(path: Path) -> VectorFile:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise MissingExtraError(
-            f"Reading {path} needs pyarrow, which is not installed.",
-            'Run: pip install "cart-qdrant[parquet]"',
-        ) from error
+    if find_spec("pyarrow") is None:
+        what = f"Reading {path} needs pyarrow, which is not installed."
+        raise MissingExtraError(what, install("parquet"))
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         schema = pq.read_schema(path)
         wanted = ("path", "vector", "start", "end")
@@ -159,7 +161,7 @@ def _read_parquet(path: Path) -> VectorFile:
 
 
 def _stack(path: Path, column: Any) -> npt.NDArray[Any]:
-    """Vectors (N, D) of a column of lists, without a Python object a number.
+    """Vectors (N, D) of a column of lists, made without a Python object for each number.
 
     Raises:
         VectorError: The lists differ in length, or hold no numbers.
@@ -212,7 +214,7 @@ def _as_times(
 def _check_vectors(
     source: str, name: str, x_ND: npt.NDArray[Any], keys: Sequence[str], keys_name: str
 ) -> None:
-    """Raise `VectorError` unless `x_ND` is one finite, non-zero float vector a key."""
+    """Raise `VectorError` unless `x_ND` holds a finite, non-zero float vector for each key."""
     if x_ND.shape[:-1] != (len(keys),) or x_ND.dtype.kind != "f" or x_ND.dtype.itemsize > 8:
         raise VectorError(
             f"{source}: {name} is {x_ND.dtype} of shape {x_ND.shape}, but there are {len(keys)} "

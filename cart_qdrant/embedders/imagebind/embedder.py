@@ -1,6 +1,6 @@
-"""The `imagebind` embedder: pictures, films, sound and text in one space.
+"""The `imagebind` embedder: images, videos, audio and text in one space.
 
-Each tower is loaded when its first input comes: a text query never loads the picture tower.
+A tower is loaded when its first input comes, so a text query never loads the vision tower.
 Shape legend: B batch, S clips of one item, D vector width.
 """
 
@@ -16,30 +16,37 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cart_qdrant.arrays.types import FloatArray
-from cart_qdrant.embedders.imagebind.download import EXTRA, missing_packages, weights_folder
+from cart_qdrant.embedders.imagebind import download
 from cart_qdrant.embedders.imagebind.model import ImageBind
-from cart_qdrant.embedders.imagebind.preprocess import film, picture, spectrograms, tokens
+from cart_qdrant.embedders.imagebind.preprocess import (
+    image_tensor,
+    spectrograms,
+    tokens,
+    video_clips,
+)
 from cart_qdrant.embedders.imagebind.weights import load_towers, read_config, read_version
-from cart_qdrant.errors import MediaError, MissingExtraError
+from cart_qdrant.errors import MediaError
+from cart_qdrant.extras import require
 from cart_qdrant.media.clip import Clip
 from cart_qdrant.records import Modality
 
 SPACE = "shared"
 _TOGETHER = 16
-"""Clips that go through a tower at once; more gain nothing on a CPU and cost memory."""
+"""Clips that go through a tower in one batch; more gain nothing on a CPU and cost memory."""
 
 
 class ImageBindEmbedder:
-    """See the module's docstring.
+    """Embeds media and text with ImageBind, whose weights are under CC-BY-NC 4.0.
 
     Args:
-        folder: Of the weights; where `cartq models pull imagebind` puts them if not given.
-        dtype: That weights are held and products are taken in; it does not belong to the version:
-            vectors of both agree to about a hundredth.
-        device: `cpu` or `cuda`; CUDA if it is there when not given.
+        folder: Folder of the converted weights; by default where `cartq models pull imagebind`
+            puts them.
+        dtype: Type of weights and activations. It is not part of `version`: vectors computed in
+            bfloat16 and in float32 agree to about a hundredth.
+        device: `cpu` or `cuda`; by default CUDA where it is available.
 
     Raises:
-        MissingExtraError: The weights, or what text and sound are prepared with, are not there.
+        MissingExtraError: The weights are not there, or a package of the extra `imagebind`.
     """
 
     name = "imagebind"
@@ -52,9 +59,8 @@ class ImageBindEmbedder:
         dtype: torch.dtype = torch.bfloat16,
         device: str | None = None,
     ) -> None:
-        if missing := missing_packages():
-            raise MissingExtraError(f"ImageBind needs {', '.join(missing)}.", EXTRA)
-        self._folder = folder or weights_folder()
+        require("imagebind", *download.PACKAGES)
+        self._folder = folder or download.weights_folder()
         self._config = read_config(self._folder)
         self.version = read_version(self._folder)
         self._dtype = dtype
@@ -67,7 +73,7 @@ class ImageBindEmbedder:
         return self._config.out_embed_dim
 
     def embed_media(self, clips: Sequence[Clip]) -> FloatArray:
-        """L2-normalised vectors x_BD.
+        """L2-normalised vectors x_BD of images, videos and audio.
 
         Raises:
             MediaError: A clip holds neither frames nor samples.
@@ -85,20 +91,20 @@ class ImageBindEmbedder:
         return np.asarray(F.normalize(total, dim=-1).numpy(), dtype=np.float32)
 
     def _input(self, clip: Clip) -> tuple[str, Tensor]:
-        """Tower and clips (S, ...) of one item."""
+        """The tower of a segment's modality, and the segment's clips (S, ...)."""
         if clip.modality is Modality.AUDIO and clip.samples is not None:
             config = self._config
             return "audio", spectrograms(
                 clip.samples, config.audio_num_mel_bins, config.audio_target_len
             )
         if clip.modality is Modality.VIDEO:
-            return "vision", film(clip.frames, self._config.video_frames)
-        return "vision", picture(clip.frames[0])[None]
+            return "vision", video_clips(clip.frames, self._config.video_frames)
+        return "vision", image_tensor(clip.frames[0])[None]
 
     def embed_text(self, texts: Sequence[str], space: str = SPACE) -> FloatArray:  # noqa: ARG002
-        """L2-normalised vectors x_BD; there is one space."""
+        """L2-normalised vectors x_BD of texts; `space` is not read, since there is only one."""
         token_BL = tokens(texts)
-        # What comes after the end of a text is not read: the longest decides what is computed.
+        # Tokens after the end of a text change nothing, so the longest text sets the length.
         longest = int(token_BL.argmax(dim=1).max()) + 1 if len(token_BL) else 0
         return np.asarray(self._run("text", token_BL[:, :longest]).numpy(), dtype=np.float32)
 
@@ -112,7 +118,7 @@ class ImageBindEmbedder:
         out = [torch.empty(0, self.dim)]
         for begin in range(0, len(x), _TOGETHER):
             part = x[begin : begin + _TOGETHER].to(self._device)
-            # A film's clip has five dimensions, as the model's clips of one item have.
+            # The model takes a batch of items with clips: here each clip is an item of its own.
             part = part if tower == "text" else part.to(self._dtype)[:, None]
             out.append(self._towers[tower]({tower: part})[tower].cpu())
         return torch.cat(out)

@@ -1,9 +1,9 @@
-"""What ImageBind reads: pictures, films, sound and text as tensors, as it was trained on them.
+"""Turns images, videos, audio and text into the tensors that ImageBind was trained on.
 
-Pictures: the shorter side to 224 (bicubic), the middle cut out. Films: pairs of frames in time
-order, bilinear, three crops along the longer side. Sound: three clips of two seconds, spread over
-what there is, as log-mel spectrograms of Kaldi's recipe (arXiv 2305.05665, appendix B; AST, arXiv
-2104.01778). Text: CLIP's byte pairs.
+Image: the shorter side is scaled to 224 pixels (bicubic), and the middle is cut out. Video: pairs
+of frames in time order, scaled (bilinear), with three crops along the longer side. Audio: three
+clips of two seconds, spread evenly over the segment, as log-mel spectrograms by Kaldi's recipe
+(arXiv 2305.05665, appendix B; AST, arXiv 2104.01778). Text: CLIP's byte pairs.
 Shape legend: B batch, S clips of one item, T frames of a clip, H height, W width, F mel bands,
 L tokens.
 """
@@ -25,9 +25,8 @@ from PIL import Image
 from torch import Tensor
 
 from cart_qdrant.arrays.types import FloatArray
-from cart_qdrant.embedders.imagebind.download import EXTRA
-from cart_qdrant.embedders.imagebind.model import CONTEXT, SIDE
-from cart_qdrant.errors import MissingExtraError
+from cart_qdrant.embedders.imagebind.config import CONTEXT, SIDE
+from cart_qdrant.extras import require
 
 if TYPE_CHECKING:
     from instant_clip_tokenizer import Tokenizer
@@ -39,14 +38,14 @@ _STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
 
 CLIP_SECONDS = 2.0
 CLIPS = 3
-"""Clips of sound of one item."""
+"""Clips taken of the audio of one item."""
 RATE = 16_000
 _AUDIO_MEAN, _AUDIO_STD = -4.268, 9.138
 _WINDOW, _HOP, _FFT = 400, 160, 512
 
 
-def picture(frame: Frame) -> Tensor:
-    """Pixels (3, 224, 224) of an RGB picture (H, W, 3)."""
+def image_tensor(frame: Frame) -> Tensor:
+    """Normalised pixels (3, 224, 224) of an RGB image (H, W, 3)."""
     height, width = frame.shape[:2]
     short = min(height, width)
     size = (SIDE * width // short, SIDE * height // short)
@@ -56,14 +55,17 @@ def picture(frame: Frame) -> Tensor:
     return (torch.from_numpy(cut.copy()).permute(2, 0, 1) / 255 - _MEAN) / _STD
 
 
-def film(frames: Sequence[Frame], pair: int = 2, crops: int = 3) -> Tensor:
-    """Clips (S, 3, T, 224, 224) of frames in time order: each `pair` of frames, `crops` times.
+def video_clips(frames: Sequence[Frame], length: int = 2, crops: int = 3) -> Tensor:
+    """Clips (S, 3, T, 224, 224) of a video's frames, which are in time order.
 
-    An odd last frame stands with itself. Three crops lie at both ends and in the middle of the
-    longer side; one lies in the middle.
+    Args:
+        frames: RGB (H, W, 3), all of one size.
+        length: Frames T of a clip; the last clip repeats the last frame where frames are missing.
+        crops: Crops of each clip: 3, at both ends and in the middle of the longer side; or 1, in
+            the middle.
     """
     kept = list(frames)
-    kept += [kept[-1]] * (-len(kept) % pair)
+    kept += [kept[-1]] * (-len(kept) % length)
     x = torch.from_numpy(np.stack(kept)).permute(0, 3, 1, 2).float() / 255
     height, width = x.shape[-2:]
     if width < height:
@@ -75,17 +77,18 @@ def film(frames: Sequence[Frame], pair: int = 2, crops: int = 3) -> Tensor:
     spare = max(size) - SIDE
     starts = [0, math.ceil(spare / 2), spare] if crops == 3 else [math.ceil(spare / 2)]
     along = 2 if size[0] > size[1] else 3
-    clips = x.view(-1, pair, *x.shape[1:]).transpose(1, 2)  # (pairs, 3, T, H, W)
+    clips = x.view(-1, length, *x.shape[1:]).transpose(1, 2)  # (clips, 3, T, H, W)
     cut = [clips.narrow(along + 1, start, SIDE) for start in starts]
     return torch.stack(cut, dim=1).flatten(0, 1)
 
 
 def spectrograms(samples: FloatArray, bands: int = 128, length: int = 204) -> Tensor:
-    """Log-mel clips (S, 1, F, T) of mono sound at 16 kHz.
+    """Log-mel clips (S, 1, F, T) of mono audio at 16 kHz.
 
     Args:
+        samples: Samples of the whole segment, in [-1, 1].
         bands: Mel bands F.
-        length: Frames T; shorter clips are padded with zeros before they are normalised.
+        length: Frames T; a shorter clip is padded with zeros before it is normalised.
     """
     seconds = len(samples) / RATE
     starts = [n * max(seconds - CLIP_SECONDS, 0) / (CLIPS - 1) for n in range(CLIPS)]
@@ -114,11 +117,10 @@ def _mel_filters(bands: int) -> FloatArray:
 
 
 def _log_mel(clip: FloatArray, bands: int) -> FloatArray:
-    """Kaldi's log-mel energies (F, T): Hann window of 25 ms every 10 ms, pre-emphasis 0.97."""
-    try:
-        from transformers.audio_utils import spectrogram, window_function
-    except ImportError as error:
-        raise MissingExtraError("Sound for ImageBind needs transformers.", EXTRA) from error
+    """Kaldi's log-mel energies (F, T): a Hann window of 25 ms every 10 ms, pre-emphasis 0.97."""
+    require("imagebind", "transformers")
+    from transformers.audio_utils import spectrogram, window_function
+
     if len(clip) < _WINDOW:
         clip = np.pad(clip, (0, _WINDOW - len(clip)))
     mel = spectrogram(
@@ -132,22 +134,22 @@ def _log_mel(clip: FloatArray, bands: int) -> FloatArray:
 
 @cache
 def _tokenizer() -> Tokenizer:
-    try:
-        from instant_clip_tokenizer import Tokenizer
-    except ImportError as error:
-        raise MissingExtraError("Text for ImageBind needs its tokenizer.", EXTRA) from error
+    from instant_clip_tokenizer import Tokenizer
+
     return Tokenizer()
 
 
 def tokens(texts: Sequence[str]) -> Tensor:
     """Tokens (B, 77): start, byte pairs of the lower-cased text, end, then zeros.
 
-    Longer texts are cut. Words that name CLIP's special tokens are read as words.
+    Longer texts are cut. A text that contains the name of a special token is read as plain words.
+
+    Raises:
+        MissingExtraError: The extra `imagebind` is not installed.
     """
-    try:
-        import ftfy
-    except ImportError as error:
-        raise MissingExtraError("Text for ImageBind needs ftfy.", EXTRA) from error
+    require("imagebind", "ftfy", "instant_clip_tokenizer")
+    import ftfy
+
     clean = [html.unescape(html.unescape(ftfy.fix_text(text))).strip() for text in texts]
     found: npt.NDArray[Any] = _tokenizer().tokenize_batch(clean, context_length=CONTEXT)
     return torch.from_numpy(found.astype(np.int64))

@@ -1,6 +1,6 @@
-"""ImageBind's weights: the published checkpoint, converted once to one safetensors file a tower.
+"""ImageBind's weights: the published checkpoint is converted once to one safetensors file a tower.
 
-A search or an ingest then maps the towers that it needs alone.
+A search or an ingestion then reads only the towers that it needs.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cart_qdrant.embedders.hub import MODELS_VARIABLE, file_sha256
+from cart_qdrant.embedders.imagebind.config import ImageBindConfig
 from cart_qdrant.embedders.imagebind.download import PULL, TOWERS
-from cart_qdrant.embedders.imagebind.model import ImageBind, ImageBindConfig
+from cart_qdrant.embedders.imagebind.model import ImageBind
 from cart_qdrant.errors import (
     CartError,
     MismatchError,
@@ -29,7 +30,7 @@ from cart_qdrant.errors import (
     first_line,
 )
 
-AGAIN = f"Get them again: `{PULL}`."
+REFETCH = f"Get them again: `{PULL}`."
 
 
 def convert(
@@ -39,15 +40,17 @@ def convert(
     config: ImageBindConfig | None = None,
     say: Callable[[str], None] | None = None,
 ) -> None:
-    """Check a checkpoint against the architecture, name by name, and write its towers.
+    """Check a checkpoint against the architecture, tensor by tensor, and write its towers.
 
     Args:
-        checkpoint: State dict as `torch.save` writes it; read without running any of its code.
-        folder: Made anew; what was there stays until all is written.
-        config: Sizes that the checkpoint must have; ImageBind-huge if not given.
+        checkpoint: State dict as `torch.save` writes it; it is read without running code from it.
+        folder: Folder of the converted weights; an older one is replaced when all is written.
+        config: Sizes that the checkpoint must have; those of ImageBind-huge by default.
+        say: Receives one line for each tower.
 
     Raises:
-        MismatchError: It is no state dict, or of another architecture; both sides are named.
+        MismatchError: The file is no state dict, or one of another architecture; the first tensor
+            that differs is named with both shapes.
         UsageError: `folder` holds other files than converted weights.
     """
     config = config or ImageBindConfig()
@@ -75,7 +78,7 @@ def convert(
 
 
 def _require_ours(folder: Path) -> None:
-    """Refuse to replace a folder of somebody else's."""
+    """Refuse to replace a folder that holds anything but converted weights."""
     ours = {"config.json", *(f"{tower}.safetensors" for tower in TOWERS)}
     if folder.exists() and not {entry.name for entry in folder.iterdir()} <= ours:
         raise UsageError(
@@ -114,30 +117,32 @@ def _facts(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise MissingExtraError(f"The weights of ImageBind are not in {folder}.", PULL) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise MismatchError(f"{folder / 'config.json'} cannot be read: {error}.", AGAIN) from error
+        raise MismatchError(
+            f"{folder / 'config.json'} cannot be read: {error}.", REFETCH
+        ) from error
 
 
 def read_config(folder: Path) -> ImageBindConfig:
     """Sizes of the weights in a folder.
 
     Raises:
-        MissingExtraError: There are none; the remedy is how to get them.
-        MismatchError: What tells of them is damaged.
+        MissingExtraError: The folder holds no weights; the remedy is the command that fetches them.
+        MismatchError: `config.json` is damaged.
     """
     sizes = _facts(folder)["sizes"]
     try:
         return ImageBindConfig(**{**sizes, "kernel_size": tuple(sizes["kernel_size"])})
     except (KeyError, TypeError) as error:
-        raise MismatchError(f"{folder / 'config.json'} is of another version.", AGAIN) from error
+        raise MismatchError(f"{folder / 'config.json'} is of another version.", REFETCH) from error
 
 
 def read_version(folder: Path) -> str:
-    """Of the checkpoint that the weights were made of: an index is bound to it."""
+    """Start of the SHA-256 of the checkpoint that was converted: an index is bound to it."""
     return str(_facts(folder)["checkpoint"])[:12]
 
 
-def sound(folder: Path) -> bool:
-    """Whether the weights can be loaded, by their headers: names and sizes, not each number."""
+def loadable(folder: Path) -> bool:
+    """Whether the weights can be loaded, judged by the names and shapes in the files' headers."""
     try:
         with torch.device("meta"):
             wanted = ImageBind(read_config(folder), TOWERS).state_dict()
@@ -158,13 +163,13 @@ def load_towers(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
 ) -> ImageBind:
-    """A model with some of its towers, in eval mode.
+    """A model with some of its towers, in evaluation mode.
 
-    Tensors are read one by one, so that memory holds them in `dtype` alone.
+    Tensors are read and converted one by one, so that memory never holds them in two types.
 
     Raises:
-        MissingExtraError: The weights are not there.
-        MismatchError: A file is damaged, or of another architecture.
+        MissingExtraError: The folder holds no weights.
+        MismatchError: A file is damaged, or belongs to another architecture.
     """
     config = read_config(folder)
     with torch.device("meta"):
@@ -177,14 +182,14 @@ def load_towers(
                 for name in file.keys():  # noqa: SIM118 - it is no mapping
                     state[name] = file.get_tensor(name).to(dtype)
         except (OSError, SafetensorError) as error:
-            raise MismatchError(f"{path} cannot be read: {error}.", AGAIN) from error
+            raise MismatchError(f"{path} cannot be read: {error}.", REFETCH) from error
     try:
         model.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
         raise MismatchError(
             f"The weights in {folder} are not those of their config.json: {reason}.",
-            AGAIN,
+            REFETCH,
         ) from error
     model.eval().requires_grad_(False)
     return model

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 FEATURES = 1280
 MIDDLE = 192
-"""Channels of the last block but one, whose pooled output tells layout and texture."""
+"""Channels of the last block but one, whose pooled output describes layout and texture."""
 CLASSES = 1000
 SIDE = 224
-"""Pixels of the square input."""
+"""Pixels; side of the square input."""
 
 # (repeats, kernel, stride, expansion, output channels), as in table 1 of the paper.
 _STAGES = (
@@ -46,10 +46,13 @@ _NORM_AFTER = {
 
 
 def _same(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """TensorFlow's "same" along one side: padding of both ends, and how many results to drop.
+    """TensorFlow's "same" padding along one side.
 
-    Where the padding is odd, the odd pixel goes to the end. That is symmetric padding by one
-    stride more without its first result, which spares a padded copy of the input.
+    Where the padding is odd, TensorFlow puts the odd pixel at the end. That equals symmetric
+    padding by one stride more whose first output is dropped, and saves a padded copy of the input.
+
+    Returns:
+        Padding of both ends in pixels, and the number of leading outputs to drop.
     """
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return (total // 2 + stride, 1) if total % 2 else (total // 2, 0)
@@ -57,9 +60,9 @@ def _same(size: int, kernel: int, stride: int) -> tuple[int, int]:
 
 @functools.cache
 def _fuses(dtype: torch.dtype) -> bool:
-    """Whether oneDNN convolves and activates in one pass here.
+    """Whether this torch can convolve and activate in one oneDNN operator.
 
-    torch's compiler uses that operator; it has no public name, so it may be missing or refuse.
+    Torch's compiler uses that operator; it has no public name, so it may be missing or fail.
     """
     x_BCHW = torch.zeros(1, 1, 1, 1, dtype=dtype)
     try:
@@ -78,7 +81,7 @@ def _fused_relu6(x_BCHW: Tensor, conv: nn.Conv2d, padding: list[int]) -> Tensor:
 
 
 class _Conv(nn.Conv2d):
-    """A convolution with its batch norm folded in, and with ReLU6 unless it is `linear`."""
+    """A convolution with its batch norm folded in, followed by ReLU6 unless it is `linear`."""
 
     def __init__(
         self, c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1, *,
@@ -100,7 +103,7 @@ class _Conv(nn.Conv2d):
 
 
 class _Block(nn.Module):
-    """Inverted residual: expand (1x1), depthwise, project (1x1)."""
+    """Inverted residual block: expand (1x1), depthwise convolution, project (1x1)."""
 
     def __init__(self, c_in: int, c_out: int, kernel: int, stride: int, expand: int) -> None:
         super().__init__()
@@ -119,7 +122,7 @@ class _Block(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """The network; `forward` returns pooled features, not logits."""
+    """The network, whose `forward` returns pooled features, not logits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,8 +144,8 @@ class EfficientNetLite0(nn.Module):
             x_BCHW: RGB, `(value - 127) / 128`, 224 x 224.
 
         Returns:
-            What the classifier reads (B, 1280), non-negative, and the pooled output of the last
-            block but one (B, 192).
+            The classifier's input (B, 1280), non-negative, and the pooled output of the last block
+            but one (B, 192).
         """
         x: Tensor = self._conv_stem(x_BCHW)
         for block in self._blocks[:-1]:
@@ -153,8 +156,10 @@ class EfficientNetLite0(nn.Module):
 
 
 def _folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The checkpoint with frozen batch norms folded into the convolutions before them: the same
-    function in fewer passes."""
+    """The checkpoint with its frozen batch norms folded into the convolutions before them.
+
+    The network computes the same function in fewer passes over memory.
+    """
     out: dict[str, Tensor] = {}
     for name, value in state.items():
         *above, module, _ = name.split(".")
@@ -170,7 +175,7 @@ def _folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_efficientnet(weights: Path) -> EfficientNetLite0:
-    """Load the checkpoint for inference, batch norms folded, channels last.
+    """Load a checkpoint for inference, with batch norms folded and channels last.
 
     Args:
         weights: The `.pth` file; read with `weights_only=True`.

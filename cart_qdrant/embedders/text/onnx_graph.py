@@ -1,11 +1,11 @@
-"""BERT as an ONNX graph: searches run it without torch, which is slow to import.
+"""Writes BERT as an ONNX graph, so that a search needs no torch, which is slow to import.
 
 The graph is written node by node, with ONNX Runtime's fused operators: a general exporter takes
-seconds for each training, and needs an optimiser behind it to find the same operators again.
-Matrices are int8, one scale for each column, and activations are quantised as they come
-(Zafrir et al., arXiv 1910.06188); words are int8, one scale for each row.
-Shape legend: B batch, S tokens, W encoder width, I, O width of what goes in and comes out, V words,
-P places.
+seconds in each training run, and needs an optimiser afterwards to find the same operators.
+Matrices are int8, with one scale for each column, and activations are quantised dynamically
+(Zafrir et al., arXiv 1910.06188); token embeddings are int8, with one scale for each row.
+Shape legend: B batch, S tokens, W encoder width, I input width and O output width of a linear map,
+V vocabulary, P positions.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cart_qdrant.arrays.types import FloatArray
+from cart_qdrant.extras import require
 
 if TYPE_CHECKING:
     import onnx
@@ -27,35 +28,35 @@ if TYPE_CHECKING:
 
 OPSET = 17
 FUSED = "com.microsoft"
-"""Domain of ONNX Runtime's own operators."""
+"""Domain of ONNX Runtime's fused operators."""
 
 
 @dataclass(frozen=True, slots=True)
 class Affine:
-    """Weights (O, I) and bias (O,) of a linear map; scale (W,) and bias (W,) of a norm."""
+    """Weight (O, I) and bias (O,) of a linear map, or weight (W,) and bias (W,) of a layer norm."""
 
     weight: FloatArray
     bias: FloatArray
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """What tokens become before any layer.
+class TokenEmbedding:
+    """The embedding of tokens before the first layer.
 
     Attributes:
-        words_VW: A vector for each word.
-        places_PW: And for each place, with that of the token's type.
-        norm: Over their sum.
+        tokens_VW: A vector for each token of the vocabulary.
+        positions_PW: A vector for each position, with that of the token's type added.
+        norm: Layer norm over their sum.
     """
 
-    words_VW: FloatArray
-    places_PW: FloatArray
+    tokens_VW: FloatArray
+    positions_PW: FloatArray
     norm: Affine
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One post-norm layer: attention, then two maps with a GELU between."""
+    """One post-norm layer: attention, then two linear maps with a GELU between them."""
 
     qkv: Affine
     out: Affine
@@ -67,13 +68,19 @@ class Layer:
 
 
 class GraphWriter:
-    """Nodes and weights of one graph, whose inputs are `ids` (B, S) and `mask` (B, S), int32.
+    """Collects the nodes and weights of one graph.
+
+    The graph's inputs are `ids` (B, S) and `mask` (B, S), both int32.
 
     Args:
-        eps: Of all norms.
+        eps: Epsilon of all layer norms.
+
+    Raises:
+        MissingExtraError: `onnx` is not installed.
     """
 
     def __init__(self, eps: float) -> None:
+        require("train", "onnx")
         import onnx
 
         self._onnx = onnx
@@ -83,7 +90,7 @@ class GraphWriter:
         self._count = 0
 
     def finish(self, outputs: Mapping[str, str]) -> bytes:
-        """The graph, with these names for some of its nodes' outputs."""
+        """The serialised graph; `outputs` maps each of its outputs to the output of a node."""
         helper, kind = self._onnx.helper, self._onnx.TensorProto
         for name, found in outputs.items():
             self._nodes.append(helper.make_node("Identity", [found], [name]))
@@ -102,16 +109,16 @@ class GraphWriter:
 
     # Parts of an encoder
 
-    def words(self, words: Words) -> str:
-        """States (B, S, W) of tokens before any layer."""
-        table, scale = _rows(words.words_VW)
+    def embed(self, embedding: TokenEmbedding) -> str:
+        """States (B, S, W) of tokens before the first layer."""
+        table, scale = _rows(embedding.tokens_VW)
         found = self.node("Gather", [self.weight(table), "ids"])
         x = self.node("Cast", [found], to=self._onnx.TensorProto.FLOAT)
         x = self.node("Mul", [x, self.node("Gather", [self.weight(scale), "ids"])])
         count = self.node("Shape", ["ids"], start=1, end=2)
         zero = self.weight(np.zeros(1, np.int64))
-        here = self.node("Slice", [self.weight(words.places_PW), zero, count, zero])
-        return self._normed(x, here, words.norm)
+        here = self.node("Slice", [self.weight(embedding.positions_PW), zero, count, zero])
+        return self._normed(x, here, embedding.norm)
 
     def layer(self, x: str, layer: Layer) -> str:
         """States (B, S, W) after one layer."""
@@ -136,43 +143,43 @@ class GraphWriter:
         return self.node("LayerNormalization", [both, *weights], axis=-1, epsilon=self._eps)
 
     def pooled(self, x: str) -> str:
-        """Unit vectors (B, W): the mean over tokens that are there."""
+        """Unit vectors (B, W): the mean over the tokens of each text."""
         axis = self.weight(np.asarray([1], np.int64))
         last = self.weight(np.asarray([2], np.int64))
         mask = self.node("Cast", ["mask"], to=self._onnx.TensorProto.FLOAT)
         there = self.node("Mul", [x, self.node("Unsqueeze", [mask, last])])
-        # The count of tokens goes away with the length.
+        # The sum does, too: dividing by the number of tokens only changes the length.
         return self.unit(self.node("ReduceSum", [there, axis], keepdims=0))
 
     def unit(self, x: str) -> str:
-        """Vectors at length 1."""
+        """The vectors, L2-normalised."""
         return self.node("LpNormalization", [x], axis=-1, p=2)
 
     # Nodes and weights
 
-    def linear(self, x: str, map: Affine) -> str:
+    def linear(self, x: str, affine: Affine) -> str:
         """`x W + b` with W in int8."""
-        table, scale = _columns(map.weight.T)
+        table, scale = _columns(affine.weight.T)
         zero = np.zeros(len(scale), np.int8)
-        weights: list[npt.NDArray[Any]] = [table, scale, zero, map.bias]
+        weights: list[npt.NDArray[Any]] = [table, scale, zero, affine.bias]
         inputs = [x, *(self.weight(one) for one in weights)]
         return self.node("DynamicQuantizeMatMul", inputs, domain=FUSED)
 
     def weight(self, array: npt.NDArray[Any]) -> str:
-        """Add a constant; its name."""
+        """Add a constant; returns its name."""
         self._count += 1
         name = f"w{self._count}"
         self._weights.append(self._onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
 
     def node(self, op: str, inputs: list[str], domain: str = "", **options: Any) -> str:
-        """Add a node; the name of its output."""
+        """Add a node; returns the name of its output."""
         return self._nodes_of(op, inputs, 1, domain, **options)[0]
 
     def _nodes_of(
         self, op: str, inputs: list[str], outputs: int, domain: str = "", **options: Any
     ) -> list[str]:
-        """Add a node; the names of its outputs."""
+        """Add a node; returns the names of its outputs."""
         self._count += 1
         names = [f"x{self._count}.{n}" for n in range(outputs)]
         make = self._onnx.helper.make_node
@@ -181,10 +188,10 @@ class GraphWriter:
 
 
 def text_graph(folder: Path) -> bytes:
-    """The graph of a sentence encoder: its output `text` (B, W) is `TextEncoder.embed`.
+    """The graph of a sentence encoder, whose output `text` (B, W) is that of `TextEncoder.embed`.
 
     Args:
-        folder: Holds `config.json` and `model.safetensors`, under the names of Hugging Face.
+        folder: Holds `config.json` and `model.safetensors` with Hugging Face's parameter names.
     """
     from safetensors.numpy import load_file
 
@@ -195,11 +202,11 @@ def text_graph(folder: Path) -> bytes:
         return Affine(state[f"{name}.weight"], state[f"{name}.bias"])
 
     at = "embeddings"
-    places_PW = state[f"{at}.position_embeddings.weight"]
-    places_PW = places_PW + state[f"{at}.token_type_embeddings.weight"][0]
+    positions_PW = state[f"{at}.position_embeddings.weight"]
+    positions_PW = positions_PW + state[f"{at}.token_type_embeddings.weight"][0]
     writer = GraphWriter(config["layer_norm_eps"])
-    words = Words(state[f"{at}.word_embeddings.weight"], places_PW, affine(f"{at}.LayerNorm"))
-    x = writer.words(words)
+    tokens_VW = state[f"{at}.word_embeddings.weight"]
+    x = writer.embed(TokenEmbedding(tokens_VW, positions_PW, affine(f"{at}.LayerNorm")))
     for n in range(config["num_hidden_layers"]):
         at = f"encoder.layer.{n}"
         parts = [affine(f"{at}.attention.self.{part}") for part in ("query", "key", "value")]
@@ -220,7 +227,7 @@ def text_graph(folder: Path) -> bytes:
 
 
 def _columns(w_IO: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArray]:
-    """A matrix in int8, and the scale of each of its columns."""
+    """A matrix in int8, and the scale (O,) of each of its columns."""
     scale = np.maximum(np.abs(w_IO).max(axis=0), 1e-12).astype(np.float32) / 127
     return np.rint(w_IO / scale).astype(np.int8), scale
 

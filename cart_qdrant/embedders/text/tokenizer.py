@@ -1,4 +1,4 @@
-"""The text encoder's tokenizer."""
+"""The tokenizer of the text encoder."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 MAX_TOKENS = 64
-"""Tokens of a query or caption that are read; the rest is cut."""
+"""Tokens of a query or caption that are read; longer texts are cut."""
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a text encoder's folder; it cuts, and does not pad."""
+    """The tokenizer in a text encoder's folder; it cuts texts at `MAX_TOKENS` and does not pad."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(MAX_TOKENS)

@@ -17,10 +17,11 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from cart_qdrant.embedders.imagebind import download as imagebind_files
+from cart_qdrant.embedders.imagebind.config import MODALITIES, ImageBindConfig
 from cart_qdrant.embedders.imagebind.download import installed
 from cart_qdrant.embedders.imagebind.embedder import ImageBindEmbedder
-from cart_qdrant.embedders.imagebind.model import MODALITIES, ImageBind, ImageBindConfig
-from cart_qdrant.embedders.imagebind.weights import convert, load_towers, sound
+from cart_qdrant.embedders.imagebind.model import ImageBind
+from cart_qdrant.embedders.imagebind.weights import convert, load_towers, loadable
 from cart_qdrant.embedders.registry import lite_available, open_embedder
 from cart_qdrant.errors import ConfigError, MismatchError, MissingExtraError
 from cart_qdrant.media.clip import Clip
@@ -28,6 +29,9 @@ from cart_qdrant.records import Modality
 from tests.goldens import inputs
 
 GOLDENS = Path(inputs.__file__).parent
+needs_extra = pytest.mark.skipif(
+    bool(imagebind_files.missing_packages()), reason=imagebind_files.EXTRA
+)
 FACTS = json.loads((GOLDENS / "imagebind.json").read_text())
 
 
@@ -126,25 +130,25 @@ def test_stochastic_depth_acts_in_training_alone() -> None:
 
 
 @pytest.mark.parametrize("name", ["wide", "tall", "small"])
-def test_pictures_are_prepared_as_by_the_reference(goldens: dict[str, Any], name: str) -> None:
-    from cart_qdrant.embedders.imagebind.preprocess import picture
+def test_images_are_prepared_as_by_the_reference(goldens: dict[str, Any], name: str) -> None:
+    from cart_qdrant.embedders.imagebind.preprocess import image_tensor
 
     size = {"wide": (301, 452), "tall": (517, 300), "small": (97, 131)}[name]
-    found = picture(inputs.frame(name, *size))
+    found = image_tensor(inputs.frame(name, *size))
     assert found.shape == (3, 224, 224)
     np.testing.assert_allclose(found[:, ::8, ::8], goldens[f"picture.{name}"], atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "size"), [("wide", (181, 320)), ("tall", (320, 243))])
-def test_films_are_prepared_as_by_the_reference(
+def test_videos_are_prepared_as_by_the_reference(
     goldens: dict[str, Any], name: str, size: tuple[int, int]
 ) -> None:
-    from cart_qdrant.embedders.imagebind.preprocess import film
+    from cart_qdrant.embedders.imagebind.preprocess import video_clips
 
-    found = film([inputs.frame(f"{name} {n}", *size) for n in range(4)])
+    found = video_clips([inputs.frame(f"{name} {n}", *size) for n in range(4)])
     assert found.shape == (6, 3, 2, 224, 224)
     np.testing.assert_allclose(found[..., ::16, ::16], goldens[f"film.{name}"], atol=1e-4)
-    middle = film([inputs.frame(f"{name} {n}", *size) for n in range(3)], crops=1)
+    middle = video_clips([inputs.frame(f"{name} {n}", *size) for n in range(3)], crops=1)
     assert middle.shape == (2, 3, 2, 224, 224)
     torch.testing.assert_close(middle[0], found[1])
     torch.testing.assert_close(middle[1][:, 0], middle[1][:, 1])  # the odd frame, with itself
@@ -154,7 +158,7 @@ def test_films_are_prepared_as_by_the_reference(
 def test_sound_is_prepared_as_by_the_reference(
     goldens: dict[str, Any], name: str, seconds: float
 ) -> None:
-    pytest.importorskip("transformers")
+    pytest.importorskip("transformers", reason=imagebind_files.EXTRA)
     from cart_qdrant.embedders.imagebind.preprocess import spectrograms
 
     found = spectrograms(inputs.sound(seconds))
@@ -162,8 +166,8 @@ def test_sound_is_prepared_as_by_the_reference(
     np.testing.assert_allclose(found[..., ::4, ::6], goldens[f"mel.{name}"], atol=1e-3)
 
 
+@needs_extra
 def test_text_is_cut_into_the_reference_tokens() -> None:
-    pytest.importorskip("instant_clip_tokenizer")
     from cart_qdrant.embedders.imagebind.preprocess import tokens
 
     assert tokens(inputs.TEXTS).tolist() == FACTS["tokens"]
@@ -175,8 +179,8 @@ def clip(modality: Modality, **content: Any) -> Clip:
     return Clip(modality, key="x", **content)
 
 
+@needs_extra
 def test_the_embedder_loads_each_tower_when_it_is_needed(weights: Path) -> None:
-    pytest.importorskip("instant_clip_tokenizer")
     embedder = ImageBindEmbedder(weights, dtype=torch.float32, device="cpu")
     assert embedder.dim == 16
     text = embedder.embed_text(["a dog", "a cat on a mat"])
@@ -217,7 +221,7 @@ def test_other_checkpoints_are_refused_and_nothing_is_touched(
     before = (weights / "text.safetensors").read_bytes()
     with pytest.raises(MismatchError):
         convert(tmp_path / "text.pth", weights)
-    assert sound(weights)
+    assert loadable(weights)
     assert (weights / "text.safetensors").read_bytes() == before
 
 
@@ -232,9 +236,9 @@ def test_a_damaged_tower_is_named(weights: Path, tmp_path: Path) -> None:
     for name in ("config.json", "text.safetensors", "vision.safetensors", "audio.safetensors"):
         (tmp_path / name).write_bytes((weights / name).read_bytes())
     assert installed(tmp_path)
-    assert sound(tmp_path)
+    assert loadable(tmp_path)
     (tmp_path / "text.safetensors").write_bytes(b"\0" * 100)
-    assert not sound(tmp_path)
+    assert not loadable(tmp_path)
     with pytest.raises(MismatchError, match=r"text\.safetensors cannot be read"):
         load_towers(tmp_path, ["text"])
     (tmp_path / "text.safetensors").write_bytes((tmp_path / "audio.safetensors").read_bytes())
@@ -246,6 +250,7 @@ def test_a_damaged_tower_is_named(weights: Path, tmp_path: Path) -> None:
             load_towers(tmp_path, ["text"])
 
 
+@needs_extra
 def test_other_weights_are_another_version(tiny: ImageBind, weights: Path, tmp_path: Path) -> None:
     state = {**tiny.state_dict()}
     state["modality_heads.text.proj.1.weight"] = torch.zeros(16, 32)
@@ -265,6 +270,7 @@ def test_what_text_and_sound_need_is_asked_for_at_once(
         assert open_embedder("auto").name == "lite"
 
 
+@needs_extra
 def test_without_weights_the_command_that_gets_them_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +279,7 @@ def test_without_weights_the_command_that_gets_them_is_named(
         open_embedder("imagebind")
 
 
+@needs_extra
 def test_auto_takes_imagebind_where_its_weights_are(
     weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from cart_qdrant.embedders.lite import efficientnet
 from cart_qdrant.embedders.lite import embedder as module
-from cart_qdrant.embedders.lite.embedder import AUDIO, DIM, VISUAL, LiteEmbedder, log_mel_picture
+from cart_qdrant.embedders.lite.embedder import AUDIO, DIM, VISUAL, LiteEmbedder, log_mel_image
 from tests import media_factory as media
 
 
@@ -142,18 +142,18 @@ def test_statistics_round_trip_and_whiten(monkeypatch: Any) -> None:
     assert np.linalg.norm(arrays["audio.mean"]) == 0
 
 
-def test_log_mel_picture_has_low_pitch_at_the_bottom() -> None:
+def test_log_mel_image_has_low_pitch_at_the_bottom() -> None:
     rows = []
     for hertz in (200.0, 1000.0, 6000.0):
-        picture = log_mel_picture(media.tone(2.0, hertz=hertz), media.RATE)
+        picture = log_mel_image(media.tone(2.0, hertz=hertz), media.RATE)
         assert picture.shape == (224, 224, 3) and picture.dtype == np.uint8
         assert (picture[:, :, 0] == picture[:, :, 2]).all()
         rows.append(int(picture[:, 112, 0].argmax()))
     assert rows[0] > rows[1] > rows[2]
     early = np.concatenate([media.tone(1.0), media.silence(1.0)])
-    picture = log_mel_picture(early, media.RATE).astype(float)
+    picture = log_mel_image(early, media.RATE).astype(float)
     assert picture[:, :80].mean() > 2 * picture[:, 150:].mean(), "time runs to the right"
-    assert log_mel_picture(media.tone(0.01), media.RATE).shape == (224, 224, 3)
+    assert log_mel_image(media.tone(0.01), media.RATE).shape == (224, 224, 3)
 
 
 def test_text_does_not_reach_sound_untrained(lite: LiteEmbedder) -> None:

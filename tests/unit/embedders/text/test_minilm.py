@@ -36,10 +36,9 @@ def test_a_vector_does_not_depend_on_its_batch(text_encoder: Any) -> None:
 def test_batches_cover_every_text_once(text_encoder: Any) -> None:
     texts = [f"text {'word ' * (n % 7)}" for n in range(25)]
     rows = []
-    for part, encoded in text_encoder.batches(texts, batch=4):
-        assert len(part) == len(encoded.pooled_BD) == len(encoded.mask_BS) <= 4
-        assert len(encoded.hidden_states) == len(text_encoder.hidden_states)
-        assert encoded.hidden_states[0].shape == (*encoded.mask_BS.shape, text_encoder.dim)
+    for part, vectors_BD in text_encoder.batches(texts, batch=4):
+        assert 1 <= len(part) <= 4
+        assert vectors_BD.shape == (len(part), text_encoder.dim)
         rows += part
     assert sorted(rows) == list(range(25))
 
