@@ -19,7 +19,7 @@ ROOTS := cart_qdrant cli/cart_qdrant_cli plugins/langchain/cart_qdrant_langchain
 .PHONY: help demo test lint docs bench clean
 
 help: ## Show the targets.
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -44,6 +44,13 @@ lint: $(VENV)/.installed-test ## Check style and types.
 
 test: lint ## Check style and types, then run the tests.
 	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.installed-test ## Run the tests that take no more than a few seconds each.
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-versions: ## Run short jobs on the newest Python and packages, and on the oldest packages.
+	$(PYTHON) .ci/versions.py newest
+	$(PYTHON) .ci/versions.py oldest
 
 docs: $(VENV)/.installed-test ## Write the generated pages and figures again, build the site into site/.
 	@set -e; for tool in cli_reference pipeline rooms; do $(BIN)/python docs/tools/$$tool.py; done

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from cart_qdrant.embedders.registry import lite_available
+from cart_qdrant.index.index import Index
 from tests import media_factory as media
+from tests.conftest import short_training
 
 pytestmark = [
     pytest.mark.smoke,
@@ -57,10 +59,12 @@ def cartq(folder: Path, *words: str) -> str:
 
 
 def test_from_files_to_a_page(folder: Path) -> None:
+    from cart_qdrant.training.train import train
+
     ingested = json.loads(cartq(folder, "ingest", "media", "--embedder", "lite", "--json"))
     assert ingested["files"] == 9 and not ingested["failed"], ingested
-    report = json.loads(cartq(folder, "train", "--profile", "quick", "--json"))
-    assert report["items"] == ingested["segments"]
+    with Index.open(folder / ".cartq") as index, index.folder.lock():
+        assert train(index, short_training()).items == ingested["segments"]
     suffixes = {"image": ".jpg", "video": ".mp4", "audio": ".mp3"}
     for modality, query in (
         ("image", "a red boat"), ("video", "a beach"), ("audio", "a bell"),
