@@ -377,7 +377,7 @@ def sampled(path: Path) -> list[Any]:
     with containers.opened(path) as container:
         stream = containers.video_stream(container)
         assert stream is not None
-        pictures = video._pictures(container, stream, config, lambda _: None)
+        pictures = video._frames(container, stream, config, lambda _: None)
         return [(s, s.render()) for s in video._sampled(pictures, config)]
 
 

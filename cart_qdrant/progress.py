@@ -33,6 +33,10 @@ def file_done(reporter: Reporter, seconds: float) -> None:
     reporter.advance()
 
 
+def say_nothing(_line: str) -> None:
+    """Ignore a remark; the default where a function takes a `say` or `note`."""
+
+
 class Silent:
     """A reporter that shows nothing."""
 

@@ -1,4 +1,4 @@
-"""The table named by the user (`--captions FILE`), and how its rows are matched to files."""
+"""The caption table that the user names (`--captions FILE`), and the matching of rows to files."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Fail: TypeAlias = Callable[[Path, str], None]
 
 
 class ExplicitTable:
-    """Rows by file name: relative to the table's folder, to `base`, or a unique tail of a path.
+    """Finds the row of a file by its path, relative to the table's folder or `base`, or its tail.
 
     Args:
-        file: Where the table was read (absolute).
+        file: Path of the table (absolute).
         table: Its rows.
         base: Folder that holds the index.
         roots: Folders that are ingested; a tail must be unique among their files.
@@ -34,13 +34,13 @@ class ExplicitTable:
 
     @property
     def unused(self) -> int:
-        """Rows that no file asked for so far belongs to."""
+        """Number of rows that belong to no file looked up so far."""
         return len(self._rows) - len(self._used)
 
     def find(self, path: Path, rel: str, fail: Fail) -> Row:
         """The row of the file `path` (absolute), `rel` below `base`; empty where there is none.
 
-        A tail that fits two rows or two files is told to `fail`, and not used.
+        A tail that matches two rows or two files is reported to `fail` and not used.
         """
         exact = (relative_key(path, self._file.parent), path_key(rel), path_key(str(path)))
         name = next((key for key in exact if key in self._rows), None)

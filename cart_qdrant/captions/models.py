@@ -1,4 +1,4 @@
-"""Models that put media into words: protocols and adapters.
+"""Models that write captions and transcripts: their protocols and adapters.
 
 Shape legend: H height, W width, T time.
 """
@@ -15,30 +15,33 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.embedders.hub import only_local
-from cart_qdrant.errors import CaptionError, MissingExtraError, UsageError, first_line
+from cart_qdrant.errors import CaptionError, UsageError, first_line
+from cart_qdrant.extras import require
 
 if TYPE_CHECKING:
     from faster_whisper import WhisperModel
+    from PIL import Image
 
 Frame = npt.NDArray[np.uint8]
 
 PROMPT = "Describe this picture in one short sentence: what is seen, and what happens."
 KEY_VARIABLE = "CARTQ_CAPTION_KEY"
+"""Environment variable that holds the key of a captioning endpoint."""
 OPENAI = "https://api.openai.com/"
 TRIES = 4
-LONGEST = 60
-"""Tokens of a caption at most."""
+"""Requests that are sent to an endpoint for one image, at most."""
+MAX_CAPTION_TOKENS = 60
+"""Tokens of a caption, at most."""
 _TASKS = {"florence": "<DETAILED_CAPTION>"}
-"""Prompts of model families that read a task's name, not a sentence."""
+"""Prompts of model families that take the name of a task instead of a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
 class TranscriptSegment:
-    """What is said from `start` to `end` (seconds)."""
+    """Speech between `start` and `end` (seconds)."""
 
     start: float
     end: float
@@ -47,14 +50,14 @@ class TranscriptSegment:
 
 @runtime_checkable
 class Captioner(Protocol):
-    """Describes pictures."""
+    """Writes captions of images."""
 
     @property
     def name(self) -> str:
-        """Model; kept with each caption."""
+        """Name of the model, which is stored with each caption."""
 
     def caption(self, images: Sequence[Frame]) -> list[str]:
-        """One text for each RGB picture (H, W, 3).
+        """One caption for each RGB image (H, W, 3).
 
         Raises:
             CaptionError: The model failed.
@@ -63,14 +66,18 @@ class Captioner(Protocol):
 
 @runtime_checkable
 class Transcriber(Protocol):
-    """Writes down what is said."""
+    """Transcribes speech."""
 
     @property
     def name(self) -> str:
-        """Model; kept with each caption."""
+        """Name of the model, which is stored with each caption."""
 
     def transcribe(self, samples: FloatArray, rate: int) -> list[TranscriptSegment]:
-        """What is said in mono sound (T,), in time order; nothing where nobody speaks.
+        """Speech in mono samples (T,), in time order; an empty list where nobody speaks.
+
+        Args:
+            samples: Samples in [-1, 1].
+            rate: Samples per second.
 
         Raises:
             CaptionError: The model failed.
@@ -78,16 +85,16 @@ class Transcriber(Protocol):
 
 
 def open_captioner(name: str, *, model: str | None = None) -> Captioner | Transcriber:
-    """A captioner or transcriber.
+    """Open a captioner or transcriber by its name.
 
     Args:
-        name: `hf:MODEL` (a name of the hub, or a folder), `whisper` or `whisper:MODEL`, or the URL
-            of an endpoint that speaks OpenAI's chat protocol.
-        model: Of the endpoint.
+        name: `hf:MODEL` (a name on the Hugging Face hub, or a folder), `whisper` or
+            `whisper:MODEL`, or the URL of an endpoint that speaks OpenAI's chat protocol.
+        model: Model of the endpoint.
 
     Raises:
-        UsageError: An unknown name, a model that cannot be had, an endpoint without its model.
-        MissingExtraError: What it needs is not installed.
+        UsageError: The name is unknown, the model cannot be loaded, or an endpoint has no model.
+        MissingExtraError: A package that the model needs is not installed.
     """
     if name.startswith(("http://", "https://")):
         if model is None:
@@ -108,16 +115,13 @@ class HubCaptioner:
     """Any image-text-to-text model of transformers: BLIP, Florence-2, Qwen-VL and others."""
 
     def __init__(self, model: str) -> None:
-        try:
-            import torch
-            from transformers import AutoModelForImageTextToText, AutoProcessor
-        except ImportError as error:
-            raise MissingExtraError(
-                "A captioning model needs transformers.", 'pip install "cart-qdrant[caption]"'
-            ) from error
+        require("caption", "torch", "transformers", "PIL")
+        import torch
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
         self.name = f"hf:{model}"
         try:
-            # Their types do not tell what a name loads.
+            # Their return types depend on the model.
             load_processor: Any = AutoProcessor.from_pretrained
             load_model: Any = AutoModelForImageTextToText.from_pretrained
             local = only_local(model)
@@ -126,7 +130,7 @@ class HubCaptioner:
             self._model.eval()
             tokenizer = getattr(self._processor, "tokenizer", None)
             if tokenizer is not None and not self._model.config.is_encoder_decoder:
-                tokenizer.padding_side = "left"  # what is generated follows the prompt
+                tokenizer.padding_side = "left"  # the generated text follows the prompt
         # Hub, folder, configuration, weights: each fails with its own kind of error.
         except Exception as error:
             raise UsageError(
@@ -137,17 +141,23 @@ class HubCaptioner:
         self._model.to(self._device)
 
     def caption(self, images: Sequence[Frame]) -> list[str]:
-        """See `Captioner`."""
-        import torch
+        """One caption for each RGB image (H, W, 3).
 
-        pictures = [Image.fromarray(image) for image in images]
+        Raises:
+            CaptionError: The model failed.
+        """
+        import torch
+        from PIL import Image
+
         try:
-            inputs = self._inputs(pictures).to(self._device)
+            inputs = self._inputs([Image.fromarray(image) for image in images]).to(self._device)
             with torch.inference_mode():
-                found = self._model.generate(**inputs, max_new_tokens=LONGEST, do_sample=False)
+                found = self._model.generate(
+                    **inputs, max_new_tokens=MAX_CAPTION_TOKENS, do_sample=False
+                )
             read = inputs.get("input_ids")
             if read is not None and not self._model.config.is_encoder_decoder:
-                # A decoder gives its prompt back, where it has not embedded it.
+                # A decoder-only model returns its prompt too, unless it read embeddings.
                 length = read.shape[1]
                 whole = found.shape[1] > length and bool((found[:, :length] == read).all())
                 found = found[:, length:] if whole else found
@@ -156,35 +166,31 @@ class HubCaptioner:
             raise CaptionError(f"{self.name} failed: {first_line(error)}.") from error
         return texts
 
-    def _inputs(self, pictures: list[Image.Image]) -> Any:
+    def _inputs(self, images: list[Image.Image]) -> Any:
+        """The processor's inputs for images, with the prompt that the model expects."""
         family = self._model.config.model_type
         task = next((text for key, text in _TASKS.items() if key in family), None)
         if task is not None:
-            return self._processor(
-                images=pictures, text=[task] * len(pictures), return_tensors="pt"
-            )
+            return self._processor(images=images, text=[task] * len(images), return_tensors="pt")
         if getattr(self._processor, "chat_template", None):
             content = [{"type": "image"}, {"type": "text", "text": PROMPT}]
             prompt = self._processor.apply_chat_template(
                 [{"role": "user", "content": content}], add_generation_prompt=True
             )
             return self._processor(
-                images=[[picture] for picture in pictures], text=[prompt] * len(pictures),
+                images=[[image] for image in images], text=[prompt] * len(images),
                 return_tensors="pt", padding=True,
             )  # fmt: skip
-        return self._processor(images=pictures, return_tensors="pt")
+        return self._processor(images=images, return_tensors="pt")
 
 
 class WhisperTranscriber:
-    """Speech by faster-whisper."""
+    """Transcribes speech with faster-whisper."""
 
     def __init__(self, model: str) -> None:
-        try:
-            from faster_whisper import WhisperModel
-        except ImportError as error:
-            raise MissingExtraError(
-                "Speech needs faster-whisper.", 'pip install "cart-qdrant[speech]"'
-            ) from error
+        require("speech", "faster_whisper")
+        from faster_whisper import WhisperModel
+
         self.name = f"whisper:{model}"
         try:
             self._model: WhisperModel = WhisperModel(
@@ -197,12 +203,19 @@ class WhisperTranscriber:
             ) from error
 
     def transcribe(self, samples: FloatArray, rate: int) -> list[TranscriptSegment]:
-        """See `Transcriber`."""
+        """Speech in mono samples (T,) at 16 kHz, in time order.
+
+        Raises:
+            UsageError: `rate` is not 16,000 samples a second.
+            CaptionError: The model failed.
+        """
         if rate != 16_000:
-            raise UsageError(f"Sound has {rate} samples a second, but speech is read at 16000.")
+            raise UsageError(
+                f"Audio has {rate} samples a second, but speech is transcribed at 16000."
+            )
         try:
             segments, _ = self._model.transcribe(samples, vad_filter=True)
-            # Whisper pads sound to 30 seconds, and may tell of seconds that are not there.
+            # Whisper pads audio to 30 seconds, and may transcribe beyond the end.
             length = len(samples) / rate
             return [
                 TranscriptSegment(segment.start, min(segment.end, length), segment.text.strip())
@@ -216,7 +229,12 @@ class WhisperTranscriber:
 class EndpointCaptioner:
     """A vision model behind an endpoint that speaks OpenAI's chat protocol.
 
-    Its key is read from CARTQ_CAPTION_KEY; OpenAI's own also from OPENAI_API_KEY.
+    Its key is read from CARTQ_CAPTION_KEY, and for OpenAI's own address also from OPENAI_API_KEY.
+
+    Args:
+        url: Address of the endpoint, without `/chat/completions`.
+        model: Name of the model.
+        wait: Seconds before the second request for an image; each further wait is twice as long.
     """
 
     def __init__(self, url: str, model: str, *, wait: float = 1.0) -> None:
@@ -225,15 +243,21 @@ class EndpointCaptioner:
         self._wait = wait
         key = os.environ.get(KEY_VARIABLE)
         if not key and url.startswith(OPENAI):
-            key = os.environ.get("OPENAI_API_KEY")  # no other server is told that one
+            key = os.environ.get("OPENAI_API_KEY")  # never sent to another server
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     def caption(self, images: Sequence[Frame]) -> list[str]:
-        """See `Captioner`; one request a picture."""
+        """One caption for each RGB image (H, W, 3), by one request an image.
+
+        Raises:
+            CaptionError: The endpoint refuses, fails or does not answer.
+        """
+        require("media", "PIL")
         return [self._ask(image) for image in images]
 
     def _ask(self, image: Frame) -> str:
         import httpx
+        from PIL import Image
 
         file = io.BytesIO()
         Image.fromarray(image).save(file, "JPEG", quality=90)
@@ -243,7 +267,7 @@ class EndpointCaptioner:
             {"type": "image_url", "image_url": {"url": picture}},
         ]
         body = {
-            "model": self.name, "max_tokens": LONGEST,
+            "model": self.name, "max_tokens": MAX_CAPTION_TOKENS,
             "messages": [{"role": "user", "content": content}],
         }  # fmt: skip
         for attempt in range(TRIES):
@@ -254,7 +278,7 @@ class EndpointCaptioner:
                     response.raise_for_status()
                     text = response.json()["choices"][0]["message"]["content"]
                     if not isinstance(text, str):
-                        raise CaptionError(f"{self.name} gives no text for a picture.")
+                        raise CaptionError(f"{self.name} gives no text for an image.")
                     return text
                 reason = f"it answers {response.status_code}"
             except httpx.InvalidURL as error:

@@ -1,9 +1,9 @@
-"""Where the captions of a file come from; none of it opens the media itself.
+"""Collects the captions of a media file from files beside it, without opening the media.
 
-In this order, best first: an explicit table (`--captions FILE`), `metadata.jsonl` and
+The sources, best first: an explicit table (`--captions FILE`), `metadata.jsonl` and
 `metadata.csv` in the file's folder or a parent up to the ingest root, `NAME.txt`, `NAME.json`,
-`NAME.srt` / `NAME.vtt`, and as a weak guess the words of the file's name. Tags of the container
-are read with the media: `from_tags`, then `merge_captions`.
+`NAME.srt` / `NAME.vtt`, and as a weak guess the words of the file's name. Tags of the container are
+read with the media, by `from_tags` and `merge_captions`.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ __all__ = [
 ]
 
 MAX_PROBLEMS = 20
-"""Failures reported of one caption file; the rest are counted in one more."""
+"""Failures that are reported of one caption file; one more tells the number of the others."""
 EXPLICIT_SUFFIXES = (".jsonl", ".csv", ".json")
 
 
 @dataclass(frozen=True, slots=True)
 class FileCaptions:
-    """What is known about a file without opening it.
+    """Captions and metadata of a file, known without opening it.
 
     Attributes:
         captions: Best source first, each text once, at most `MAX_CHARS` characters each.
-        meta: Other columns; names in `RESERVED` are prefixed `meta_`.
-        digest: BLAKE2b (32 hexadecimal digits) of both: it changes when a caption file does.
+        meta: Other columns; names in `RESERVED` are prefixed with `meta_`.
+        digest: BLAKE2b of both, 32 hexadecimal digits; it changes when a caption file does.
     """
 
     captions: tuple[Caption, ...]
@@ -61,11 +61,11 @@ class FileCaptions:
 
 
 class CaptionReader:
-    """Reads captions of many files; each folder and each table is read once.
+    """Reads the captions of many files; each folder and each table is read once.
 
     Args:
         base: Folder that holds the index; `rel` of `read` is relative to it.
-        roots: Folders (or files) that are ingested: `metadata.*` above them is not read.
+        roots: Folders or files that are ingested; `metadata.*` above them is not read.
         explicit: A table named by the user. Its `file_name` is relative to its own folder or to
             `base`, or the tail of a path that no other file under `roots` has.
 
@@ -98,9 +98,9 @@ class CaptionReader:
         return path.suffix.lower() in SUFFIXES
 
     def read(self, path: Path, rel: str) -> FileCaptions:
-        """Everything known about the media file `path` (absolute), `rel` below `base`.
+        """Captions and metadata of the media file `path` (absolute), which is `rel` below `base`.
 
-        What cannot be read is left out and told in `failures`.
+        A caption file that cannot be read is left out and listed in `failures`.
         """
         row = Row() if self._explicit is None else self._explicit.find(path, rel, self._fail)
         for folder in self._folders_above(path.parent):
@@ -216,8 +216,8 @@ def segment_captions(
 ) -> list[Caption]:
     """Captions of the stretch from `start` to `end` (seconds), best source first.
 
-    Untimed ones speak about every segment, timed ones where they overlap it. Each text is given
-    once, and at most `limit` of them. Weak ones come last and are kept; `Caption.is_weak` tells.
+    Captions without times describe every segment, those with times the segments that they overlap.
+    Each text occurs once, and there are at most `limit`. Weak captions are kept, at the end.
 
     Raises:
         UsageError: `limit` is negative.

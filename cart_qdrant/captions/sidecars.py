@@ -1,4 +1,4 @@
-"""Caption files of one media file: `NAME.txt`, `NAME.json`, `NAME.srt`, `NAME.vtt`."""
+"""Reads sidecars, the caption files of one media file (`NAME.txt`, `.json`, `.srt`, `.vtt`)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SUBTITLES = (".srt", ".vtt")
 NOTES = (".txt", ".json")
 SUFFIXES = frozenset({*SUBTITLES, *NOTES, ".jsonl", ".csv"})
 MAX_BYTES = 16 * 2**20
-"""Bytes; a larger caption file of one media file is refused."""
+"""Bytes; a larger sidecar is refused."""
 
 # `NAME.en.srt`, `NAME.pt-BR.vtt`, `NAME.en.forced.srt`
 _LANGUAGE = re.compile(r"(?:\.(?:[A-Za-z]{2,3}(?:-[A-Za-z0-9]{2,8})*|forced|sdh|cc|auto|orig))+$")
@@ -28,19 +28,19 @@ _LANGUAGE = re.compile(r"(?:\.(?:[A-Za-z]{2,3}(?:-[A-Za-z0-9]{2,8})*|forced|sdh|
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """The caption files of a folder: its tables, and the others by the name they start with."""
+    """The caption files of a folder: its tables, and its sidecars by the media file's name."""
 
     tables: tuple[Path, ...]
     by_name: dict[str, tuple[Path, ...]]
 
     def beside(self, path: Path) -> list[Path]:
-        """Caption files of the media file `path`: `NAME.txt` and `NAME.mp4.txt` alike."""
+        """Sidecars of the media file `path`, both `NAME.txt` and `NAME.mp4.txt`."""
         found = (*self.by_name.get(path.name, ()), *self.by_name.get(path.stem, ()))
         return list(dict.fromkeys(found))
 
 
 def list_folder(folder: Path) -> Folder:
-    """Look once through a folder.
+    """List the caption files of a folder.
 
     Raises:
         OSError: The folder cannot be listed.
@@ -64,14 +64,14 @@ def list_folder(folder: Path) -> Folder:
 
 @dataclass(frozen=True, slots=True)
 class Sidecar:
-    """What a caption file of one media file says, and what could not be read in it."""
+    """The content of a sidecar, and what could not be read in it."""
 
     row: Row
     problems: Sequence[Problem] = ()
 
 
 def read_sidecar(path: Path, media: Path) -> Sidecar:
-    """Read a caption file by its suffix. A text that only repeats the media's name is dropped.
+    """Read a sidecar in the format of its suffix; a text that only repeats the name is dropped.
 
     Raises:
         OSError: The file cannot be read.

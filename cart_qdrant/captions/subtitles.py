@@ -1,4 +1,7 @@
-"""Subtitles (SubRip `.srt`, WebVTT `.vtt`) as cues with times."""
+"""Parses subtitles (SubRip `.srt`, WebVTT `.vtt`) to cues with times.
+
+pysubs2 was measured and not taken: it does not report malformed lines (docs/experiments.md).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ _TAG = re.compile(r"</?[A-Za-z][^<>]*>|</?>|<\d[\d:.,]*>|\{\\[^{}]*\}")
 
 @dataclass(frozen=True, slots=True)
 class Cue:
-    """A line of subtitles from `start` to `end` (seconds)."""
+    """A subtitle that is shown from `start` to `end` (seconds)."""
 
     text: str
     start: float
@@ -25,18 +28,19 @@ class Cue:
 
 @dataclass(frozen=True, slots=True)
 class Subtitles:
-    """Cues in order of time, and what could not be read as (line number from 1, reason)."""
+    """Cues in time order, and malformed lines as pairs of line number (from 1) and reason."""
 
     cues: tuple[Cue, ...]
     problems: tuple[tuple[int, str], ...]
 
 
 def parse_subtitles(text: str) -> Subtitles:
-    """Read `.srt` or `.vtt` text; both are told apart by nothing but their timing lines.
+    """Parse `.srt` or `.vtt` text.
 
-    Hours are optional, `,` and `.` both start the fraction, blank lines between cues may be
-    missing. Tags are removed, entities resolved, and cues without a letter or digit dropped.
-    A timing line that is malformed, or that ends before it starts, becomes a problem.
+    Both formats are read alike: hours are optional, the fraction begins with `,` or `.`, and blank
+    lines between cues may be missing. Tags are removed, entities are resolved, and cues without a
+    letter or digit are dropped. A timing line that is malformed, or whose end is not after its
+    start, is reported as a problem.
     """
     lines = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").split("\n")
     cues: list[Cue] = []
@@ -53,13 +57,13 @@ def parse_subtitles(text: str) -> Subtitles:
         if match is None:
             problems.append((number, f"{line.strip()[:60]!r} is no timing (00:00:01,500 --> ...)"))
             continue
-        start, end = _seconds(match.groups()[:4]), _seconds(match.groups()[4:])
+        start, end = _to_seconds(match.groups()[:4]), _to_seconds(match.groups()[4:])
         if end <= start:
             problems.append((number, f"the cue ends at {end:g} s, but starts at {start:g} s"))
             continue
-        spoken = _plain(body)
-        if has_words(spoken):
-            cues.append(Cue(spoken, start, end))
+        plain = _plain(body)
+        if has_words(plain):
+            cues.append(Cue(plain, start, end))
     return Subtitles(tuple(sorted(cues, key=lambda cue: (cue.start, cue.end))), tuple(problems))
 
 
@@ -77,12 +81,12 @@ def _body(lines: list[str], at: int) -> tuple[list[str], int]:
 
 
 def _plain(body: list[str]) -> str:
-    # Far more than is kept, so that a broken file cannot make the work grow.
+    # Far more than is kept, so that a damaged file cannot make the work grow.
     marked = " ".join(body)[: 8 * MAX_CHARS]
     return clean_text(html.unescape(_TAG.sub("", marked)))
 
 
-def _seconds(parts: tuple[str | None, ...]) -> float:
+def _to_seconds(parts: tuple[str | None, ...]) -> float:
     hours, minutes, seconds, fraction = parts
     whole = int(hours or 0) * 3600 + int(minutes or 0) * 60 + int(seconds or 0)
     return whole + (int(fraction) / 10 ** len(fraction) if fraction else 0.0)

@@ -1,4 +1,4 @@
-"""Tables of captions (`.jsonl`, `.csv`, `.json`) and JSON values fit for a payload."""
+"""Reads tables of captions (`.jsonl`, `.csv`, `.json`), and makes JSON values fit for a payload."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | Non
 FILE_NAME = "file_name"
 TEXT_COLUMNS = ("text", "caption", "captions")
 TITLE_COLUMNS = ("title", "description")
-"""Captions in `NAME.json` only: in a table they are columns like others."""
+"""Columns that are captions in `NAME.json`, but metadata in a table."""
 
 RESERVED = frozenset(
     [
@@ -30,7 +30,7 @@ RESERVED = frozenset(
         *("mtime", "segments", "caption_digest", "captioned_by", "meta"),
     ]
 )
-"""Payload names of this package: a column of the same name is stored as `meta_<name>`."""
+"""Payload fields of this package; a column of the same name is stored as `meta_<name>`."""
 
 _RESERVED_CART = re.compile(r"cart_\d+")
 _NUMBERED = re.compile(r"captions?_\d+")
@@ -40,24 +40,24 @@ _FOREVER = 1e9  # seconds
 _MAX_DEPTH = 32  # levels of nesting; parsers of payloads stop at 128
 
 Problem: TypeAlias = tuple[int, str]
-"""Line number from 1 (0: the whole file) and reason."""
+"""Line number from 1 (0 for the whole file) and reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Captions and other columns of one file; several rows of a file are joined."""
+    """Captions and other columns of one media file, whose rows are joined."""
 
     captions: tuple[Caption, ...] = ()
     meta: Mapping[str, JSON] = field(default_factory=dict)
 
     def joined(self, other: Row) -> Row:
-        """Captions of both; columns of `other` only where they are not known yet."""
+        """Captions of both rows; a column of `other` only where this row has none of that name."""
         return Row((*self.captions, *other.captions), {**other.meta, **self.meta})
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows by file name (as `path_key` makes it), and what could not be read."""
+    """Rows by file name (in the normal form of `path_key`), and what could not be read."""
 
     rows: Mapping[str, Row]
     problems: tuple[Problem, ...]
@@ -68,10 +68,11 @@ class _BadRowError(ValueError):
 
 
 def read_table(path: Path, source: CaptionSource) -> Table:
-    """Read a table by its suffix: `.jsonl`, `.csv` or `.json` (a list, or file name -> captions).
+    """Read a table in the format of its suffix.
 
-    Columns: `file_name`; captions in `text`, `caption`, `captions` (a list, in CSV as JSON) and
-    `caption_0`, `caption_1` ...; all others become `meta`.
+    The formats are `.jsonl`, `.csv` and `.json` (a list, or an object from file name to captions).
+    `file_name` names the file; captions are in `text`, `caption`, `captions` (a list, in CSV as
+    JSON) and `caption_0`, `caption_1` ...; all other columns become `meta`.
 
     Raises:
         OSError: The file cannot be read.
@@ -153,7 +154,7 @@ def _read_csv(path: Path) -> Iterator[tuple[int, object]]:
 
 
 def _cell(column: str, text: str) -> object:
-    """A CSV value: a number where the whole cell is one, a list where it is one in JSON."""
+    """The value of a CSV cell: a number or a list where the cell is one in JSON, else its text."""
     if column == FILE_NAME or is_caption_column(column):
         listed = column == "captions" and text.lstrip().startswith("[")
         return _json_list(text) if listed else text
@@ -171,7 +172,7 @@ def _json_list(text: str) -> object:
 
 
 def is_caption_column(name: str) -> bool:
-    """Whether a column holds captions, not `meta`."""
+    """Whether a column holds captions; others are `meta`."""
     return name in TEXT_COLUMNS or _NUMBERED.fullmatch(name) is not None
 
 
@@ -191,10 +192,10 @@ def parse_object(record: Mapping[str, Any], source: CaptionSource, *, titles: bo
 
 
 def parse_captions(value: object, source: CaptionSource, where: str) -> list[Caption]:
-    """Captions in a text, in a list of texts, or in objects of `text`, `start` and `end` (seconds).
+    """Captions in a text, a list of texts, or objects with `text`, `start` and `end` (seconds).
 
     Raises:
-        ValueError: It is something else; the message names `where` and what was found.
+        ValueError: The value is something else; the message names `where` and its type.
     """
     if value is None:
         return []
@@ -242,18 +243,18 @@ def _to_meta(record: Mapping[str, Any]) -> dict[str, JSON]:
 
 
 def is_reserved(name: str) -> bool:
-    """Whether a payload field of this name belongs to the package (`RESERVED`, `cart_<n>`)."""
+    """Whether this package uses a payload field of this name (`RESERVED`, `cart_<n>`)."""
     return name in RESERVED or _RESERVED_CART.fullmatch(name) is not None
 
 
 def to_json(value: Any, depth: int = 0) -> JSON:
-    """`value` as Qdrant can store it.
+    """`value` in a form that Qdrant can store.
 
     Numbers that are not finite become None, integers beyond 64 bits text, and lone surrogates
     the replacement character.
 
     Raises:
-        ValueError: It is nested too deep.
+        ValueError: The value is nested too deep.
     """
     if depth > _MAX_DEPTH:
         raise _BadRowError(f"nested more than {_MAX_DEPTH} levels deep")

@@ -1,4 +1,4 @@
-"""Texts that become captions: cleaning, the words of a file name, container tags, merging."""
+"""Makes captions of texts: cleans them, reads file names and container tags, merges duplicates."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import PurePath
 from cart_qdrant.records import Caption, CaptionSource, text_key
 
 MAX_CHARS = 1_000
-"""Characters; a longer caption is cut at the last space before it. Models read far fewer."""
+"""Characters; a longer caption is cut at the last space before this. Models read far fewer."""
 TOUCHING = 0.25
-"""Seconds; equal subtitles with a smaller gap are one (rolling subtitles repeat each line)."""
+"""Seconds; equal subtitles with a smaller gap are joined, since rolling subtitles repeat lines."""
 
 _RANK = {source: n for n, source in enumerate(CaptionSource)}
 
@@ -68,21 +68,21 @@ def clean_text(text: str) -> str:
 
 
 def has_words(text: str) -> bool:
-    """Whether any letter or digit is in `text`."""
+    """Whether `text` contains a letter or digit."""
     return any(c.isalnum() for c in text)
 
 
 def make_captions(texts: Iterable[str], source: CaptionSource) -> list[Caption]:
-    """Untimed captions of the texts that hold any word."""
+    """Captions without times, of the texts that contain a letter or digit."""
     cleaned = (clean_text(text) for text in texts)
     return [Caption(text, source) for text in cleaned if has_words(text)]
 
 
 def merge_captions(captions: Iterable[Caption]) -> tuple[Caption, ...]:
-    """Best source first, otherwise in the order given, and each text once.
+    """Captions with the best source first, otherwise in the order given, and without duplicates.
 
-    A timed text that is also known without times is dropped. Equal texts at different times
-    stay apart, unless they touch: then they become one that spans both.
+    A caption with times is dropped where the same text is known without. Equal texts at different
+    times are kept apart, unless they touch: these are joined to one caption that spans both.
     """
     ordered = sorted(captions, key=lambda caption: _RANK[caption.source])
     untimed: dict[str, int] = {}
@@ -101,7 +101,7 @@ def merge_captions(captions: Iterable[Caption]) -> tuple[Caption, ...]:
 
 
 def _join_touching(group: list[tuple[int, Caption]]) -> list[tuple[int, Caption]]:
-    """Timed captions of one text with their places; those that touch become the first of them."""
+    """Captions of one text with their positions; those that touch are joined to the first one."""
     out: list[tuple[int, Caption]] = []
     for place, caption in sorted(group, key=lambda item: item[1].start or 0.0):
         if out:
@@ -120,7 +120,7 @@ def _join_touching(group: list[tuple[int, Caption]]) -> list[tuple[int, Caption]
 def from_tags(tags: Mapping[str, str]) -> list[Caption]:
     """Captions in the tags of a container (title, description, comment ...; any case).
 
-    Dropped as saying nothing about the content: names of encoders and cameras, bare links,
+    Tags that do not describe the content are dropped: names of encoders and cameras, bare links,
     placeholders, and titles that are only a counter or a hash (`IMG_1234.MOV`).
     """
     by_key = {key.casefold(): value for key, value in tags.items()}
@@ -137,11 +137,11 @@ def _is_tag_noise(text: str) -> bool:
 
 
 def filename_words(path: PurePath) -> str | None:
-    """Words of the file's name in lower case, or None where it is only numbers, ids or hashes.
+    """Words of a file's name in lower case; None where the name is only numbers, ids or hashes.
 
-    `camelCase`, `snake_case`, `kebab-case` and spaces separate words. A word has two letters or
-    more and a vowel (or is not Latin); at least one of three letters must be there, two where
-    letters are not Latin.
+    `camelCase`, `snake_case`, `kebab-case` and spaces separate words. A word has at least two
+    letters and, in Latin script, a vowel. At least one word must have three letters, or two in
+    another script.
     """
     stem = unicodedata.normalize("NFC", path.stem)
     tokens = _TOKEN.findall(_PHRASES.sub(" ", stem))
@@ -168,7 +168,7 @@ def _token_words(token: str) -> list[str]:
 
 
 def _is_random(pieces: list[str]) -> bool:
-    """Whether camel-case pieces look drawn by chance (`oKQn`, `MsfIVxDiuZ`), not like words."""
+    """Whether camel-case pieces look random (`oKQn`, `MsfIVxDiuZ`), unlike words."""
     if len(pieces) < 2:
         return False
     bad = sum(len(piece) < 3 or not _is_word(piece.casefold(), 3) for piece in pieces)

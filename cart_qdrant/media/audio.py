@@ -1,4 +1,4 @@
-"""Sound to windows of mono samples, decoded in one pass with one window in memory."""
+"""Decodes audio to windows of mono samples, in one pass with one window in memory."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from cart_qdrant.media.errors import DAMAGED
 _RATES = (1_000, 1_000_000)  # samples per second; beyond it resampling takes endless memory
 _CHANNELS = 64  # at most
 _FLOOR = -120.0  # dBFS shown for digital silence
-_GAP = 0.5  # seconds without a frame that the windows must not close over
+_GAP = 0.5  # seconds; a longer gap between frames begins a new window
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Window:
-    """A stretch of sound: seconds, and mono samples (T,) in [-1, 1]."""
+    """A stretch of audio: start and end in seconds, and mono samples (T,) in [-1, 1]."""
 
     start: float
     end: float
@@ -35,15 +35,15 @@ class Window:
 def audio_windows(
     path: Path, config: SegmentConfig, note: Callable[[str], None]
 ) -> Iterator[Window]:
-    """Windows of the main sound of a file, in time order, silent ones left out.
+    """Windows of the main audio stream of a file, in time order; silent ones are left out.
 
     Raises:
-        MediaError: No window: nothing can be decoded, or all is silent.
+        MediaError: There is no window: nothing can be decoded, or all of it is silent.
     """
     with containers.opened(path) as container:
         stream = containers.audio_stream(container)
         if stream is None:
-            raise MediaError("the file has no sound.")
+            raise MediaError("the file has no audio.")
         clock = containers.Clock(containers.origin(container, stream))
         decoded = containers.frames(container, stream, note, clock)
         count, windows, loudest = 0, 0, _FLOOR
@@ -55,13 +55,13 @@ def audio_windows(
                 count += 1
                 yield window
         if windows == 0:
-            raise MediaError("no sound can be decoded: it is empty or damaged.", DAMAGED)
+            raise MediaError("no audio can be decoded: it is empty or damaged.", DAMAGED)
         if count == 0:
             raise MediaError(
-                f"the sound is silent throughout: at most {loudest:.0f} dBFS, "
+                f"the audio is silent throughout: at most {loudest:.0f} dBFS, "
                 f"but the limit is {config.silence_db:.0f}.",
             )
-        containers.note_early_end(container, stream, clock.end, "sound", note)
+        containers.note_early_end(container, stream, clock.end, "audio", note)
 
 
 def loudness(samples: FloatArray) -> float:
@@ -75,8 +75,8 @@ def cut_windows(
 ) -> Iterator[Window]:
     """Cut blocks of samples, each with its start in seconds, into windows.
 
-    Windows are `audio_window` long; a last one of less than `min_audio` is joined to the one
-    before. A gap between blocks begins a new window.
+    Windows are `audio_window` long; a last one that is shorter than `min_audio` is joined to the
+    one before it. A gap between blocks begins a new window.
     """
     rate = config.audio_rate
     full = round(config.audio_window * rate)
@@ -94,7 +94,7 @@ def cut_windows(
             filled, block = filled + taken, block[taken:]
             if filled == len(buffer):
                 yield _window(buffer[:full], start, rate)
-                # The spare part shows that a whole window's worth of rest exists.
+                # The spare samples begin the next window, which is therefore long enough.
                 buffer[:spare] = buffer[full:].copy()
                 start, filled = start + full / rate, spare
     if filled:
@@ -106,7 +106,7 @@ def _window(samples: FloatArray, start: float, rate: int) -> Window:
 
 
 class _Resampler:
-    """One run of sound without a gap or a change of format, to mono blocks of a second."""
+    """Resamples audio without a gap or a change of format to mono blocks of a second."""
 
     def __init__(self, start: float, rate: int) -> None:
         self.start = start  # seconds
@@ -116,12 +116,12 @@ class _Resampler:
         self.resampler = AudioResampler("flt", "mono", rate, frame_size=rate)
 
     def blocks(self, frame: AudioFrame | None) -> Iterator[tuple[float, FloatArray]]:
-        """Start (seconds) and samples (T,) of what `frame` completes; None ends the run."""
+        """Start (seconds) and samples (T,) of blocks that `frame` completes; None ends the run."""
         for out in self.resampler.resample(frame):
             samples = out.to_ndarray().reshape(-1).astype(np.float32, copy=False)
             start = self.start + self.made / self.rate
             self.made += len(samples)
-            # A file of floats may hold anything.
+            # Files of floating-point samples may hold any value.
             yield start, np.clip(np.nan_to_num(samples, posinf=1.0, neginf=-1.0), -1.0, 1.0)
 
 
@@ -152,13 +152,13 @@ def _check(frame: AudioFrame) -> None:
     low, high = _RATES
     if not low <= frame.sample_rate <= high:
         raise MediaError(
-            f"the sound claims {frame.sample_rate:,} samples a second, "
+            f"the audio claims {frame.sample_rate:,} samples a second, "
             f"but only {low:,} to {high:,} are credible.",
             DAMAGED,
         )
     if frame.layout.nb_channels > _CHANNELS:
         raise MediaError(
-            f"the sound claims {frame.layout.nb_channels} channels, "
+            f"the audio claims {frame.layout.nb_channels} channels, "
             f"but at most {_CHANNELS} are credible.",
             DAMAGED,
         )

@@ -1,9 +1,8 @@
-"""The decoded content of one segment."""
+"""The decoded content of a segment."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -11,21 +10,18 @@ import numpy.typing as npt
 from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.records import Modality
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True, slots=True)
 class Clip:
     """Decoded content of one segment, as an embedder receives it.
 
     Attributes:
-        modality: What it is.
+        modality: Modality of the segment.
         frames: RGB uint8 arrays (H, W, 3): one for an image, a few in time order for video.
         samples: Mono float32 (T,) in [-1, 1], for audio.
         rate: Samples per second.
-        key: `path` of the segment's file, for embedders that look vectors up.
-        id: Id of the segment.
+        key: Path of the segment's file in the index, for embedders that look vectors up.
+        id: `Segment.id`.
         start: Seconds at which the segment begins.
     """
 

@@ -1,4 +1,4 @@
-"""What video and audio share: opening a container, choosing a stream, decoding it to the end."""
+"""Opens containers of video and audio, chooses a stream, and decodes it to the end."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from cart_qdrant.errors import MediaError
 from cart_qdrant.media.errors import DAMAGED, media_errors
 
 # Bytes of a tag that are not UTF-8 are kept as surrogates; from 19 on the only way there is.
-_TAGS: Any = (
+_OPEN_OPTIONS: Any = (
     {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "surrogateescape"}
 )
 
 _JUMP = 1.0  # seconds that time may go back before the clock is taken to have been reset
 _EARLY = 1.0  # seconds missing at the end that are worth a note
 _EARLY_SHARE = 0.02  # or this share of the length, if that is more
-_PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails
+_STILLS = Disposition.attached_pic | Disposition.timed_thumbnails
 _STAMPED_FORMATS = frozenset({"mov", "mp4", "matroska", "webm"})
 # Formats whose stream lengths are written down, not estimated from the bit rate.
 _EXACT_FORMATS = frozenset({"mov", "mp4", "matroska", "webm", "avi", "flac", "asf", "wav"})
 
 
 def tag_text(value: str) -> str:
-    """A tag as text: bytes that are not UTF-8 become replacement characters."""
+    """A tag as text; bytes that are not UTF-8 become replacement characters."""
     return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip()
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[InputContainer]:
-    """The file as a container, with its header read.
+    """Open a file as a container and read its header.
 
     Raises:
-        MediaError: It cannot be opened.
+        MediaError: The file cannot be opened.
     """
     doing = "the file cannot be opened: it is truncated, damaged or of an unknown format"
     with media_errors(doing):
@@ -54,17 +54,15 @@ def opened(path: Path) -> Iterator[InputContainer]:
             str(path),
             "r",
             container_options={"protocol_whitelist": "file,crypto,data"},
-            **_TAGS,
+            **_OPEN_OPTIONS,
         )
     with container:
         yield container
 
 
 def video_stream(container: InputContainer) -> VideoStream | None:
-    """The main video stream that can be decoded; cover art is none."""
-    streams = [
-        s for s in container.streams.video if _decodable(s) and not s.disposition & _PICTURES
-    ]
+    """The main video stream that can be decoded; cover art does not count."""
+    streams = [s for s in container.streams.video if _decodable(s) and not s.disposition & _STILLS]
     best = container.streams.best("video")
     if isinstance(best, VideoStream) and best in streams:
         return best
@@ -80,12 +78,12 @@ def audio_stream(container: InputContainer) -> AudioStream | None:
 
 
 def nothing_usable(container: InputContainer) -> MediaError:
-    """Why a container has neither a video nor an audio stream for us."""
+    """The error that says why a container has no stream that can be decoded."""
     streams = [s.type for s in container.streams if s.type in {"video", "audio"}]
     if streams:
         what = f"there is no decoder for its {' and '.join(dict.fromkeys(streams))}."
         return MediaError(what, "Convert it, for example to mp4.")
-    return MediaError("the file has neither video nor sound.", DAMAGED)
+    return MediaError("the file has neither video nor audio.", DAMAGED)
 
 
 def _decodable(stream: VideoStream | AudioStream) -> bool:
@@ -94,14 +92,14 @@ def _decodable(stream: VideoStream | AudioStream) -> bool:
 
 
 def origin(container: InputContainer, stream: Stream) -> float:
-    """The time stamp, in seconds, that a player shows as 0."""
+    """The time stamp, in seconds, at which a player begins to count."""
     if container.start_time is not None:
         return container.start_time / av.time_base
     return float((stream.start_time or 0) * (stream.time_base or 0))
 
 
 def seconds(container: InputContainer, stream: Stream | None) -> float | None:
-    """Declared length of a stream, else of the file; None where it is not known."""
+    """Declared length in seconds of a stream, else of the file; None where it is not known."""
     if stream is not None:
         if stream.duration is not None and stream.time_base is not None:
             return float(stream.duration * stream.time_base)
@@ -115,10 +113,10 @@ def seconds(container: InputContainer, stream: Stream | None) -> float | None:
 
 
 class Clock:
-    """Times of frames in seconds from 0, whatever their stamps are.
+    """Gives frames their times in seconds, counted from 0, whatever their time stamps are.
 
     Args:
-        origin: Stamp, in seconds, that is time 0.
+        origin: Time stamp, in seconds, that is time 0.
     """
 
     def __init__(self, origin: float) -> None:
@@ -127,7 +125,7 @@ class Clock:
         self.reached = 0.0  # end of the last packet, also where its frame was not wanted
 
     def reach(self, packet: Packet[Any]) -> None:
-        """Take in a packet that was decoded."""
+        """Note the end of a packet that was decoded."""
         if packet.pts is not None and packet.duration and packet.time_base:
             end = float((packet.pts + packet.duration) * packet.time_base) + self.shift
             self.reached = max(self.reached, end)
@@ -136,7 +134,7 @@ class Clock:
         """Start of the next frame, `length` seconds long; without a stamp it follows the last."""
         time = self.end if frame.time is None else frame.time + self.shift
         if time < self.end - _JUMP:
-            # Recordings joined together start their stamps again.
+            # In recordings that were joined, time stamps start again.
             self.shift += self.end - time
             time = self.end
         time = max(time, 0.0)
@@ -145,7 +143,7 @@ class Clock:
 
 
 def has_stamps(container: InputContainer) -> bool:
-    """Whether the format gives every frame its time."""
+    """Whether the format gives every frame a time stamp."""
     return not _STAMPED_FORMATS.isdisjoint(container.format.name.split(","))
 
 
@@ -157,7 +155,7 @@ def frames(
 ) -> Iterator[VideoFrame | AudioFrame]:
     """Every frame of a stream that can be decoded, in order of presentation.
 
-    Damaged packets are passed over and noted; where the container breaks off, so do the frames.
+    Damaged packets are skipped and noted; where the container breaks off, the frames end.
     """
     for other in container.streams:
         if other.index != stream.index:
@@ -183,7 +181,7 @@ def frames(
             if isinstance(frame, (VideoFrame, AudioFrame)):
                 yield frame
     if damaged:
-        note(f"{damaged} damaged packets of {stream.type} were passed over")
+        note(f"{damaged} damaged packets of {stream.type} were skipped")
 
 
 def note_early_end(
@@ -193,7 +191,7 @@ def note_early_end(
     what: str,
     note: Callable[[str], None],
 ) -> None:
-    """Note that the stream ended, at `end` seconds, well before its declared length."""
+    """Tell `note` if the stream ended, at `end` seconds, well before its declared length."""
     if _EXACT_FORMATS.isdisjoint(container.format.name.split(",")):
         return
     declared = seconds(container, stream)

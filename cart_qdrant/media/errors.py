@@ -1,4 +1,4 @@
-"""The one place where errors of PyAV, Pillow and the system become `MediaError`."""
+"""Turns errors of PyAV, Pillow and the operating system into `MediaError`."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ _LIBRARIES = frozenset({"av", "PIL"})
 
 @contextmanager
 def media_errors(
-    doing: str = "it cannot be read", *, also: tuple[type[Exception], ...] = ()
+    doing: str = "the file cannot be read", *, also: tuple[type[Exception], ...] = ()
 ) -> Iterator[None]:
-    """Raise what the system and the libraries raise inside as `MediaError`, in words.
+    """Raise errors of the system and the libraries inside the block as `MediaError`.
 
     Args:
-        doing: How the reason begins where the library only says what it met.
+        doing: Start of the message, before the library's own words.
         also: Further errors that damaged content causes here; others are bugs and pass.
     """
     try:
         yield
     except PermissionError as error:
         raise MediaError(
-            "it cannot be read: permission denied.", "Change its permissions or exclude it."
+            "the file cannot be read: permission denied.", "Change its permissions or exclude it."
         ) from error
     except FileNotFoundError as error:
-        raise MediaError("it is gone: it was moved or deleted during the run.") from error
+        raise MediaError("the file is gone: it was moved or deleted during the run.") from error
     except MemoryError as error:
-        raise MediaError(f"{doing}: it asks for more memory than there is.", DAMAGED) from error
+        raise MediaError(f"{doing}: it needs more memory than there is.", DAMAGED) from error
     except Exception as error:
         # Some errors of av and PIL have no builtin base.
         library = type(error).__module__.split(".")[0]

@@ -1,4 +1,8 @@
-"""The two EXIF fields that matter here, read strictly: Pillow only warns where they are corrupt."""
+"""Reads orientation and description from EXIF, and refuses a corrupt block.
+
+Pillow reads the same fields, but tells of a corrupt block only by process-wide warnings, which
+decoder threads cannot catch safely (docs/experiments.md).
+"""
 
 from __future__ import annotations
 
@@ -14,10 +18,10 @@ _MAX_TEXT = 4096  # bytes
 
 @dataclass(frozen=True, slots=True)
 class Exif:
-    """Fields of the first directory.
+    """The fields of the first directory that are used.
 
     Attributes:
-        orientation: 1 (as stored) to 8, as in the standard.
+        orientation: `Orientation`, from 1 (upright as stored) to 8.
         description: `ImageDescription`, stripped.
     """
 
@@ -26,7 +30,7 @@ class Exif:
 
 
 def read_exif(block: bytes) -> Exif:
-    """Read the EXIF block of a JPEG, PNG or WebP, with or without its `Exif` mark.
+    """Read the EXIF block of a JPEG, PNG or WebP, with or without its leading `Exif` mark.
 
     Raises:
         ValueError: The block is corrupt.

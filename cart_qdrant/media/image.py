@@ -1,10 +1,9 @@
-"""Pictures: any mode to RGB, upright, scaled down, with a bound on the pixels before decoding."""
+"""Decodes images of any mode to upright RGB, scaled down; very large ones are refused first."""
 
 from __future__ import annotations
 
 import io
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,10 +22,10 @@ ANIMATED_FORMATS = frozenset({"GIF", "PNG", "WEBP", "AVIF"})
 MAX_ASPECT = 4  # a longer side is at most this many times max_side
 _SHORTEST_FRAME = 0.02  # seconds; browsers show frames that claim less for 0.1 s
 _DEFAULT_FRAME = 0.1  # seconds
-_MIN_PART = 0.25  # share of the rows that a truncated picture must have
+_MIN_PART = 0.25  # share of the rows that a truncated image must have
 _END_OF_JPEG = b"\xff\xd9"
-_REDUCING_GAP = 2  # a picture is averaged down to this many times its size, then resampled
-_STRIP = 1 << 22  # pixels handled at once when a large picture is averaged down
+_REDUCING_GAP = 2  # an image is averaged down to this many times its size, then resampled
+_STRIP = 1 << 22  # pixels handled at once when a large image is averaged down
 _OPEN_LOCK = threading.Lock()
 
 _TRANSPOSED = {
@@ -42,7 +41,7 @@ _TRANSPOSED = {
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """What the header of a picture says; sizes are of the upright picture, in pixels."""
+    """What an image's header says; width and height, in pixels, are of the upright image."""
 
     width: int
     height: int
@@ -51,27 +50,31 @@ class ImageInfo:
 
 
 def fit(width: int, height: int, max_side: int) -> tuple[int, int]:
-    """The size (width, height) that a picture is decoded at.
+    """The size (width, height) at which an image is decoded.
 
-    The shorter side is at most `max_side`, the longer at most `MAX_ASPECT` times that; a picture
-    is never enlarged.
+    The shorter side is at most `max_side`, the longer side at most `MAX_ASPECT` times that; an
+    image is never enlarged.
     """
     scale = min(1.0, max_side / min(width, height), MAX_ASPECT * max_side / max(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def load_image(path: Path, config: SegmentConfig, note: Callable[[str], None]) -> ByteArray:
-    """Decode a picture.
+    """Decode an image.
+
+    Args:
+        path: The file.
+        config: Limits of size.
+        note: Receives a sentence about damage that does not prevent decoding.
 
     Returns:
         RGB (H, W, 3), upright, transparency on white.
 
     Raises:
-        MediaError: It is too large, truncated beyond use, or no picture.
+        MediaError: The image is too large, truncated beyond use, or in no known format.
     """
     with (
-        _quiet(),
-        media_errors("the picture cannot be decoded", also=PILLOW_ERRORS),
+        media_errors("the image cannot be decoded", also=PILLOW_ERRORS),
         _opened(path, config) as image,
     ):
         exif = _exif(image, note)
@@ -92,7 +95,10 @@ def load_image(path: Path, config: SegmentConfig, note: Callable[[str], None]) -
 def iter_animation(
     path: Path, config: SegmentConfig, note: Callable[[str], None]
 ) -> Iterator[tuple[float, float, ByteArray]]:
-    """Frames of an animated picture: start and end (seconds), and RGB (H, W, 3).
+    """Decode the frames of an animated image.
+
+    Yields:
+        Start and end of the frame in seconds, and the frame, RGB (H, W, 3).
 
     Raises:
         MediaError: No frame can be decoded.
@@ -120,7 +126,7 @@ def iter_animation(
 
 
 def is_animated(path: Path) -> bool:
-    """Whether the picture has several frames that follow each other in time."""
+    """Whether an image has several frames that follow each other in time."""
     try:
         with _open(path) as image:
             return _moves(image)
@@ -129,14 +135,13 @@ def is_animated(path: Path) -> bool:
 
 
 def probe_image(path: Path, config: SegmentConfig) -> ImageInfo:
-    """Read the header and the texts of a picture.
+    """Read the header and the texts of an image.
 
     Raises:
-        MediaError: It is too large or no picture.
+        MediaError: The image is too large or in no known format.
     """
     with (
-        _quiet(),
-        media_errors("the picture cannot be read", also=PILLOW_ERRORS),
+        media_errors("the image cannot be read", also=PILLOW_ERRORS),
         _opened(path, config) as image,
     ):
         exif = _exif(image, lambda _: None)
@@ -171,7 +176,7 @@ def to_rgb(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def _reduced(image: Image.Image, factor: int, scale: float | None) -> Image.Image:
-    """`image` over `factor`, made in strips: a large picture is never held twice."""
+    """`image` scaled down by `factor`, in strips, so that a large image is never held twice."""
     height = factor * max(1, _STRIP // (image.width * factor))
     strips = []
     for top in range(0, image.height, height):
@@ -194,33 +199,33 @@ def _plain(image: Image.Image, scale: float | None) -> Image.Image:
 
 
 def _full_scale(image: Image.Image) -> float | None:
-    """The value that is white in a grey of more than 8 bits, which Pillow would clip at 255."""
+    """The value of white in a grey image of more than 8 bits, which Pillow would clip at 255."""
     if image.mode.startswith("I;"):
         return 65_535.0
     if image.mode not in {"I", "F"}:
         return None
     top = float(np.max(image.getextrema()))
     if not np.isfinite(top):
-        raise MediaError("the picture has values that are not finite.", DAMAGED)
+        raise MediaError("the image has values that are not finite.", DAMAGED)
     usual = (1.0, 255.0, 65_535.0) if image.mode == "F" else (255.0, 65_535.0)
     return next((full for full in usual if top <= full), top)
 
 
 @contextmanager
 def _opened(path: Path, config: SegmentConfig) -> Iterator[Image.Image]:
-    """The picture with only its header read; refuses a decompression bomb."""
+    """Open an image by reading only its header; a decompression bomb is refused."""
     try:
         image = _open(path)
     except UnidentifiedImageError as error:
         raise MediaError(
-            "the picture's format is not supported, or its header is damaged.",
+            "the image's format is not supported, or its header is damaged.",
             "Convert it to JPEG or PNG.",
         ) from error
     with image:
         width, height = image.size
         if width * height > config.max_pixels:
             raise MediaError(
-                f"the picture has {width} x {height} = {width * height:,} pixels, "
+                f"the image has {width} x {height} = {width * height:,} pixels, "
                 f"but the limit is {config.max_pixels:,}.",
                 "Scale it down, or raise max_pixels.",
             )
@@ -229,20 +234,12 @@ def _opened(path: Path, config: SegmentConfig) -> Iterator[Image.Image]:
 
 def _open(path: Path) -> Image.Image:
     # Our limit replaces Pillow's own, which cannot be set per call.
-    with _OPEN_LOCK, _quiet():
+    with _OPEN_LOCK:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             return Image.open(path)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Pillow's warnings about metadata: what matters of it is noted by us."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        yield
 
 
 def _moves(image: Image.Image) -> bool:
@@ -277,11 +274,11 @@ def _salvage(
     part = rows / len(filled)
     if part < _MIN_PART:
         raise MediaError(
-            f"the picture is truncated: only {part:.0%} of it can be decoded, "
+            f"the image is truncated: only {part:.0%} of it can be decoded, "
             f"but at least {_MIN_PART:.0%} is needed.",
             DAMAGED,
         ) from error
-    note(f"the picture is truncated: the upper {part:.0%} is used")
+    note(f"the image is truncated: the upper {part:.0%} is used")
     return whole.crop((0, 0, whole.width, rows))
 
 

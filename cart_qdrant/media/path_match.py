@@ -1,4 +1,4 @@
-"""Finding a file by the tail of its path, for tables that were written in another folder."""
+"""Finds a file by the tail of its path, for tables that were written in another folder."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 
 def path_key(name: str) -> str:
-    """`name` as it is compared: POSIX separators, no `./`, Unicode NFC (macOS stores NFD)."""
+    """Normal form of a path for comparison: POSIX separators, no `./`, Unicode NFC."""
     return unicodedata.normalize("NFC", posixpath.normpath(name.replace("\\", "/")))
 
 
 def relative_key(path: Path, folder: Path) -> str:
-    """`path` below `folder` as `path_key` makes it; links are followed where that is needed."""
+    """Normal form of `path` relative to `folder`; links are resolved if `path` is not below it."""
     if not path.is_relative_to(folder):
         path = path.resolve()
         if not path.is_relative_to(folder):
@@ -24,9 +24,9 @@ def relative_key(path: Path, folder: Path) -> str:
 
 
 class SuffixIndex:
-    """Names (made by `path_key`) by their last component.
+    """Finds names, all made by `path_key`, of which one is a tail of another.
 
-    Two names match where one is a tail of the other: `train/a.jpg` and `/data/train/a.jpg`.
+    `train/a.jpg` and `/data/train/a.jpg` match.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -35,11 +35,11 @@ class SuffixIndex:
             self._by_tail[posixpath.basename(name)].append(name)
 
     def __contains__(self, tail: str) -> bool:
-        """Whether a name has this last component."""
+        """Whether a name ends in the component `tail`."""
         return tail in self._by_tail
 
     def find(self, name: str) -> list[str]:
-        """The names that match `name` in the most components: several if they are equally good."""
+        """The names that match `name` in the most components; several if they match alike."""
         best, found = 0, list[str]()
         for other in self._by_tail.get(posixpath.basename(name), ()):
             length = _common_tail(name, other)
@@ -52,7 +52,7 @@ class SuffixIndex:
 
 
 def _common_tail(a: str, b: str) -> int:
-    """Components of the shorter path where it is a tail of the longer one, else 0."""
+    """Number of components of the shorter path if it is a tail of the longer one, else 0."""
     parts_a, parts_b = a.strip("/").split("/"), b.strip("/").split("/")
     length = min(len(parts_a), len(parts_b))
     return length if parts_a[-length:] == parts_b[-length:] else 0

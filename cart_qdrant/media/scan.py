@@ -1,9 +1,8 @@
-"""Finding the files of an ingestion, and what makes one of them the same file as before."""
+"""Lists the files of an ingestion, and hashes their content."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
 from collections.abc import Sequence
@@ -12,29 +11,28 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from cart_qdrant.errors import MediaError, UsageError
+from cart_qdrant.files import file_hash
 from cart_qdrant.records import Failure
-
-_CHUNK = 1 << 20  # bytes read at once when hashing
 
 _REASONS = {
     errno.EACCES: "cannot be read: permission denied; change its permissions or exclude it",
     errno.EPERM: "cannot be read: permission denied; change its permissions or exclude it",
     errno.ELOOP: "its symbolic links lead in a circle; remove the link",
-    errno.ENOENT: "the link leads to nothing; remove it or mend its target",
-    errno.ENOTDIR: "the link leads to nothing; remove it or mend its target",
+    errno.ENOENT: "the link leads to nothing; remove it or repair its target",
+    errno.ENOTDIR: "the link leads to nothing; remove it or repair its target",
     errno.ENAMETOOLONG: "its path is too long for this system; shorten a name",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """A file to ingest, as its folder describes it: it has not been opened.
+    """A file to ingest, described by its folder entry; it has not been opened.
 
     Attributes:
-        path: Absolute path, links not resolved.
-        rel: POSIX path relative to the base folder; may begin with `..`.
-        size: Bytes.
-        mtime_ns: Time of the last change, nanoseconds since 1970.
+        path: Absolute path, with links not resolved.
+        rel: POSIX path relative to the base folder; it may begin with `..`.
+        size: Size in bytes.
+        mtime_ns: Time of the last change, in nanoseconds since 1970.
     """
 
     path: Path
@@ -45,7 +43,7 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What a scan found: usable files by `rel`, and what had to be left out."""
+    """Result of a scan: usable files ordered by `rel`, and what had to be left out."""
 
     entries: tuple[FileEntry, ...]
     failures: tuple[Failure, ...]
@@ -54,11 +52,11 @@ class Scan:
 def scan(paths: Sequence[Path], *, base: Path, exclude: Sequence[str] = ()) -> Scan:
     """List the files at and under `paths`, without opening any.
 
-    Hidden names (`.x`, `._x`, `.DS_Store`, the index folder) below a given folder are skipped, and
-    so is what matches a glob of `exclude` by its name, by its path relative to `base`, or by its
+    Hidden names (`.x`, `._x`, `.DS_Store`, the index folder) below a given folder are skipped. So
+    is whatever matches a glob of `exclude` by its name, by its path relative to `base`, or by its
     path relative to the given folder; a folder that matches is not entered. Links to folders are
-    followed. A folder is entered once, under its own name where it has one here, and a file that
-    is given twice is listed once.
+    followed. A folder is entered once, by its own path rather than by a link to it where both are
+    found, and a file that is given twice is listed once.
 
     Args:
         paths: Files and folders.
@@ -91,24 +89,20 @@ def relative_name(path: Path, base: Path) -> str:
 
 
 def content_hash(path: Path) -> str:
-    """blake2b of the content, 32 hexadecimal digits; reads the file in pieces.
+    """BLAKE2b of the content, 32 hexadecimal digits; the file is read in pieces.
 
     Raises:
         MediaError: The file cannot be read.
     """
-    digest = hashlib.blake2b(digest_size=16)
     try:
-        with path.open("rb") as file:
-            while piece := file.read(_CHUNK):
-                digest.update(piece)
+        return file_hash(path)
     except OSError as error:
         raise MediaError(_reason(error)) from error
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class _Folder:
-    """A folder to enter: device and inode of it, and of all folders above it."""
+    """A folder to enter: its device and inode, and those of all folders above it."""
 
     path: Path
     key: tuple[int, int]
@@ -126,7 +120,7 @@ class _Walk:
         self.visited: set[tuple[int, int]] = set()
 
     def visit(self, given: Path) -> None:
-        """Scan one path that the user named; its own name may be hidden."""
+        """Scan a path that the user gave; its own name may be hidden."""
         info = self._stat(given)
         if info is None or self._excluded(given, given.parent):
             return
@@ -137,7 +131,7 @@ class _Walk:
         stack = [_Folder(given, (info.st_dev, info.st_ino), frozenset())]
         links: list[_Folder] = []
         while stack or links:
-            # Links last, so that a folder goes by its own name where it has one here.
+            # Links last, so that a folder is entered by its own path where that is found.
             folder = stack.pop() if stack else links.pop(0)
             if folder.key in self.visited:
                 continue
@@ -146,7 +140,7 @@ class _Walk:
                 (links if child.path.is_symlink() else stack).append(child)
 
     def _children(self, folder: _Folder, given: Path) -> list[_Folder]:
-        """Take in the files of a folder; return its folders."""
+        """List the files of a folder; returns the folders in it."""
         try:
             with os.scandir(folder.path) as found:
                 names = sorted(entry.name for entry in found)
@@ -180,7 +174,7 @@ class _Walk:
 
     def _add(self, path: Path, info: os.stat_result) -> None:
         if not stat.S_ISREG(info.st_mode) or path in self.entries:
-            return  # sockets, pipes and devices are nobody's media
+            return  # sockets, pipes and devices hold no media
         rel = self._rel(path)
         if not _is_utf8(rel):
             self._fail(path, "name is not UTF-8; rename it")
@@ -214,5 +208,5 @@ def _is_utf8(name: str) -> bool:
 
 
 def _shown(name: str) -> str:
-    """`name` as it can be printed and stored, whatever its bytes."""
+    """`name` in a form that can be printed and stored, whatever its bytes."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -1,4 +1,4 @@
-"""Media files to segments: one streaming pass a stream, bounded memory, errors in words.
+"""Cuts media files into segments and decodes them, with bounded memory.
 
 `sniff` tells media from other files, `probe` reads the header, `decode` cuts and decodes.
 """
@@ -12,9 +12,11 @@ from pathlib import Path
 
 from cart_qdrant.config import SegmentConfig
 from cart_qdrant.errors import MediaError
+from cart_qdrant.extras import require
 from cart_qdrant.media.clip import Clip
 from cart_qdrant.media.errors import DAMAGED, media_errors
 from cart_qdrant.media.sniff import MEDIA_EXTENSIONS, Kind, sniff
+from cart_qdrant.progress import say_nothing
 from cart_qdrant.records import Modality, Segment
 
 __all__ = ["MEDIA_EXTENSIONS", "Kind", "MediaInfo", "decode", "probe", "sniff"]
@@ -29,12 +31,12 @@ class MediaInfo:
     """What the header of a file says.
 
     Attributes:
-        kind: As `sniff` tells it.
-        modality: What its segments are mainly made of; an animated picture is a video.
-        duration: Seconds; 0 for a picture, None where the header does not tell.
-        width: Pixels; of video as it is stored, of pictures upright; 0 without picture.
-        height: Likewise.
-        has_audio: Whether there is a sound track.
+        kind: Kind of file that `sniff` found.
+        modality: Main modality of its segments; that of an animated image is video.
+        duration: Seconds; 0 for an image, None where the header does not tell.
+        width: Pixels; of a video as it is stored, of an image when upright; 0 for audio.
+        height: Pixels, as for `width`.
+        has_audio: Whether there is an audio stream.
         tags: Texts about the file: title, comment, description, artist and the like.
     """
 
@@ -51,7 +53,8 @@ def probe(path: Path, config: SegmentConfig | None = None) -> MediaInfo:
     """Read the header of a file.
 
     Raises:
-        MediaError: It is no known media, or its header is damaged.
+        MediaError: The file is no known media, or its header is damaged.
+        MissingExtraError: PyAV or Pillow is not installed.
     """
     kind = _known(path)
     if kind is Kind.CONTAINER:
@@ -63,31 +66,28 @@ def probe(path: Path, config: SegmentConfig | None = None) -> MediaInfo:
     return MediaInfo(kind, modality, duration, info.width, info.height, False, info.tags)
 
 
-def _say_nothing(_remark: str) -> None:
-    return
-
-
 def decode(
     path: Path,
     rel: str,
     config: SegmentConfig,
-    note: Callable[[str], None] = _say_nothing,
+    note: Callable[[str], None] = say_nothing,
     wanted: Collection[Modality] = tuple(Modality),
 ) -> Iterator[Pair]:
     """Cut a file into segments and decode each, in time order.
 
-    A picture is one segment. A video has its shots, and the windows of its sound track as segments
-    of their own. Memory does not grow with the length of the file.
+    An image is one segment. A video has its shots as segments, and the windows of its audio stream.
+    Memory does not grow with the length of the file.
 
     Args:
         path: The file.
-        rel: Its name in the index: `Segment.path` and `Clip.key`.
-        config: How to cut.
-        note: Told, in words, what is odd about a file that can be used.
-        wanted: Kinds of segments; others are not decoded.
+        rel: Its path in the index, which becomes `Segment.path` and `Clip.key`.
+        config: Lengths and thresholds of the cutting.
+        note: Receives a sentence about damage that does not prevent decoding.
+        wanted: Modalities to decode; segments of others are left out.
 
     Raises:
-        MediaError: Nothing that is wanted can be used; raised while iterating.
+        MediaError: No wanted segment can be decoded; raised while iterating.
+        MissingExtraError: PyAV or Pillow is not installed.
     """
     noted: set[str] = set()
 
@@ -105,9 +105,9 @@ def decode(
         if modality in wanted
     ]
     if not branches:
-        raise MediaError(f"there is no {' or '.join(map(str, wanted))} in it.")
-    # Each branch reads the file for itself: however picture and sound are interleaved, neither
-    # has to wait for the other in memory.
+        raise MediaError(f"there is no {' or '.join(map(str, wanted))} in the file.")
+    # Each branch reads the file for itself: however video and audio are interleaved, neither has to
+    # wait for the other in memory.
     for pair in heapq.merge(*branches, key=lambda pair: pair[0].start):
         count += 1
         yield pair
@@ -122,6 +122,7 @@ def _known(path: Path) -> Kind:
         size = path.stat().st_size
     if size == 0:
         raise MediaError("the file is empty (0 bytes).", DAMAGED)
+    require("media", "av", "PIL")
     kind = sniff(path)
     if kind is None:
         extension = path.suffix.lower()
@@ -135,9 +136,9 @@ def _known(path: Path) -> Kind:
 
 
 def _guarded(branch: Iterator[Pair], failures: list[MediaError]) -> Iterator[Pair]:
-    """The pairs of a branch; what ends it early is kept for when the others are done."""
+    """The pairs of a branch; an error that ends it is added to `failures`."""
     try:
-        with media_errors("it cannot be decoded"):
+        with media_errors("the file cannot be decoded"):
             yield from branch
     except MediaError as error:
         failures.append(error)

@@ -1,7 +1,7 @@
-"""Cutting a stream of sampled pictures into shots, with bounded memory.
+"""Cuts a stream of sampled video frames into shots, with bounded memory.
 
-A cut is where the pictures before and after resemble their own side much more than the other
-side. That holds for hard cuts and, looking across a short gap, for dissolves and fades; it does
+A cut is where the frames on each side resemble each other much more than they resemble those on
+the other side. That holds for hard cuts and, across a short gap, for dissolves and fades; it does
 not hold for a flash (both sides are alike) or for steady motion (each side changes as much).
 """
 
@@ -18,24 +18,24 @@ import numpy as np
 from cart_qdrant.arrays.types import ByteArray, FloatArray
 from cart_qdrant.config import SegmentConfig
 
-LOOK_SIDE = 32  # pixels of the thumbnail that pictures are compared by
+LOOK_SIDE = 32  # pixels; side of the thumbnails by which frames are compared
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _BINS = 4  # per colour channel
 _NOISE = 30.0  # variance (levels squared) that is taken for noise when comparing structure
-_BRIGHT = 99.0  # percentile of luma that must be dark in a black picture
+_BRIGHT = 99.0  # percentile of luma that must be dark in a black frame
 # Samples between the two sides, and how many times the change across must exceed the change
 # within. Steady motion changes (gap + 1) times as much across as within.
 _GAPS = ((0, 2.5), (1, 3.0), (3, 7.0))
-_HISTORY = max(gap for gap, _ in _GAPS) + 2  # looks kept before the current one
-_SPARE = 4  # pictures held per picture kept, so that both halves of a shot have enough
+_HISTORY = max(gap for gap, _ in _GAPS) + 2  # looks kept
+_SPARE = 4  # frames held for each frame kept, so that both halves of a shot have enough
 _EPSILON = 1e-6  # seconds
 
 
 class Look:
-    """What one picture looks like, for comparison.
+    """Features of a frame, by which frames are compared.
 
     Args:
-        thumb: RGB (LOOK_SIDE, LOOK_SIDE, 3).
+        thumb: The frame as RGB (LOOK_SIDE, LOOK_SIDE, 3).
     """
 
     __slots__ = ("__dict__", "thumb")
@@ -72,7 +72,7 @@ class Look:
 
 
 def change(a: Look, b: Look) -> float:
-    """How different two pictures are, 0 (the same) to 1: in colours or in structure."""
+    """Difference of two frames in colours or structure, from 0 (none) to 1."""
     colours = 0.5 * float(np.abs(a.histogram - b.histogram).sum())
     covariance = float(np.mean(a.luma * b.luma))
     alike = (2 * covariance + _NOISE) / (a.variance + b.variance + _NOISE)
@@ -82,11 +82,11 @@ def change(a: Look, b: Look) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A picture as it is shown from `time` to `until` (seconds).
+    """A frame that is shown from `time` to `until` (seconds).
 
     Attributes:
-        look: For comparison.
-        render: Makes the picture, RGB (H, W, 3); called soon or never.
+        look: Features for comparison.
+        render: Makes the frame, RGB (H, W, 3); called before the next sample is read, or never.
     """
 
     time: float
@@ -106,7 +106,7 @@ class Shot:
 
 @dataclass(slots=True)
 class Seen:
-    """What went by, to explain why a video has no shot."""
+    """Counts of samples, which explain why a video has no shot."""
 
     samples: int = 0
     black: int = 0
@@ -118,9 +118,9 @@ def cut(
     """Cut samples, in time order, into shots.
 
     Shots are in time order, do not overlap and are at most `max_shot` long. Black stretches are
-    left out. So are frozen ones, except that a frozen picture that nothing else shows (a slide, a
-    title, a whole still video) is stood for by one shot. One shorter than `min_shot` occurs only
-    where it has no neighbour to join.
+    left out. So are frozen stretches, except that a frozen frame that no other shot shows (a slide,
+    a title, a whole still video) gets one shot. A shot is shorter than `min_shot` only where it has
+    no neighbour to join.
     """
     seen = seen or Seen()
     cutter = _Cutter(config)
@@ -138,7 +138,7 @@ def cut(
 
 @dataclass(slots=True, eq=False)
 class _Stretch:
-    """Consecutive samples that may become a shot; holds at most about `room` pictures."""
+    """Consecutive samples that may become a shot; holds at most about `room` frames."""
 
     start: float
     end: float
@@ -146,7 +146,7 @@ class _Stretch:
     count: int = 0
     stride: int = 1
     kept: list[tuple[int, float, ByteArray]] = field(default_factory=list)
-    """Number, time and picture of every `stride`-th sample."""
+    """Number, time and frame of every `stride`-th sample."""
 
     @property
     def length(self) -> float:
@@ -162,7 +162,7 @@ class _Stretch:
         self.end = sample.until
 
     def split(self, time: float) -> _Stretch:
-        """Keep what is before `time`; return the rest."""
+        """Keep the part before `time`; returns the rest."""
         rest = _Stretch(time, self.end, self.room, self.count, self.stride)
         rest.kept = [item for item in self.kept if item[1] >= time]
         self.kept = [item for item in self.kept if item[1] < time]
@@ -174,7 +174,7 @@ class _Stretch:
         self.end = other.end
 
     def shots(self, config: SegmentConfig) -> Iterator[Shot]:
-        """The stretch in equal windows of at most `max_shot`."""
+        """The shots of the stretch: equal windows of at most `max_shot`."""
         windows = max(1, math.ceil(self.length / config.max_shot - _EPSILON))
         step = self.length / windows
         for n in range(windows):
@@ -186,21 +186,21 @@ class _Stretch:
             wanted = (
                 start + (k + 0.5) * (end - start) / config.frames for k in range(config.frames)
             )
-            # By time: joined stretches count their pictures anew.
+            # By time, since joined stretches count their frames from 0 again.
             chosen = {min(inside, key=lambda item: abs(item[1] - time))[1] for time in wanted}
             frames = tuple(item[2] for item in inside if item[1] in chosen)
             yield Shot(round(start, 3), round(end, 3), frames)
 
 
 class _Cutter:
-    """The state of one pass: at most two stretches and a few looks."""
+    """State of one pass over a video: at most two stretches and a few looks."""
 
     def __init__(self, config: SegmentConfig) -> None:
         self.config = config
         self.current: _Stretch | None = None
         self.pending: _Stretch | None = None  # closed; a short one may still join it
         self.looks: deque[Look] = deque(maxlen=_HISTORY)  # since the last cut
-        self.anchor: Sample | None = None  # first picture of the run that stands still
+        self.anchor: Sample | None = None  # first frame of the run that stands still
         self.frozen = False
 
     def push(self, sample: Sample, following: Look | None) -> Iterator[Shot]:
@@ -230,7 +230,7 @@ class _Cutter:
             self.pending = None
 
     def _bound(self, current: _Stretch, anchor: Sample, sample: Sample) -> Iterator[Shot]:
-        """Close what has stood still for too long, or has become too long for one shot."""
+        """Close a stretch that has stood still for too long, or is too long for one shot."""
         config = self.config
         moved = anchor.time - current.start
         still = current.end - anchor.time
@@ -245,7 +245,7 @@ class _Cutter:
                 yield from self._close()
         elif current.length >= config.max_shot + config.min_shot:
             rest = current.split(current.start + config.max_shot)
-            if not rest.kept:  # all of its pictures fell between the strides
+            if not rest.kept:  # all of its frames fell between the strides
                 rest.kept.append((rest.count - 1, sample.time, sample.render()))
             yield from self._close(forget=False)
             self.current = rest
@@ -270,14 +270,14 @@ class _Cutter:
         return int(difference.max()) <= self.config.still_level
 
     def _is_cut(self, look: Look, following: Look | None) -> bool:
-        """Whether `look` begins a shot. The last picture does not: it would be too short."""
+        """Whether `look` begins a shot. The last frame does not: its shot would be too short."""
         if following is None:
             return False
         looks = list(self.looks)
         after = change(look, following)
         for gap, ratio in _GAPS:
             last = len(looks) - 1 - gap
-            # A dissolve needs two settled pictures before it; a hard cut may follow the first one.
+            # A dissolve needs two settled frames before it; a hard cut may follow the first one.
             if last < (0 if gap == 0 else 1):
                 break
             past = looks[max(0, last - 1) : last + 1]

@@ -1,4 +1,4 @@
-"""Telling media by their first bytes. Extensions are only used to say what is wrong."""
+"""Recognises media by their first bytes; extensions only serve error messages."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 
+from cart_qdrant.extras import require
 from cart_qdrant.media.errors import media_errors
 
 _HEAD = 4096  # bytes looked at
 
 
 class Kind(StrEnum):
-    """What a file is, as far as its first bytes say."""
+    """Kind of file, as far as its first bytes tell."""
 
     IMAGE = "image"
     ANIMATION = "animation"  # GIF, APNG, WebP or AVIF of several frames: treated as video
@@ -26,7 +27,7 @@ _EXTENSIONS = """
     wv
 """
 MEDIA_EXTENSIONS = frozenset("." + name for name in _EXTENSIONS.split())
-"""A file with one of these, and content that is no known media, is reported; others are not."""
+"""A file with one of these that holds no known media is reported; other files are ignored."""
 
 # (offset, bytes): the first that fits decides.
 _SIGNATURES: tuple[tuple[int, bytes, Kind], ...] = (
@@ -72,11 +73,11 @@ _SIGNATURES: tuple[tuple[int, bytes, Kind], ...] = (
 _STILL_BRANDS = frozenset((b"avif", b"heic", b"heix", b"heif", b"mif1", b"heim", b"heis"))
 _SEQUENCE_BRANDS = frozenset((b"avis", b"hevc", b"hevx", b"msf1"))
 _OLD_QUICKTIME = frozenset((b"moov", b"mdat", b"wide", b"skip", b"free", b"pnot"))
-_MAY_MOVE = (b"GIF8", b"\x89PNG", b"RIFF")
+_MAY_BE_ANIMATED = (b"GIF8", b"\x89PNG", b"RIFF")
 
 
 def sniff(path: Path) -> Kind | None:
-    """What the content is, or None if it is no known media.
+    """The kind of a file by its content; None where it is no known media.
 
     Raises:
         MediaError: The file cannot be read.
@@ -84,7 +85,8 @@ def sniff(path: Path) -> Kind | None:
     with media_errors(), path.open("rb") as file:
         head = file.read(_HEAD)
     kind = _kind(head)
-    if kind is Kind.IMAGE and (head.startswith(_MAY_MOVE) or head[4:8] == b"ftyp"):
+    if kind is Kind.IMAGE and (head.startswith(_MAY_BE_ANIMATED) or head[4:8] == b"ftyp"):
+        require("media", "PIL")
         from cart_qdrant.media.image import is_animated
 
         return Kind.ANIMATION if is_animated(path) else Kind.IMAGE

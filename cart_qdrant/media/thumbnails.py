@@ -1,4 +1,4 @@
-"""Small pictures of hits: a photo, a frame from the middle of a shot, the waveform of a sound.
+"""Makes thumbnails of hits: an image, a frame from the middle of a shot, a waveform of audio.
 
 Shape suffixes: T samples, P peaks.
 """
@@ -9,13 +9,15 @@ import io
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.config import SegmentConfig
 from cart_qdrant.errors import MediaError
+from cart_qdrant.extras import require
+from cart_qdrant.media.sniff import sniff
 from cart_qdrant.records import Modality
 
 if TYPE_CHECKING:
@@ -24,12 +26,10 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from PIL import Image
 
-FloatArray: TypeAlias = npt.NDArray[np.float32]
-
 WIDTH, HEIGHT = 420, 280  # pixels: twice a tile's, for sharp screens
 _QUALITY = 80
 _MAX_FRAMES = 1_000  # decoded after a seek, before the wanted one is given up
-_MAX_SOUND = 60.0  # seconds of sound drawn
+_MAX_AUDIO = 60.0  # seconds of audio drawn
 _RATE = 8_000  # samples per second
 _BARS = 72
 _INK = (91, 141, 239, 255)  # seen on light and on dark
@@ -37,34 +37,38 @@ _INK = (91, 141, 239, 255)  # seen on light and on dark
 
 @dataclass(frozen=True, slots=True)
 class Thumbnail:
-    """An encoded picture and its media type."""
+    """An encoded image and its media type, such as `image/jpeg`."""
 
     data: bytes
     mime: str
 
 
 def thumbnail(path: Path, modality: Modality, start: float, end: float) -> Thumbnail:
-    """A picture of the stretch from `start` to `end` (seconds) of a file.
+    """An image of the stretch from `start` to `end` (seconds) of a file.
 
     Raises:
-        MediaError: The file is gone or cannot be decoded.
+        MediaError: The file is missing, no known media, or cannot be decoded.
+        MissingExtraError: PyAV or Pillow is not installed.
     """
     if not path.is_file():
         raise MediaError("missing")
+    require("media", "av", "PIL")
+    if sniff(path) is None:
+        raise MediaError("its content is no known media.")
     if modality is Modality.AUDIO:
         return _png(_draw(_peaks(_samples(path, start, end))))
     if modality is Modality.IMAGE:
-        return _jpeg(_picture(path))
+        return _jpeg(_image(path))
     try:
         return _jpeg(_frame(path, (start + end) / 2))
     except MediaError as error:
         try:
-            return _jpeg(_picture(path))  # an animation that FFmpeg does not know
+            return _jpeg(_image(path))  # an animation that FFmpeg does not know
         except MediaError:
             raise error from None
 
 
-def _picture(path: Path) -> Image.Image:
+def _image(path: Path) -> Image.Image:
     from PIL import Image
 
     from cart_qdrant.media.image import load_image
@@ -83,7 +87,7 @@ def _frame(path: Path, time: float) -> Image.Image:
     with containers.opened(path) as container, media_errors(doing, also=(ValueError,)):
         stream = containers.video_stream(container)
         if stream is None:
-            raise MediaError("there is no picture in it.")
+            raise MediaError("there is no video in the file.")
         zero = containers.origin(container, stream)
         _seek(container, stream, zero + time)
         best: VideoFrame | None = None
@@ -94,7 +98,7 @@ def _frame(path: Path, time: float) -> Image.Image:
             if number == _MAX_FRAMES:
                 break
         if best is None:
-            raise MediaError("there is no picture at that time.")
+            raise MediaError("there is no frame at that time.")
         image = Image.fromarray(best.to_ndarray(format="rgb24"))
         return image.rotate(best.rotation, expand=True) if best.rotation else image
 
@@ -106,13 +110,13 @@ def _samples(path: Path, start: float, end: float) -> FloatArray:
     from cart_qdrant.media import containers
     from cart_qdrant.media.errors import media_errors
 
-    end = min(end, start + _MAX_SOUND) if end > start else start + _MAX_SOUND
+    end = min(end, start + _MAX_AUDIO) if end > start else start + _MAX_AUDIO
     parts: list[FloatArray] = []
-    doing = "the sound cannot be decoded"
+    doing = "the audio cannot be decoded"
     with containers.opened(path) as container, media_errors(doing, also=(ValueError,)):
         stream = containers.audio_stream(container)
         if stream is None:
-            raise MediaError("there is no sound in it.")
+            raise MediaError("there is no audio in the file.")
         zero = containers.origin(container, stream)
         _seek(container, stream, zero + start)
         resampler = av.AudioResampler(format="flt", layout="mono", rate=_RATE)
@@ -125,12 +129,12 @@ def _samples(path: Path, start: float, end: float) -> FloatArray:
             for out in resampler.resample(frame):
                 parts.append(out.to_ndarray().reshape(-1).astype(np.float32))
     if not parts:
-        raise MediaError("there is no sound at that time.")
+        raise MediaError("there is no audio at that time.")
     return np.concatenate(parts)[: int((end - start) * _RATE)]
 
 
 def _seek(container: InputContainer, stream: Stream, time: float) -> None:
-    """Go to the last key frame before `time` (seconds); a stream that cannot, stays at 0."""
+    """Go to the last key frame before `time` (seconds); a stream that cannot seek stays at 0."""
     import av
 
     if time <= 0 or not stream.time_base:
@@ -140,7 +144,7 @@ def _seek(container: InputContainer, stream: Stream, time: float) -> None:
 
 
 def _peaks(samples_T: FloatArray) -> FloatArray:
-    """Loudest value (P,) of each of `_BARS` stretches, 0 to 1; the loudest of all is 1."""
+    """Peak (P,) of each of `_BARS` stretches, scaled so that the highest is 1."""
     parts = np.array_split(np.abs(np.nan_to_num(samples_T)), _BARS)
     peaks_P = np.array([part.max(initial=0.0) for part in parts], dtype=np.float32)
     top = float(peaks_P.max())
@@ -148,7 +152,7 @@ def _peaks(samples_T: FloatArray) -> FloatArray:
 
 
 def _draw(peaks_P: FloatArray) -> Image.Image:
-    """Bars on a transparent ground."""
+    """A waveform of bars on a transparent background."""
     from PIL import Image, ImageDraw
 
     image = Image.new("RGBA", (WIDTH, HEIGHT), (0, 0, 0, 0))

@@ -1,4 +1,4 @@
-"""Video files and animated pictures to shots: decoding, sampling by time, turning upright."""
+"""Cuts videos and animated images into shots: decodes, samples by time, turns frames upright."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _SHORTEST = 0.001  # seconds; no segment is shorter
 
 
 @dataclass(frozen=True, slots=True)
-class _Picture:
-    """A decoded picture, shown from `time` until the next one, or `until` when it is the last."""
+class _Frame:
+    """A decoded frame, shown from `time` to the next one, or to `until()` if it is the last."""
 
     time: float
     until: Callable[[], float]
@@ -45,7 +45,7 @@ def video_shots(path: Path, config: SegmentConfig, note: Callable[[str], None]) 
     """Shots of the video stream of a file, in time order.
 
     Raises:
-        MediaError: No shot: nothing can be decoded, or all is black.
+        MediaError: There is no shot: nothing can be decoded, or every frame is black.
     """
     with containers.opened(path) as container:
         stream = containers.video_stream(container)
@@ -58,7 +58,7 @@ def video_shots(path: Path, config: SegmentConfig, note: Callable[[str], None]) 
                 f"but the limit is {config.max_pixels:,}.",
                 "Scale it down, or raise max_pixels.",
             )
-        yield from _shots(_pictures(container, stream, config, note), config)
+        yield from _shots(_frames(container, stream, config, note), config)
 
 
 def animation_shots(
@@ -67,18 +67,18 @@ def animation_shots(
     """Shots of an animated GIF, PNG, WebP or AVIF, in time order.
 
     Raises:
-        MediaError: As for `video_shots`.
+        MediaError: There is no shot: nothing can be decoded, or every frame is black.
     """
-    pictures = (
-        _Picture(start, lambda end=end: end, lambda rgb=rgb: _look(rgb), lambda rgb=rgb: rgb)  # type: ignore[misc]
+    frames = (
+        _Frame(start, lambda end=end: end, lambda rgb=rgb: _look(rgb), lambda rgb=rgb: rgb)  # type: ignore[misc]
         for start, end, rgb in iter_animation(path, config, note)
     )
-    yield from _shots(pictures, config)
+    yield from _shots(frames, config)
 
 
-def _shots(pictures: Iterator[_Picture], config: SegmentConfig) -> Iterator[Shot]:
+def _shots(frames: Iterator[_Frame], config: SegmentConfig) -> Iterator[Shot]:
     seen, count = Seen(), 0
-    for shot in cut(_sampled(pictures, config), config, seen):
+    for shot in cut(_sampled(frames, config), config, seen):
         count += 1
         yield shot
     if count:
@@ -88,53 +88,53 @@ def _shots(pictures: Iterator[_Picture], config: SegmentConfig) -> Iterator[Shot
     raise MediaError(f"the video is black throughout ({seen.black} sampled frames).")
 
 
-def _sampled(pictures: Iterator[_Picture], config: SegmentConfig) -> Iterator[Sample]:
-    """The picture shown at each multiple of `1 / sample_fps`, however they are spaced.
+def _sampled(frames: Iterator[_Frame], config: SegmentConfig) -> Iterator[Sample]:
+    """The frame shown at each multiple of `1 / sample_fps`, whatever the frame rate is.
 
-    The last sample ends with the video. A picture that is shown for very long is repeated only
-    until it counts as frozen and its shot is full: nothing more can come of it.
+    The last sample ends with the video. A frame that is shown for very long is repeated only until
+    it counts as frozen and its shot is full, since further samples would change nothing.
     """
     step = 1.0 / config.sample_fps
     most = config.max_shot + config.min_shot + config.min_still
     last: Sample | None = None
     tick, end = 0, 0.0
-    for picture, until in _shown(pictures):
+    for frame, until in _shown(frames):
         end = until
-        tick = max(tick, math.floor(picture.time / step))  # nothing is shown before the first
-        stop = _ticks(min(until, picture.time + most), step)
+        tick = max(tick, math.floor(frame.time / step))  # nothing is shown before the first
+        stop = _ticks(min(until, frame.time + most), step)
         if tick < stop:
-            look = picture.look()
+            look = frame.look()
             for n in range(tick, stop):
                 if last is not None:
                     yield last
-                last = Sample(n * step, (n + 1) * step, look, picture.render)
+                last = Sample(n * step, (n + 1) * step, look, frame.render)
         tick = max(tick, _ticks(until, step))
     if last is not None:
         yield replace(last, until=max(end, last.time + _SHORTEST))
 
 
-def _shown(pictures: Iterator[_Picture]) -> Iterator[tuple[_Picture, float]]:
-    """Each picture, and the time at which the next one takes its place."""
-    held: _Picture | None = None
-    for picture in pictures:
+def _shown(frames: Iterator[_Frame]) -> Iterator[tuple[_Frame, float]]:
+    """Each frame, and the time at which the next one replaces it."""
+    held: _Frame | None = None
+    for frame in frames:
         if held is not None:
-            yield held, picture.time
-        held = picture
+            yield held, frame.time
+        held = frame
     if held is not None:
         yield held, held.until()
 
 
 def _ticks(time: float, step: float) -> int:
-    """How many ticks lie before `time`."""
+    """Number of sampling times before `time`."""
     return max(0, math.ceil(time / step - 1e-6))
 
 
-def _pictures(
+def _frames(
     container: InputContainer,
     stream: VideoStream,
     config: SegmentConfig,
     note: Callable[[str], None],
-) -> Iterator[_Picture]:
+) -> Iterator[_Frame]:
     rate = float(stream.average_rate or stream.guessed_rate or 0) or _USUAL_RATE
     clock = containers.Clock(containers.origin(container, stream))
     aspect = float(stream.sample_aspect_ratio or 1)
@@ -147,17 +147,17 @@ def _pictures(
             continue
         own = float(frame.duration * frame.time_base) if frame.time_base else 0.0
         time = clock.span(frame, own or 1.0 / rate)
-        yield _Picture(
+        yield _Frame(
             time,
             lambda: max(clock.end, clock.reached),
             lambda frame=frame: look.look(frame),  # type: ignore[misc]
-            lambda frame=frame: render.picture(frame),  # type: ignore[misc]
+            lambda frame=frame: render.full(frame),  # type: ignore[misc]
         )
     containers.note_early_end(container, stream, clock.end, "video", note)
 
 
 class _Renderer:
-    """Scales decoded frames; one scaler for each use, since it is set up for one pair of sizes."""
+    """Scales decoded frames; each use has a scaler of its own, which is set up for one size."""
 
     def __init__(self, config: SegmentConfig, aspect: float) -> None:
         self.max_side = config.max_side
@@ -168,8 +168,8 @@ class _Renderer:
         small = self.scaler.reformat(frame, LOOK_SIDE, LOOK_SIDE, "rgb24", interpolation="AREA")
         return Look(small.to_ndarray().astype(np.uint8, copy=False))
 
-    def picture(self, frame: VideoFrame) -> ByteArray:
-        """RGB (H, W, 3), pixels square, upright."""
+    def full(self, frame: VideoFrame) -> ByteArray:
+        """The frame as RGB (H, W, 3), upright, with square pixels."""
         width, height = fit(round(frame.width * self.aspect), frame.height, self.max_side)
         scaled = self.scaler.reformat(frame, width, height, "rgb24", interpolation="AREA")
         turns = round(frame.rotation / 90) % 4  # quarter turns, counter-clockwise

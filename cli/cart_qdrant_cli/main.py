@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from typing import Annotated
 
 import typer
@@ -115,6 +116,8 @@ def main() -> None:
     """Run the program and end the process with its exit code."""
     for name in ("PIL", "libav"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Pillow warns about damaged metadata; what matters of it is in the report of an ingestion.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     state = State()
     code: int | str | None
     try:

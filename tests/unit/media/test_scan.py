@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from pathlib import Path
 
@@ -201,13 +202,11 @@ def test_hash_tells_contents_apart(
     assert len(one) == 32 and (one == two) == (a == b)
 
 
-def test_hash_does_not_depend_on_the_piece_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "a").write_bytes(bytes(range(256)) * 40)
-    whole = content_hash(tmp_path / "a")
-    monkeypatch.setattr("cart_qdrant.media.scan._CHUNK", 7)
-    assert content_hash(tmp_path / "a") == whole
+@pytest.mark.parametrize("size", [0, 1, 1 << 20, (1 << 20) + 1, 5 << 19])
+def test_hash_is_that_of_the_whole_content(tmp_path: Path, size: int) -> None:
+    content = (bytes(range(251)) * (size // 251 + 1))[:size]
+    (tmp_path / "a").write_bytes(content)
+    assert content_hash(tmp_path / "a") == hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def test_hash_of_a_missing_file_is_a_media_error(tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ def test_a_time_past_the_end_is_no_crash(media: Path) -> None:
     assert Image.open(io.BytesIO(made.data)).convert("RGB").resize((1, 1)).getpixel(
         (0, 0)
     ) == pytest.approx(BLUE, abs=30)
-    with pytest.raises(MediaError, match="no sound at that time"):
+    with pytest.raises(MediaError, match="no audio at that time"):
         thumbnail(media / "s.mka", Modality.AUDIO, 50, 60)
 
 
