@@ -26,19 +26,19 @@ class SegmentConfig:
     max_shot: float = 10.0
     """Seconds; a longer shot is cut into windows of at most this length."""
     audio_window: float = 10.0
-    """Seconds of sound in one segment."""
+    """Seconds of audio in one segment."""
     min_still: float = 2.0
-    """Seconds; a picture that stands still for longer is a frozen stretch, which is skipped."""
+    """Seconds; a frame that stands still for longer is a frozen stretch, which is skipped."""
     still_level: int = 3
     """Levels of 255; the largest local change that still counts as standing still."""
     black_level: int = 24
-    """Levels of 255; a picture whose brightest parts are below it is black, and skipped."""
+    """Levels of 255; a frame whose brightest parts are below this is black, and skipped."""
     sample_fps: float = 4.0
     """Frames per second looked at in a video."""
     frames: int = 4
     """Frames kept of each video segment, evenly spaced."""
     min_audio: float = 1.0
-    """Seconds; a shorter last window of sound is joined to the one before."""
+    """Seconds; a shorter last window of audio is joined to the one before."""
     silence_db: float = -60.0
     """dBFS (RMS of a window); a quieter window is silent, and skipped."""
     audio_rate: int = 16_000
@@ -46,7 +46,7 @@ class SegmentConfig:
     max_pixels: int = 178_956_970
     """Pixels; a larger image is refused (a decompression bomb)."""
     max_side: int = 512
-    """Pixels; the shorter side of a decoded picture is scaled down to this at most."""
+    """Pixels; the shorter side of a decoded image or frame is scaled down to this at most."""
 
     def __post_init__(self) -> None:
         _require(0 < self.shot_threshold <= 1, "shot_threshold", self.shot_threshold, "in (0, 1]")

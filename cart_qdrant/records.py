@@ -242,6 +242,13 @@ class Hit:
         }
 
 
+def clock(seconds: float) -> str:
+    """A position in a file as `m:ss`, or as `h:mm:ss` from one hour on; rounded down."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def text_key(text: str) -> str:
     """What two captions share when they say the same: case and spaces do not count."""
     return " ".join(text.casefold().split())

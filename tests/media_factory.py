@@ -162,7 +162,7 @@ def write_video(
         fps: Frames per second.
         times: Times of the frames, seconds, in place of `fps`: a variable frame rate.
         sound: Mono samples at `RATE` for a sound track.
-        rotation: Degrees, counter-clockwise, that a player turns the picture by.
+        rotation: Degrees, counter-clockwise, that a player turns the video by.
         fast_start: Put the index of an mp4 first, so that a truncated file can be opened.
         tags: Container tags (title, comment ...).
     """

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cart_qdrant.errors import MediaError, UsageError
 from cart_qdrant.media.thumbnails import thumbnail
-from cart_qdrant.records import Hit, Modality
+from cart_qdrant.records import Hit, Modality, clock
 
 _STYLE = """
 :root { color-scheme: light dark; --ground: #f6f7f9; --card: #fff; --tile: #e9ecf1;
@@ -145,13 +145,6 @@ def _picture(hit: Hit, path: Path) -> str:
         return f'<span class="none">{_text(error.what)}</span>'
     data = base64.b64encode(made.data).decode()
     return f'<img alt="{_text(hit.caption or hit.path)}" src="data:{made.mime};base64,{data}">'
-
-
-def clock(seconds: float) -> str:
-    """`m:ss`, or `h:mm:ss` from one hour on; rounded down."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _text(text: str) -> str:

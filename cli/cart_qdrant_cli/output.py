@@ -25,6 +25,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from cart_qdrant import records
 from cart_qdrant.records import Failure
 
 PIPE_WIDTH = 160
@@ -130,10 +131,8 @@ def size(count: int) -> str:
 
 
 def clock(seconds: float) -> str:
-    """`m:ss`, or `h:mm:ss` from one hour on."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    """A duration as `m:ss`, or as `h:mm:ss` from one hour on; rounded."""
+    return records.clock(round(seconds))
 
 
 def counted(count: int, noun: str) -> str:

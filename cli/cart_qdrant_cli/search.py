@@ -278,7 +278,7 @@ def _number(value: float) -> str:
 
 
 def _time(hit: Hit) -> str:
-    from cart_qdrant.search.contact_sheet import clock
+    from cart_qdrant.records import clock
 
     if hit.modality is Modality.IMAGE:
         return ""

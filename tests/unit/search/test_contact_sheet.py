@@ -19,8 +19,8 @@ from PIL import Image
 
 from cart_qdrant.errors import MediaError, UsageError
 from cart_qdrant.media.thumbnails import HEIGHT, WIDTH, thumbnail
-from cart_qdrant.records import Hit, Modality
-from cart_qdrant.search.contact_sheet import clock, contact_sheet
+from cart_qdrant.records import Hit, Modality, clock
+from cart_qdrant.search.contact_sheet import contact_sheet
 
 FPS, RATE = 10, 16_000
 RED, BLUE = (220, 30, 30), (30, 30, 220)
