@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,20 @@ def test_texts_of_pictures_are_found(tmp_path: Path) -> None:
     jpg = make.write_image(tmp_path / "a.jpg", exif=exif, comment=b"summer")
     tags = probe_image(jpg, CONFIG).tags
     assert (tags["description"], tags["comment"]) == ("two dogs on a beach", "summer")
+
+
+def test_decoding_leaves_the_warnings_filter_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make.write_image(tmp_path / "a.jpg")
+
+    def changed(*_: object, **__: object) -> None:
+        raise AssertionError("the filter belongs to the whole process, and decoders are threads")
+
+    for name in ("catch_warnings", "filterwarnings", "simplefilter"):
+        monkeypatch.setattr(warnings, name, changed)
+    assert _load(path).shape[2] == 3
+    assert probe_image(path, CONFIG).width > 0
 
 
 @given(block=st.binary(max_size=200))

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cart_qdrant.config import SegmentConfig
-from cart_qdrant.errors import MediaError
+from cart_qdrant.errors import MediaError, MissingExtraError
 from cart_qdrant.media.clip import Clip
 from cart_qdrant.media.segments import MEDIA_EXTENSIONS, Kind, decode, probe, sniff
 from cart_qdrant.records import Modality, Segment
@@ -237,6 +237,16 @@ def test_damaged_files_give_what_there_is(
     pairs, notes = _decode(bad[name])
     assert pairs
     assert (len(notes) == 1 and note in notes[0]) if note else notes == []
+
+
+@pytest.mark.parametrize("package", ["av", "PIL"])
+def test_a_missing_package_is_named_with_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    path = make.write_image(tmp_path / "a.png")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=rf"{package} is not .*cart-qdrant\[media\]"):
+        probe(path)
 
 
 def test_a_vanished_file_is_a_media_error(tmp_path: Path) -> None:
