@@ -135,7 +135,6 @@ def make_index(source: Path, root: Path, count: int, *, graph: bool) -> FloatArr
         hub_N = bank.hubness(x_ND, media_space(SPACE))
         if count < len(vectors.ids):
             store.delete(vectors.ids[count:])
-        index.add_indexes()
         for field in store.info().indexed:
             if field.startswith(index.key) and field not in identifier_fields(info.field):
                 store.drop_index(field)  # of earlier identifiers

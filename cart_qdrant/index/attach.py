@@ -1,7 +1,4 @@
-"""An index over a collection that others fill: identifiers beside their payloads, kept in step.
-
-Shape legend: N points, D vector width.
-"""
+"""Makes an index over a collection that others fill; `sync` keeps it up to date afterwards."""
 
 from __future__ import annotations
 
@@ -40,27 +37,27 @@ if TYPE_CHECKING:
 
 
 SAMPLE = 1_000
-"""Points whose payloads are looked at to guess what is where."""
+"""Points from whose payloads the fields are guessed."""
 SPACE = "media"
-"""The one space of vectors whose model is not known."""
+"""The only space of an attached collection whose embedder is not known."""
 CAPTION_VECTOR = "cart_caption"
-"""Vector that is added for captions, where that is asked for."""
+"""Vector that is added for captions if the user asks for it."""
 LENGTH = 1e-3
-"""How far the length of a vector compared by dot product may be from 1."""
+"""How far from 1 the length of a vector may be that is compared by dot product."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttachOptions:
-    """How to read a collection; what is left out is guessed from its points.
+    """How to read a collection; what is not given is guessed from its points.
 
     Attributes:
-        vector: Name of the media vector; needed where there are several.
-        modality: Kind of all items.
+        vector: Name of the media vector; needed where the collection has several.
+        modality: Modality of all items.
         fields: Payload field of each of `FIELDS`; "" for none. Several fields of captions are
             separated by commas.
         key: Payload field that identifiers are written to.
-        embedder: What made the vectors, if it is one of ours.
-        caption_vectors: Give the collection a vector for captions.
+        embedder: The embedder that made the vectors, if this package has it.
+        caption_vectors: Whether to add a vector for captions to the collection.
     """
 
     vector: str | None = None
@@ -92,30 +89,30 @@ def attach(
     options: AttachOptions | None = None,
     reporter: Reporter | None = None,
 ) -> Index:
-    """Make an index over a collection that others fill, without identifiers yet: see `sync`.
+    """Make an index over a collection that others fill. It has no identifiers before `sync`.
 
-    No payload or vector of theirs is changed: the payload field `options.key` is written later,
-    payload indexes are made where there is none, the collection's metadata gets one key, and the
-    vector `cart_caption` is added if asked for.
+    Existing payloads and vectors of the collection are never changed. What is added: the payload
+    field `options.key`, payload indexes where they are missing, one key of the collection's
+    metadata, and the vector `cart_caption` if the options ask for it.
 
     Args:
         root: Folder of the new index, such as `.cartq`. Its lock is held.
         collection: Name of the collection.
         url: Server.
         path: Folder of an embedded engine instead.
-        client: Client of your own instead; to be given again to `Retriever.open`.
+        client: A client of the caller's instead; `Retriever.open` needs it again.
         api_key: Key of the server.
 
     Raises:
-        UsageError: There is an index already, or other files, or it is not clear which vector is
-            meant.
+        UsageError: The folder holds an index or other files, or it is ambiguous which vector is
+            the media vector.
         MismatchError: The vector is not compared by cosine, or the embedder has another width.
         StoreError: There is no such collection, or it cannot be reached.
     """
     options, reporter = options or AttachOptions(), reporter or Silent()
     folder = IndexFolder(Path(root).absolute())
     if folder.exists():
-        raise UsageError(f"There is an index at {root} already.", "Bring it in step: `cartq sync`.")
+        raise UsageError(f"There is an index at {root} already.", "Update it: `cartq sync`.")
     folder.prepare()
     place = StoreInfo(
         kind="client" if client is not None else "edge" if url is None else "server",
@@ -152,11 +149,11 @@ def attach(
 def read_attachment(
     store: Store, options: AttachOptions, reporter: Reporter
 ) -> tuple[Attachment, int]:
-    """Where in a collection is what, and the width of its vectors.
+    """How to read a collection, and the width of its media vector.
 
     Raises:
-        UsageError: It is not clear which vector is meant, or `options.key` is taken.
-        MismatchError: Scores of the vector are no cosines.
+        UsageError: It is ambiguous which vector is the media vector, or `options.key` is in use.
+        MismatchError: The scores of the vector are not cosines.
     """
     vectors = {name: one for name, one in store.info().vectors.items() if name != CAPTION_VECTOR}
     name = _vector(vectors, options.vector, store.location)
@@ -169,7 +166,7 @@ def read_attachment(
     path = found.get("path") or None
     for one in (path, *captions, *(found.get(key) for key in ("start", "end", "modality"))):
         if one:
-            json_path(one)  # told here, before an index is made that could not be read
+            json_path(one)  # refused here, before an index is made that could not be read
     how = Attachment(
         vector=name,
         key=options.key,
@@ -215,7 +212,7 @@ def _vector(vectors: Mapping[str, VectorInfo], wanted: str | None, location: str
 def _check_lengths(
     sample: Sequence[qdrant.AnyRecord], name: str, vector: VectorInfo, location: str
 ) -> None:
-    """Dot products are cosines of unit vectors alone."""
+    """Refuse vectors whose dot products are not cosines since their length is not 1."""
     if vector.distance != "Dot":
         return
     rows = [x for record in sample if (x := vector_of(record, name)) is not None]
@@ -232,7 +229,8 @@ def _check_lengths(
 def _check_key(
     store: Store, key: str, payloads: Sequence[Mapping[str, Any]], reporter: Reporter
 ) -> None:
-    """Refuse a payload field that is taken, it or those that later identifiers go to."""
+    """Refuse a payload field that is in use, or whose name with a number is: later versions of the
+    identifiers go there."""
     mine = re.compile(rf"{key}(_\d+)?")
     indexed = {field.split(".")[0] for field in store.info().indexed}
     taken = sorted(
@@ -245,33 +243,33 @@ def _check_key(
             taken = [key] if store.count(qdrant.Filter(must_not=[empty])) else []
         except StoreError:
             reporter.say(
-                f"the collection takes no condition on a field without an index: that {key!r} is "
-                f"free was seen on {len(payloads)} points alone"
+                f"the server refuses conditions on unindexed fields: whether {key!r} is unused was "
+                f"checked on {len(payloads)} points only"
             )
     if taken:
         raise UsageError(
             f"Points of {store.location} have a payload field {taken[0]!r} already.",
-            "Name another for the identifiers, such as --key cart_ids, or delete it if an "
-            "index that is gone has left it.",
+            "Name another field for the identifiers, such as --key cart_ids, or delete that field "
+            "if it is left over from a deleted index.",
         )
 
 
 def _check_embedder(embedder: Embedder, dim: int, how: Attachment, location: str) -> None:
     if isinstance(embedder, FittedEmbedder) or embedder.name == "precomputed":
         raise UsageError(
-            f"Vectors of {embedder.name} are of one index alone: it cannot tell what a text means "
-            "here.",
+            f"The embedder {embedder.name} is fitted to one index: it cannot embed texts for an "
+            "attached collection.",
             "Leave --embedder out.",
         )
     if embedder.dim != dim:
         raise MismatchError(
             f"The embedder {embedder.name} makes {embedder.dim}-d vectors, but {how.vector!r} of "
             f"{location} has {dim}-d ones.",
-            "Name the model that they were made with, or leave --embedder out.",
+            "Name the model that made the vectors, or leave --embedder out.",
         )
     if how.modality_field is None and Modality(how.modality) not in embedder.spaces:
         raise MismatchError(
             f"The embedder {embedder.name} knows {', '.join(sorted(embedder.spaces))}, but the "
-            f"items are of the modality {how.modality}.",
-            "Say what they are with --modality.",
+            f"items have the modality {how.modality}.",
+            "Name the modality of the items with --modality.",
         )

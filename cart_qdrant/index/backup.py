@@ -1,4 +1,4 @@
-"""An index as one file: its folder and all its points, wherever they are."""
+"""Writes an index into one file, with all its points, and restores it from there."""
 
 from __future__ import annotations
 
@@ -20,20 +20,25 @@ from cart_qdrant.storage.store_info import StoreInfo
 
 _LEFT_OUT = frozenset({"store", "store.json", "work", "lock", "manifest.json"})
 _UNFINISHED = ("changed", "replaced.json")
-"""Notes of a stopped run: identifiers are behind the points, or old points are still there."""
+"""Files of a run that was stopped: identifiers are not up to date, or replaced points are left."""
 
 
 def backup(index: Index, file: Path, reporter: Reporter | None = None) -> int:
-    """Write an index into a tar.gz file, points and all; it appears whole or not at all.
+    """Write an index with all its points into a tar.gz file, which appears whole or not at all.
 
-    The lock is held. The file is compressed, but vectors hardly are: it is about as large as they.
+    The file is about as large as the vectors, which hardly compress.
+
+    Args:
+        index: Open index; its lock is held.
+        file: The file to write; a backup that is there is replaced.
+        reporter: Is called with the progress.
 
     Returns:
-        How many points it holds.
+        How many points the file holds.
 
     Raises:
         UsageError: The collection is filled by others, a run was stopped before its end, or `file`
-            is something else than a backup.
+            exists and is not a backup.
         StoreError: A store failed, or a copied point differs.
     """
     index.require_own()
@@ -46,7 +51,7 @@ def backup(index: Index, file: Path, reporter: Reporter | None = None) -> int:
     reporter = reporter or Silent()
     file = Path(file).absolute()
     if file.exists() and not (file.is_file() and tarfile.is_tarfile(file)):
-        raise UsageError(f"{file} is something else than a backup.", "Name another file.")
+        raise UsageError(f"{file} exists and is not a backup.", "Name another file.")
     count = index.store.count()
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".cartq-backup-") as where:
         folder = IndexFolder(Path(where) / "index")
@@ -70,7 +75,7 @@ def backup(index: Index, file: Path, reporter: Reporter | None = None) -> int:
         folder.manifest.write_bytes(manifest.to_bytes())
         reporter.phase("writing", None)
         draft = Path(where) / "draft.tar"
-        # The engine keeps sparse files, hundreds of megabytes of zeros.
+        # The store keeps sparse files: hundreds of megabytes of zeros.
         with tarfile.open(draft, "w:gz", compresslevel=1) as archive:
             archive.add(folder.root, ".")
         rename_durably(draft, file)
@@ -78,11 +83,12 @@ def backup(index: Index, file: Path, reporter: Reporter | None = None) -> int:
 
 
 def restore(file: Path, root: Path) -> None:
-    """Make the index folder `root` from a file of `backup`: embedded; see `migrate` for a server.
+    """Make the index folder `root` from a file that `backup` wrote. The store of the new index is embedded;
+    `migrate` moves it to a server.
 
     Raises:
-        UsageError: There is an index already, or no such file.
-        MismatchError: The file is no backup.
+        UsageError: The folder is not empty, or there is no such file.
+        MismatchError: The file is not a backup.
     """
     file, root = Path(file), Path(root).absolute()
     if not file.is_file():
@@ -91,7 +97,7 @@ def restore(file: Path, root: Path) -> None:
     if root.exists() and any(root.iterdir()) and not folder.only_locked():
         raise UsageError(
             f"{root} is not empty.",
-            "Restore into another --index; an index that is there moves by `cartq migrate --to`.",
+            "Restore into another --index; to move an existing index, use `cartq migrate --to`.",
         )
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=".cartq-restore-") as where:
@@ -102,7 +108,8 @@ def restore(file: Path, root: Path) -> None:
             data = (made / "manifest.json").read_bytes()
         except (tarfile.TarError, OSError) as error:
             raise MismatchError(
-                f"{file} is no backup of an index: {error}.", "Make one with `cartq backup FILE`."
+                f"{file} is not a backup of an index: {error}.",
+                "Make one with `cartq backup FILE`.",
             ) from error
         Manifest.from_bytes(data, f"manifest.json of {file}")
         if root.exists():

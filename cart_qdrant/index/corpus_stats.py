@@ -1,8 +1,8 @@
-"""The first ingest with an embedder that needs statistics of the corpus.
+"""The first ingestion with an embedder that needs statistics of the corpus.
 
-Raw features of a sample are gathered first and kept on disk in parts: a killed run does not embed
+Raw features of a sample are computed first and kept on disk in parts: a killed run does not compute
 them twice, and they are not held in memory. Then the statistics are fitted and frozen, the sample
-is read again, and the rest streams.
+is read again, and the remaining files follow.
 Shape legend: N segments, R raw feature width.
 """
 
@@ -28,13 +28,13 @@ from cart_qdrant.records import Modality, Segment
 SAMPLE = 12_000
 """Segments in the sample; 70 MB of features."""
 MOST = 2 * SAMPLE
-"""Segments of one space that statistics are taken from; more come of a few long files."""
+"""Most segments of one space in the statistics; long files may give the sample more."""
 PART = 256
-"""Files that are embedded before the sample's size is looked at."""
+"""Files that are embedded between two checks of the sample's size."""
 ROWS = 2_048
-"""Segments from which on a part is written before it has all its files."""
+"""Segments from which a part is written before it has `PART` files."""
 WORK = "features"
-"""Folder of the parts, below the index's work folder; to be removed when all is stored."""
+"""Folder of the parts in the work folder; to be removed when all points are stored."""
 
 
 def fitted_features(
@@ -44,14 +44,17 @@ def fitted_features(
     entries: Sequence[FileEntry],
     reporter: Reporter,
 ) -> Iterator[FileResult]:
-    """Yield every file with its raw features, once the embedder has its statistics.
+    """Yield every file with its raw features, after the embedder has got its statistics.
 
-    Where the index has none yet, a sample is embedded first, and they are fitted and frozen.
-    Nothing is frozen when the sample holds no segment.
+    Where the index has no statistics yet, they are fitted on a sample and frozen; not if the sample
+    has no segments.
 
     Args:
-        entries: All files, in random order: the sample is their head.
-        reporter: Is told of the sample twice: when it is embedded, and when it is yielded.
+        index: Open index; its lock is held.
+        embedder: Embedder that needs statistics.
+        pipeline: Decodes files and computes raw features.
+        entries: All files in random order: the first ones are the sample.
+        reporter: Is called for the sample twice: when it is embedded, and when it is yielded.
     """
     sample = _Sample(index.folder.work / WORK, entries, embedder.raw_dim)
     rest = [entry for entry in entries if entry.rel not in sample.files]
@@ -77,18 +80,19 @@ def fitted_features(
 
 
 class _Sample:
-    """Files whose features are on disk, as far as they are as they were then, and failures.
+    """The files of the sample: those whose features are on disk and that have not changed since,
+    and those that failed.
 
     Attributes:
-        files: Their names.
-        segments: How many they have.
+        files: Their paths.
+        segments: Number of their segments.
     """
 
     def __init__(self, folder: Path, entries: Iterable[FileEntry], width: int) -> None:
         self._folder = folder
         self._width = width
         self._entries = {(entry.rel, entry.size, entry.mtime_ns): entry for entry in entries}
-        self._failed: list[FileResult] = []  # not on disk: a later run tries them again
+        self._failed: list[FileResult] = []  # not on disk: the next run tries them again
         self.files: set[str] = set()
         self.segments = 0
         self._count(self.results())
@@ -99,7 +103,7 @@ class _Sample:
             self.segments += len(result.segments)
 
     def results(self) -> Iterator[FileResult]:
-        """Every file with its features; one part is in memory."""
+        """Every file with its features; one part at a time is in memory."""
         left = dict(self._entries)
         parts = (_read_part(path, left) for path in sorted(self._folder.glob("*.json")))
         yield from chain(chain.from_iterable(parts), self._failed)
@@ -107,7 +111,11 @@ class _Sample:
     def gather(
         self, pipeline: Pipeline, entries: Sequence[FileEntry], reporter: Reporter
     ) -> list[FileEntry]:
-        """Embed files until there are `SAMPLE` segments; returns the other files."""
+        """Embed files until there are `SAMPLE` segments.
+
+        Returns:
+            The remaining files.
+        """
         for begin in range(0, len(entries), PART):
             if self.segments >= SAMPLE:
                 return list(entries[begin:])
@@ -134,14 +142,14 @@ class _Sample:
 def _by_space(
     results: Callable[[], Iterable[FileResult]], embedder: FittedEmbedder
 ) -> dict[str, FloatArray]:
-    """Features (N, R) of each space, read twice so that they are in memory once."""
+    """Features (N, R) of each space. The results are read twice, to hold the features once."""
     names: dict[str, list[str]] = {}
     for space, rel, _ in _rows(results(), embedder):
         names.setdefault(space, []).append(rel)
     place: dict[str, Iterator[int]] = {}
     x: dict[str, FloatArray] = {}
     for space, rels in names.items():
-        # In a fixed order: decoding threads finish as they like, and sums depend on the order.
+        # In a fixed order: sums depend on it, and the decoding threads finish in any order.
         order = sorted(range(len(rels)), key=rels.__getitem__)
         step = -(-len(rels) // MOST)
         to = np.full(len(rels), -1)
@@ -158,14 +166,14 @@ def _by_space(
 def _rows(
     results: Iterable[FileResult], embedder: FittedEmbedder
 ) -> Iterator[tuple[str, str, FloatArray]]:
-    """Space, file and features (R,) of each segment."""
+    """Space, path and features (R,) of each segment."""
     for result in results:
         for segment, row in zip(result.segments, result.features, strict=True):
             yield embedder.spaces[segment.modality], result.entry.rel, row
 
 
 def _write_part(folder: Path, results: Sequence[FileResult], width: int) -> None:
-    """One part: arrays in .npy, the rest in JSON."""
+    """Write one part: features in .npy, the rest in JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     number = len(list(folder.glob("*.json")))
     arrays = io.BytesIO()
@@ -183,12 +191,12 @@ def _write_part(folder: Path, results: Sequence[FileResult], width: int) -> None
         }
         for r in results
     ]
-    # The JSON comes last: a part without it does not count.
+    # The JSON is written last: a part without it is ignored.
     write_atomic(folder / f"{number:05}.json", json.dumps(rows).encode())
 
 
 def _read_part(path: Path, left: dict[tuple[str, int, int], FileEntry]) -> Iterator[FileResult]:
-    """What a part holds of the files that are `left`; they are taken out of it."""
+    """Files of a part that are in `left`; they are removed from it."""
     x_NR = np.load(path.with_suffix(".npy"), allow_pickle=False)
     at = 0
     for row in json.loads(path.read_bytes()):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 FIELDS = ("path", "modality", "captions", "start", "end")
-"""What may be mapped to a payload field of the collection."""
+"""What may be read from a payload field of the collection."""
 GUESSES: Mapping[str, tuple[str, ...]] = {
     "path": ("path", "file_path", "filepath", "image_path", "file_name", "filename", "file", "url",
              "uri", "image_url", "src", "source", "image"),
@@ -25,13 +25,16 @@ GUESSES: Mapping[str, tuple[str, ...]] = {
     "start": ("start", "start_time", "start_s", "t_start", "begin"),
     "end": ("end", "end_time", "end_s", "t_end"),
 }  # fmt: skip
-"""Last parts of payload fields, the likeliest first."""
+"""Usual names of payload fields, the most likely first; of a nested field, the last part."""
 _OFTEN = {"path": 0.5, "captions": 0.02, "modality": 0.99, "start": 0.5, "end": 0.5}
-"""Share of the sample that must hold a value for it to be guessed."""
+"""Share of the sample that must hold a fitting value for a field to be guessed."""
 
 
 def guess_fields(payloads: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Payload fields that look like ours, by name and values; one level of nesting is read."""
+    """Guess the payload field of each of `FIELDS` by names and values.
+
+    One level of nested objects is read. What fits no field is left out.
+    """
     fields: Counter[str] = Counter()
     for payload in payloads:
         for key, value in payload.items():
@@ -63,15 +66,15 @@ def guess_fields(payloads: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def modality_by_name(payloads: Sequence[Mapping[str, Any]], path: str | None) -> Modality:
-    """The commonest kind of file by its name; pictures where names tell nothing."""
+    """The most frequent modality by file names; images where the names do not say."""
     names = (str(value_at(payload, path) or "") for payload in payloads)
-    kinds = Counter((mimetypes.guess_type(name)[0] or "").split("/")[0] for name in names)
-    known = [kind for kind, _ in kinds.most_common() if kind in list(Modality)]
+    found = Counter((mimetypes.guess_type(name)[0] or "").split("/")[0] for name in names)
+    known = [one for one, _ in found.most_common() if one in list(Modality)]
     return Modality(known[0]) if known else Modality.IMAGE
 
 
 def word_field(payloads: Sequence[Mapping[str, Any]], captions: Sequence[str]) -> str | None:
-    """The field whose words are indexed: within objects where captions are such."""
+    """The payload field whose words get a full-text index; within objects, their key `text`."""
     for name in captions:
         for payload in payloads:
             value = value_at(payload, name)

@@ -1,15 +1,15 @@
-"""The folder of an index: what lies where, and how it changes without ever being half changed.
+"""The folder of an index: which files it has, and how they are replaced without a broken state.
 
 ```
 .cartq/
-  manifest.json          names and hashes of everything below; replacing it is the flip
+  manifest.json          names and hashes of everything below; replacing it activates a version
   embedder.safetensors   statistics of the embedder, where it has some
-  text-anchors-HASH.safetensors   texts whose vectors it knows
+  text-anchors-HASH.safetensors   texts whose vectors the embedder knows
   identifiers-N.safetensors, trie-HASH.safetensors, items-HASH.safetensors
   generator-N/           safetensors and JSON of the trained generator
-  store/                 the embedded engine
-  work/                  drafts, and unfinished work, so that a killed run resumes
-  lock                   held by the one process that writes; says that the folder is an index
+  store/                 the embedded store
+  work/                  drafts and unfinished work, from which a killed run resumes
+  lock                   held by the one process that writes; marks the folder as an index
 ```
 Files get a new name for every version and are drafted in `work/`; the manifest is replaced last;
 files of older versions are removed afterwards, by exact patterns of names. A crash leaves the old
@@ -33,11 +33,11 @@ from cart_qdrant.files import artifact_hash, write_atomic
 from cart_qdrant.index.manifest import Artifact, Manifest
 
 SEEN = "checked.json"
-"""File of an index folder with sizes and times of the artefacts that were checked."""
+"""File of an index folder with sizes and times of the files whose hashes were checked."""
 COPIED = "copied-from"
-"""File in a folder that is a copy for reading: it names the original."""
+"""File in a read-only copy of an index folder: it names the original."""
 MARK = b"This folder is an index of cart-qdrant.\n"
-"""Content of the lock file, from before there is a manifest."""
+"""Content of the lock file; it marks the folder before there is a manifest."""
 _VERSIONED = re.compile(
     r"(identifiers-\d+|(trie|items)-[0-9a-f]{12}|text-anchors-[0-9a-f]+)\.safetensors"
     r"|generator-\d+"
@@ -64,7 +64,7 @@ class IndexFolder:
 
     @property
     def store(self) -> Path:
-        """The embedded engine's folder."""
+        """Folder of the embedded store."""
         return self.root / "store"
 
     @property
@@ -74,7 +74,7 @@ class IndexFolder:
 
     @property
     def lock_file(self) -> Path:
-        """Held by the process that writes; its content is `MARK`."""
+        """The lock file, held by the process that writes; its content is `MARK`."""
         return self.root / "lock"
 
     def exists(self) -> bool:
@@ -86,7 +86,7 @@ class IndexFolder:
 
         Raises:
             IndexMissingError: There is none.
-            MismatchError: It is of another format, or no manifest at all.
+            MismatchError: It has another format, or is no manifest.
         """
         try:
             data = self.manifest.read_bytes()
@@ -97,11 +97,11 @@ class IndexFolder:
         return Manifest.from_bytes(data, str(self.manifest))
 
     def prepare(self) -> None:
-        """Make the folder, or make sure that it is an index or that one may be made in it.
+        """Make the folder, or check that it is an index or empty.
 
         Raises:
-            UsageError: It holds other files than those of an index.
-            MismatchError: Its manifest.json is that of another program.
+            UsageError: The folder holds other files than those of an index.
+            MismatchError: Its manifest.json belongs to another program.
         """
         if self.manifest.exists():
             self.read()
@@ -111,7 +111,7 @@ class IndexFolder:
         if self.root.exists() and any(self.root.iterdir()) and not self._marked():
             raise UsageError(
                 f"{self.root} holds files that are not an index.",
-                f"Name a folder of its own: --index {self.root / '.cartq'}",
+                f"Name a separate folder: --index {self.root / '.cartq'}",
             )
         self.root.mkdir(parents=True, exist_ok=True)
         with self.lock_file.open("ab") as file:
@@ -125,13 +125,13 @@ class IndexFolder:
             return False
 
     def only_locked(self) -> bool:
-        """Whether there is nothing but the lock file of a run that has made no index."""
+        """Whether the folder has only the lock file, left by a run that made no index."""
         return self._marked() and len(list(self.root.iterdir())) == 1
 
     def write(self, manifest: Manifest) -> None:
-        """Put a manifest in force (the flip) and remove files of versions it no longer names."""
+        """Activate a manifest, and remove files of versions that it no longer names."""
         write_atomic(self.manifest, manifest.to_bytes(), self.work)
-        # Whoever writes an artefact has just hashed it.
+        # The hashes of new files were computed when they were written.
         seen = self._seen()
         known = {a.name: a for a in manifest.artifacts() if (self.root / a.name).exists()}
         fresh = {
@@ -141,39 +141,41 @@ class IndexFolder:
         self._remember({name: one for name, one in seen.items() if name in known} | fresh)
         self._sweep(manifest)
 
-    def path(self, artifact: Artifact, *, anew: bool = False) -> Path:
-        """Path of an artefact, after its content was checked.
+    def path(self, artifact: Artifact, *, rehash: bool = False) -> Path:
+        """Path of a file or folder that the manifest names, after its content was checked.
 
-        Files that have the sizes and times that they had when they were last checked are taken to
-        be unchanged: hashing takes longer than a search.
+        If sizes and times are those of the last check, the content counts as unchanged: hashing
+        takes longer than a search.
 
         Args:
-            anew: Whether to hash them all the same.
+            artifact: The file or folder.
+            rehash: Compute the hash in any case.
 
         Raises:
-            MismatchError: It is missing, or its hash is not that of the manifest.
+            MismatchError: The file is missing, or its hash differs from the manifest's.
         """
         path = self.root / artifact.name
         if not path.exists():
             raise MismatchError(
-                f"{path} is missing, but the manifest names it.", "Mend: `cartq doctor --fix`."
+                f"{path} is missing, but the manifest names it.",
+                "Repair the index: `cartq doctor --fix`.",
             )
         state = self._state(artifact)
         seen = self._seen()
-        if not anew and seen.get(artifact.name) == state:
+        if not rehash and seen.get(artifact.name) == state:
             return path
         found = artifact_hash(path)
         if found != artifact.hash:
             raise MismatchError(
                 f"{path} has hash {found}, but the manifest says {artifact.hash}.",
-                "Mend: `cartq doctor --fix`.",
+                "Repair the index: `cartq doctor --fix`.",
             )
         if seen.get(artifact.name) != state:
             self._remember({**seen, artifact.name: state})
         return path
 
     def _state(self, artifact: Artifact) -> dict[str, Any]:
-        """What is remembered of a checked artefact."""
+        """Hash, sizes and times of a checked file or folder."""
         path = self.root / artifact.name
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         stats = [(file.name, file.stat()) for file in files]
@@ -183,7 +185,7 @@ class IndexFolder:
         }
 
     def _seen(self) -> dict[str, Any]:
-        """States of checked artefacts; whatever is wrong with the file, it means none."""
+        """Recorded states by name; none if the record is missing or damaged."""
         try:
             found = json.loads((self.root / SEEN).read_bytes())
         except (OSError, ValueError):
@@ -191,7 +193,7 @@ class IndexFolder:
         return found if isinstance(found, dict) else {}
 
     def _remember(self, states: Mapping[str, Any]) -> None:
-        with contextlib.suppress(OSError):  # a folder that may only be read is checked each time
+        with contextlib.suppress(OSError):  # a read-only folder is checked each time
             write_atomic(self.root / SEEN, json.dumps(states).encode(), self.work)
 
     def _sweep(self, manifest: Manifest) -> None:
@@ -205,20 +207,20 @@ class IndexFolder:
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             else:
-                entry.unlink(missing_ok=True)  # a reader's draft may just have got its name
+                entry.unlink(missing_ok=True)  # another process may just have renamed its draft
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other writers out; released also when the process is killed.
+        """Keep other writers out; the lock is released also when the process is killed.
 
         Raises:
             StoreError: Another process writes to the index.
-            UsageError: The folder is a copy for reading, or holds files that are not an index.
+            UsageError: The folder is a read-only copy, or holds files that are not an index.
         """
         copied = self.root / COPIED
         if copied.exists():
             raise UsageError(
-                f"{self.root} is a copy of {copied.read_text().strip()}, for reading.",
+                f"{self.root} is a read-only copy of {copied.read_text().strip()}.",
                 "Write to the original.",
             )
         self.prepare()

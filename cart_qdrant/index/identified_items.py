@@ -1,4 +1,4 @@
-"""The items that have an identifier, read from the store into a prefix tree and an item table.
+"""Reads the items that have an identifier into a prefix tree and an item table.
 
 Shape legend: N items, L identifier length.
 """
@@ -20,22 +20,31 @@ from cart_qdrant.index.points import has_identifier
 
 
 class IdentifiedItems:
-    """What the payloads of points with an identifier say, in growing arrays: lists would take
-    gigabytes."""
+    """Identifier, modality, file and hubness of each item, in growing arrays: Python lists would
+    take gigabytes for ten million items.
 
-    def __init__(self, levels: int, *, bare: bool) -> None:
-        self._depth, self._keeps_bare = levels + 1, bare
+    Args:
+        levels: Semantic levels of an identifier.
+        list_unmeasured: Whether to collect the items without hubness in `unmeasured`.
+
+    Attributes:
+        unmeasured: Point ids of items without stored hubness, with their numbers. The store cannot
+            find these points: hubness has no payload index.
+    """
+
+    def __init__(self, levels: int, *, list_unmeasured: bool) -> None:
+        self._length, self._list_unmeasured = levels + 1, list_unmeasured
         self._keys, self._kinds = bytearray(), bytearray()
         self._codes, self._files = array("i"), array("Q")
         self._hubs = {"media": array("f"), "caption": array("f")}
-        self.bare: dict[str, int] = {}
-        """Places of points whose hubness is not stored, if asked for: it has no payload index to
-        find them by."""
+        self.unmeasured: dict[str, int] = {}
 
     @classmethod
-    def read(cls, index: Index, field: str, levels: int, *, bare: bool = False) -> IdentifiedItems:
-        """Those of a payload field."""
-        items = cls(levels, bare=bare)
+    def read(
+        cls, index: Index, field: str, levels: int, *, list_unmeasured: bool = False
+    ) -> IdentifiedItems:
+        """Read all items that have an identifier in a payload field."""
+        items = cls(levels, list_unmeasured=list_unmeasured)
         wanted = ["modality", "path", field]
         for record in index.store.scroll(has_identifier(field), with_payload=wanted):
             payload = record.payload or {}
@@ -52,9 +61,16 @@ class IdentifiedItems:
         payload: Mapping[str, Any],
         hub: Mapping[str, float] | None = None,
     ) -> None:
-        """One more, with what its payload says besides."""
-        if hub is None and self._keeps_bare:
-            self.bare[id] = len(self._kinds)
+        """Add an item.
+
+        Args:
+            id: Point id.
+            row_L: The whole identifier.
+            payload: Payload of the point with `modality` and `path`.
+            hub: Hubness by vector; None where it was not measured.
+        """
+        if hub is None and self._list_unmeasured:
+            self.unmeasured[id] = len(self._kinds)
         self._keys += key_of(id)
         self._kinds.append(kind_number(payload.get("modality")))
         self._files.append(file_number(payload.get("path", id)))
@@ -62,24 +78,24 @@ class IdentifiedItems:
         for name, values in self._hubs.items():
             values.append((hub or {}).get(name, np.nan))
 
-    def set_hub(self, id: str, hub: Mapping[str, float]) -> None:
-        """The hubness of one that had none."""
-        place = self.bare.pop(id)
+    def set_hubness(self, id: str, hub: Mapping[str, float]) -> None:
+        """Set the hubness of an item of `unmeasured`."""
+        number = self.unmeasured.pop(id)
         for name, values in self._hubs.items():
-            values[place] = hub.get(name, np.nan)
+            values[number] = hub.get(name, np.nan)
 
     def counters(self) -> FreeCounters:
-        """Next free counter of each semantic part."""
+        """The next free disambiguation token of each semantic part."""
         return self._tree().counters()
 
     def _rows(self) -> IntArray:
-        return np.asarray(self._codes, dtype=np.int32).reshape(-1, self._depth)
+        return np.asarray(self._codes, dtype=np.int32).reshape(-1, self._length)
 
     def _tree(self) -> Trie:
-        return Trie.build(self._rows(), self._depth, np.asarray(self._hubs["media"]))
+        return Trie.build(self._rows(), self._length, np.asarray(self._hubs["media"]))
 
     def finish(self) -> tuple[Trie, ItemTable]:
-        """The tree of all identifiers, and what ranks their items."""
+        """The prefix tree of all identifiers, and the item table."""
         trie = self._tree()
         table = ItemTable.build(
             np.frombuffer(self._keys, dtype="S16"), trie.nodes(self._rows()),

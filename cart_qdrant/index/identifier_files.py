@@ -5,9 +5,7 @@ from __future__ import annotations
 from cart_qdrant.arrays.mmap import map_arrays
 from cart_qdrant.errors import MismatchError
 from cart_qdrant.files import draft_path, file_hash, load_arrays, rename_durably
-from cart_qdrant.identifiers.codec import (
-    Codec,
-)
+from cart_qdrant.identifiers.codec import Codec
 from cart_qdrant.identifiers.item_table import ItemTable
 from cart_qdrant.identifiers.trie import Trie
 from cart_qdrant.index.index import Index
@@ -15,10 +13,14 @@ from cart_qdrant.index.manifest import Artifact
 
 
 def load_codec(index: Index, *, mapped: bool = False) -> Codec | None:
-    """The code books in force, or None before the first fit.
+    """The codebooks in force; None before the first fit.
 
     Args:
-        mapped: Whether they are read, for decoding alone, as they are looked at.
+        index: Open index.
+        mapped: Whether to map the file instead of reading it, which is enough for decoding.
+
+    Raises:
+        MismatchError: The file is missing or was changed.
     """
     info = index.manifest.identifiers
     if info is None:
@@ -28,7 +30,7 @@ def load_codec(index: Index, *, mapped: bool = False) -> Codec | None:
 
 
 def load_trie(index: Index) -> Trie | None:
-    """The prefix tree in force, or None before the first fit; it is read as it is walked.
+    """The prefix tree in force, memory-mapped; None before the first fit.
 
     Raises:
         MismatchError: The file is missing, cut short, or holds another number of identifiers.
@@ -41,24 +43,23 @@ def load_trie(index: Index) -> Trie | None:
     if len(trie) != info.count:
         raise MismatchError(
             f"{path} holds {len(trie)} identifiers, but the manifest says {info.count}.",
-            "Mend: `cartq doctor --fix`.",
+            "Repair the index: `cartq doctor --fix`.",
         )
     return trie
 
 
 def load_table(index: Index) -> ItemTable | None:
-    """What ranks the items; None before the first fit, and in an index of an older version.
+    """The item table in force; None before the first fit.
 
     Raises:
-        MismatchError: The file is missing, or cut short.
+        MismatchError: The file is missing or cut short.
     """
     info = index.manifest.identifiers
-    if info is None or info.items is None:
-        return None
-    return ItemTable.load(index.folder.path(info.items))
+    return None if info is None else ItemTable.load(index.folder.path(info.items))
 
 
 def save_part(index: Index, kind: str, part: Trie | ItemTable) -> Artifact:
+    """Store a prefix tree (`trie`) or an item table (`items`) under a name that has its hash."""
     draft = draft_path(index.folder.work, kind)
     part.save(draft)
     digest = file_hash(draft)

@@ -1,4 +1,7 @@
-"""Identifiers in the index: fit, assign to new points, renew without an interruption, report."""
+"""Fits identifiers, assigns them to points and replaces them without an interruption.
+
+Shape legend: N items, D vector width, L identifier length.
+"""
 
 from __future__ import annotations
 
@@ -40,13 +43,13 @@ from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage.protocol import CAPTION, MEDIA, Store
 
 ENCODED = 65_536
-"""Vectors copied out of all to be coded."""
+"""Vectors that are copied and encoded together."""
 GROWN = 2
-"""Growth since fitting from which identifiers are renewed while nothing depends on them."""
+"""Growth since fitting from which identifiers are refitted, if no generator was trained on them."""
 
 
 def encode(codec: Codec, x_ND: FloatArray, spaces: npt.NDArray[np.str_]) -> IntArray:
-    """Codes (N, L) of vectors of mixed spaces; rows of a space without a quantiser are -1."""
+    """Codes (N, levels) of vectors of several spaces; -1 where a space has no quantiser."""
     out = np.full((len(x_ND), codec.levels), -1, dtype=np.int32)
     for space, quantizer in codec.quantizers.items():
         rows = np.flatnonzero(spaces == space)
@@ -59,7 +62,18 @@ def encode(codec: Codec, x_ND: FloatArray, spaces: npt.NDArray[np.str_]) -> IntA
 def write_identifiers(
     store: Store, field: str, ids: Sequence[str], codes_NL: IntArray, counters: Counters
 ) -> IntArray:
-    """Store identifiers in the payload; returns them whole (N, L + 1)."""
+    """Write identifiers into the payload.
+
+    Args:
+        store: The collection.
+        field: Payload field.
+        ids: Point ids.
+        codes_NL: Semantic part of each identifier, without its disambiguation token.
+        counters: Next free disambiguation token of each semantic part; advanced.
+
+    Returns:
+        The whole identifiers (N, levels + 1).
+    """
     rows = counters.complete(codes_NL)
     for begin in range(0, len(ids), BLOCK):
         updates: list[tuple[str, Mapping[str, Any]]] = []
@@ -76,14 +90,16 @@ def write_hubness(
     field: str,
     bank: QueryBank,
     which: qdrant.Filter,
-    tell: Callable[[str, Mapping[str, float]], None] | None = None,
+    on_write: Callable[[str, Mapping[str, float]], None] | None = None,
 ) -> None:
-    """Store the hubness of points beside their identifier, see `querybank`.
+    """Compute the hubness of points and write it beside their identifier.
 
     Args:
+        index: Open index.
         field: Payload field of the identifiers.
+        bank: Queries from which hubness is computed.
         which: Points that have an identifier there.
-        tell: Is told each point, when it is written, and its hubness by vector.
+        on_write: Is called with each point id and its hubness by vector, after they are written.
     """
     names = [MEDIA, CAPTION]
     found = index.store.scroll(which, with_payload=["modality", field], with_vectors=names)
@@ -101,7 +117,7 @@ def write_hubness(
             h_N = bank.hubness(np.asarray([x for _, _, x in rows], dtype=np.float32), space)
             for (n, name, _), h in zip(rows, h_N.tolist(), strict=True):
                 if h == h:  # a space without a bank has none
-                    # Few digits: the store gives those back exactly.
+                    # The store gives a number of few digits back exactly.
                     hubs[n][name] = round(h, 5)
         index.store.set_payload(
             [
@@ -109,9 +125,9 @@ def write_hubness(
                 for record, hub in zip(chunk, hubs, strict=True)
             ]
         )
-        if tell is not None:
+        if on_write is not None:
             for record, hub in zip(chunk, hubs, strict=True):
-                tell(str(record.id), hub)
+                on_write(str(record.id), hub)
 
 
 def prepare(
@@ -120,15 +136,20 @@ def prepare(
     codec: Codec,
     bank: QueryBank | None = None,
 ) -> IdentifierInfo:
-    """Write new identifiers under the next payload field; nothing reads them until the flip.
+    """Write new identifiers under the next payload field; no search reads them until they are
+    activated.
 
     Args:
+        index: Open index; its lock is held.
         vectors: All items.
         codec: Fitted on every space that has items.
-        bank: Queries by which hubness is measured; without, none is stored.
+        bank: Queries from which hubness is computed; None writes no hubness.
 
     Returns:
-        What to put into the manifest, alone or with a generator, see `adopt`.
+        The record for the manifest, which `activate_identifiers` activates without a generator.
+
+    Raises:
+        StoreError: The store failed, or the payload field of an attached collection is in use.
     """
     current = index.manifest.identifiers
     version = 1 if current is None else current.version + 1
@@ -160,16 +181,16 @@ def prepare(
 
 
 def _check_free(index: Index, field: str) -> None:
-    """Refuse to write over a payload field of others.
+    """Refuse to overwrite a payload field of others.
 
     Raises:
-        StoreError: Some points have it, and it holds no identifier.
+        StoreError: The field of some points holds something else than an identifier.
     """
     theirs = qdrant.Filter(must=[lacks(f"{field}.id"), is_ours()], must_not=[lacks(field)])
     try:
         count = index.store.count(theirs)
     except StoreError:
-        return  # the server takes no condition on a field without an index; `attach` has looked
+        return  # strict mode refuses conditions on unindexed fields; `attach` has checked
     if count:
         raise StoreError(
             f"{count} points of {index.store.location} have a payload field {field!r} that holds "
@@ -179,10 +200,11 @@ def _check_free(index: Index, field: str) -> None:
 
 
 def activate_identifiers(index: Index, info: IdentifierInfo) -> None:
-    """Flip to prepared identifiers. A trained generator goes: it writes the old ones.
+    """Activate identifiers from `prepare`. A trained generator writes the old identifiers, so the
+    manifest no longer names it.
 
-    The old payload field stays until the next run that writes (`remove_stale`), so that a search
-    which has the old manifest open still finds what it names.
+    The old payload field stays until the next writing run calls `remove_stale`, so that a search
+    which opened the old manifest still resolves its identifiers.
     """
     old = index.manifest.identifiers
     stale = [*index.manifest.stale_fields, *([old.field] if old is not None else [])]
@@ -190,7 +212,8 @@ def activate_identifiers(index: Index, info: IdentifierInfo) -> None:
 
 
 def remove_stale(index: Index) -> None:
-    """Remove payload fields of older identifiers; a crash in between leaves it for next time."""
+    """Remove the payload fields of earlier identifiers; a run that is killed in between leaves the
+    rest to the next one."""
     if not index.manifest.stale_fields:
         return
     for field in index.manifest.stale_fields:
@@ -202,7 +225,7 @@ def remove_stale(index: Index) -> None:
 
 
 def refit(index: Index, config: IdentifierConfig | None = None) -> IdentifierInfo | None:
-    """Fit identifiers on all items and flip to them; None when there is no item."""
+    """Fit identifiers on all items and activate them; None when there is no item."""
     remove_stale(index)
     vectors = read_vectors(index)
     if not vectors.ids:
@@ -213,12 +236,12 @@ def refit(index: Index, config: IdentifierConfig | None = None) -> IdentifierInf
 
 
 def fitted_on(info: IdentifierInfo) -> int:
-    """Items that the code books were fitted on."""
+    """Number of items that the codebooks were fitted on."""
     return sum(int(one["fitted_on"]) for one in info.meta.values())
 
 
 def summary(info: IdentifierInfo) -> dict[str, Any]:
-    """What reports tell of identifiers."""
+    """The figures of the identifiers that reports contain."""
     return {
         "unique_ratio": round(info.unique_ratio, 4),
         "levels": info.levels,
@@ -228,8 +251,8 @@ def summary(info: IdentifierInfo) -> dict[str, Any]:
 
 
 def update_identifiers(index: Index) -> int:
-    """Identifiers for new points; all anew where the collection has outgrown its code books and
-    nothing depends on them yet.
+    """Assign identifiers to new points. Refit all identifiers instead where the collection has
+    outgrown its codebooks and no generator was trained on them.
 
     Returns:
         How many items stay without an identifier.
@@ -246,11 +269,11 @@ def update_identifiers(index: Index) -> int:
 
 
 def assign_new(index: Index) -> int:
-    """Give every point an identifier that has none, and bring the tree in step with the points.
+    """Assign an identifier to every point that has none, and update tree and table.
 
-    The tree is made anew from the payload, since a killed run may have left them apart. Items of
-    a space that had none at fitting need new code books: they are fitted at once, unless a
-    generator was trained, which would be lost.
+    Both are built from the payloads of all points, since a run that was killed may have written
+    points without updating them. Items of a space without codebooks need a new fit: it is done at
+    once, unless that would discard a trained generator.
 
     Returns:
         How many items stay without an identifier.
@@ -259,37 +282,19 @@ def assign_new(index: Index) -> int:
     if info is None:
         refit(index)
         return 0
-    codec = load_codec(index)
-    assert codec is not None
-    store = index.store
-    missing = qdrant.Filter(must=[lacks(f"{info.field}.id")], must_not=[lacks("hash")])
     bank = index.query_bank()
-    items = IdentifiedItems.read(index, info.field, info.levels, bare=bank is not None)
-    counters = Counters(items.counters())
-    unnamed = 0
-    wanted = ["modality", "path"]
-    for chunk in in_blocks(store.scroll(missing, with_payload=wanted, with_vectors=[MEDIA])):
-        x = np.asarray([vector_of(r) for r in chunk], dtype=np.float32)
-        spaces = np.asarray([index.space((r.payload or {})["modality"]) or "" for r in chunk])
-        codes = encode(codec, x, spaces)
-        known = codes[:, 0] >= 0
-        # Of a kind that the embedder does not know there never are any: no reason to fit anew.
-        unnamed += int((~known & (spaces != "")).sum())
-        kept = [record for record, ok in zip(chunk, known, strict=True) if ok]
-        ids = [str(record.id) for record in kept]
-        rows = write_identifiers(store, info.field, ids, codes[known], counters)
-        for id, record, row in zip(ids, kept, rows.tolist(), strict=True):
-            items.add(id, row, record.payload or {})
-    if unnamed and index.manifest.generator is None:
+    items = IdentifiedItems.read(index, info.field, info.levels, list_unmeasured=bank is not None)
+    without = _assign(index, info, items)
+    if without and index.manifest.generator is None:
         refit(index)
         return 0
-    bare = list(items.bare)
     if bank is not None:
-        for begin in range(0, len(bare), BLOCK):
-            some = qdrant.HasIdCondition(has_id=bare[begin : begin + BLOCK])
+        unmeasured = list(items.unmeasured)
+        for begin in range(0, len(unmeasured), BLOCK):
+            some = qdrant.HasIdCondition(has_id=unmeasured[begin : begin + BLOCK])
             which = qdrant.Filter(must=[some])
-            write_hubness(index, info.field, bank, which, items.set_hub)
-    store.flush()
+            write_hubness(index, info.field, bank, which, items.set_hubness)
+    index.store.flush()
     trie, table = items.finish()
     written = replace(
         info, trie=save_part(index, "trie", trie), items=save_part(index, "items", table),
@@ -297,4 +302,31 @@ def assign_new(index: Index) -> int:
     )  # fmt: skip
     if (written.trie, written.items) != (info.trie, info.items):
         index.put(replace(index.manifest, identifiers=written))
-    return unnamed
+    return without
+
+
+def _assign(index: Index, info: IdentifierInfo, items: IdentifiedItems) -> int:
+    """Write identifiers of points that have none, and add these points to `items`.
+
+    Returns:
+        How many items stay without one, since their space has no codebooks.
+    """
+    codec = load_codec(index)
+    assert codec is not None
+    missing = qdrant.Filter(must=[lacks(f"{info.field}.id")], must_not=[lacks("hash")])
+    counters = Counters(items.counters())
+    without = 0
+    wanted = ["modality", "path"]
+    for chunk in in_blocks(index.store.scroll(missing, with_payload=wanted, with_vectors=[MEDIA])):
+        x = np.asarray([vector_of(r) for r in chunk], dtype=np.float32)
+        spaces = np.asarray([index.space((r.payload or {})["modality"]) or "" for r in chunk])
+        codes = encode(codec, x, spaces)
+        known = codes[:, 0] >= 0
+        # A modality that the embedder does not know never gets one: that is no reason to refit.
+        without += int((~known & (spaces != "")).sum())
+        kept = [record for record, ok in zip(chunk, known, strict=True) if ok]
+        ids = [str(record.id) for record in kept]
+        rows = write_identifiers(index.store, info.field, ids, codes[known], counters)
+        for id, record, row in zip(ids, kept, rows.tolist(), strict=True):
+            items.add(id, row, record.payload or {})
+    return without

@@ -1,8 +1,8 @@
-"""Ingestion: files to points with identifiers. Safe to kill and to run again at any time.
+"""Ingestion: turns files into points with identifiers. May be killed and run again at any time.
 
-A file's points are written together, each saying how many there are (`segments`), so a file is
-known to be whole or is done again. Identifiers come last; points without one are found and
-given theirs by the next run.
+The points of a file are written together, and each has the number of them (`segments`): the next
+run ingests a file again whose points are not all there. Identifiers come last; the next run assigns
+them to points that have none.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ from cart_qdrant.records import MADE_SOURCES, Caption, CaptionSource, Failure, S
 from cart_qdrant.storage.protocol import MEDIA
 
 TOGETHER = 64
-"""Segments whose features are projected together, about; fewer than are written together."""
+"""Segments whose features are projected together, at least."""
 
 
 class Ingest:
-    """One run over some folders into an open index. The caller holds `index.folder.lock()`,
-    unless the run is dry."""
+    """One run over some files and folders into an open index.
+
+    The caller holds `index.folder.lock()`, unless it is a dry run.
+    """
 
     def __init__(
         self, index: Index, options: IngestOptions, reporter: Reporter | None = None
@@ -51,12 +53,12 @@ class Ingest:
         self._writer = PointWriter(index, use_captions=options.use_captions)
 
     def run(self) -> IngestReport:
-        """Bring the index in step with the folders.
+        """Update the index from the folders.
 
         Raises:
             UsageError: No path, or a path that does not exist.
             CaptionError: The caption table cannot be read.
-            StoreError: The store failed; what was acknowledged before is kept.
+            StoreError: The store failed; the points that it has acknowledged are kept.
         """
         begin = time.perf_counter()
         options, index, report = self._options, self._index, self._report
@@ -83,7 +85,9 @@ class Ingest:
         else:
             self._execute(plan, stored)
             if options.captions is not None and reader.unused:
-                self._reporter.say(f"{reader.unused} rows of {options.captions} fit no file")
+                self._reporter.say(
+                    f"{reader.unused} rows of {options.captions} name no ingested file"
+                )
         report.seconds = time.perf_counter() - begin
         return report
 
@@ -99,7 +103,6 @@ class Ingest:
             report.removed = len(plan.deleted)
 
     def _execute(self, plan: Plan, stored: dict[str, StoredFile]) -> None:
-        self._index.add_indexes()
         remove_stale(self._index)
         if plan.touch:
             self._writer.touch(plan.touch)
@@ -121,7 +124,11 @@ class Ingest:
         self._report.identify_seconds = time.perf_counter() - begin
 
     def _rewrite(self, job: Job, stored: dict[str, StoredFile]) -> list[Job]:
-        """Store a file with vectors that are there; returns it where they no longer are."""
+        """Write a file with vectors that are stored already.
+
+        Returns:
+            The file, if these vectors are no longer stored; else nothing.
+        """
         assert job.source is not None
         source = stored[job.source]
         records = self._index.store.retrieve(source.ids, with_vectors=[MEDIA])
@@ -129,7 +136,7 @@ class Ingest:
         tags: list[Caption] = []
         for record in records:
             payload, vector = record.payload or {}, vector_of(record)
-            # An earlier job of this run may have put other content under the source's name.
+            # An earlier job of this run may have stored other content under the path of the source.
             if payload.get("hash") != job.digest or vector is None:
                 return [job]
             segment = Segment(
@@ -149,13 +156,13 @@ class Ingest:
         return []
 
     def _tags(self, job: Job, stored: Sequence[Caption]) -> Sequence[Caption]:
-        """Captions inside the file; those stored are only those that no other caption hid."""
+        """Captions inside the file; the stored ones lack those that other captions replaced."""
         if not self._options.use_captions:
             return ()
         try:
             return from_tags(probe(job.entry.path, self._options.segments).tags)
         except CartError:
-            return stored  # the file has just gone, or can no longer be read
+            return stored  # the file was just deleted, or can no longer be read
 
     def _embed(self, jobs: Sequence[Job]) -> None:
         if not jobs:
@@ -170,14 +177,14 @@ class Ingest:
             prepare=embedder.prepare if isinstance(embedder, Preparing) else None,
         )
         entries = [job.entry for job in jobs]
-        # Statistics of a fair sample, and an honest estimate of the time left.
+        # Random order gives a fair sample for the statistics, and a fair estimate of the time left.
         random.Random(0).shuffle(entries)
         reporter.phase("ingest", len(entries))
         if fitted is not None:
             results = fitted_features(self._index, fitted, pipeline, entries, reporter)
         else:
             results = _advancing(pipeline.run(entries), reporter)
-        # Without a projection there is nothing to gain, and a kill would lose what waits.
+        # Without a projection, blocks gain nothing, and a kill would lose the files that wait.
         for block in _blocks(results, TOGETHER if fitted else 1):
             vectors = iter(self._vectors(block, fitted))
             for result in block:
@@ -191,7 +198,7 @@ class Ingest:
     def _vectors(
         self, results: Sequence[FileResult], fitted: FittedEmbedder | None
     ) -> list[list[float]]:
-        """Unit vectors of all segments in order: one product a space, not one a file."""
+        """Unit vectors of all segments in order; features of a space are projected together."""
         features = [row for result in results for row in result.features]
         if not features:
             return []
@@ -208,7 +215,7 @@ class Ingest:
     def _take(self, result: FileResult, job: Job, rows: Sequence[Row]) -> None:
         rel, report = result.entry.rel, self._report
         if not result.segments:
-            # What was stored of it before stays: a file may be damaged for a while.
+            # Points of the file that are stored stay: it may be damaged for a while only.
             reason = result.failure or "; ".join(result.notes) or "nothing in it can be embedded"
             report.failed.append(Failure(rel, reason))
             return
@@ -221,35 +228,35 @@ class Ingest:
         report.media_seconds += result.seconds
 
     def _keep_text_anchors(self, fresh: Sequence[Job]) -> None:
-        """Before training, queries reach media vectors through the embedder's texts."""
+        """Keep the texts of the embedder, by which queries reach media vectors before training."""
         index, embedder = self._index, self._embedder
         if not isinstance(embedder, AnchoredEmbedder):
             return
         info = index.manifest.embedder
         if isinstance(embedder, FittedEmbedder):
-            # Its vectors of texts hold for its statistics: kept once these are frozen.
+            # Its text vectors depend on the statistics: they are kept once these are frozen.
             if info.statistics is not None and info.text_anchors is None:
                 index.keep_text_anchors(embedder.text_anchors())
         elif info.text_anchors is None or fresh:
             text_anchors = embedder.text_anchors()
             if (
                 info.text_anchors is None or text_anchors.texts
-            ):  # another file without texts takes none away
+            ):  # a vectors file without texts does not remove the texts of an earlier one
                 index.keep_text_anchors(text_anchors)
 
     def _identify(self, *, has_points: bool) -> None:
-        """Identifiers for new points, the tree, then a durable store; nothing if all is as it was.
+        """Update identifiers and prefix tree, then flush the store, if points have changed.
 
         Args:
-            has_points: Whether there is, or was before this run, a point of ours.
+            has_points: Whether the index has points, or had some before this run.
         """
         index = self._index
         info = index.manifest.identifiers
         if self._writer.changed or (info is None and has_points):
             self._reporter.phase("identifiers", None)
-            unnamed = update_identifiers(index)
+            without = update_identifiers(index)
             self._writer.settle()
-            for line in advice(index, unnamed):
+            for line in advice(index, without):
                 self._reporter.say(line)
         info = index.manifest.identifiers
         if info is not None:
@@ -257,7 +264,7 @@ class Ingest:
 
 
 def _blocks(results: Iterable[FileResult], segments: int) -> Iterator[list[FileResult]]:
-    """Consecutive files with at least that many segments together."""
+    """Consecutive files in blocks of at least `segments` segments."""
     block: list[FileResult] = []
     count = 0
     for result in results:

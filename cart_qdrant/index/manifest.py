@@ -1,4 +1,4 @@
-"""What an index is made of: one frozen record, written as JSON."""
+"""The manifest: one frozen record that names all parts of an index, written as JSON."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class EmbedderInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdentifierInfo:
-    """The identifiers in force: code books, payload field, tree, and what ranks the items."""
+    """The identifiers in force: codebooks, payload field, prefix tree and item table."""
 
     version: int
     field: str
@@ -48,18 +48,17 @@ class IdentifierInfo:
     levels: int
     count: int
     unique_ratio: float
-    items: Artifact | None = None
-    """None in an index of an older version: payloads are read instead."""
+    items: Artifact
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneratorInfo:
-    """The trained generator and what it was trained for."""
+    """The trained generator, and the identifiers that it was trained on."""
 
     version: int
     folder: Artifact
     identifiers: int
-    """Version of the identifiers that it writes."""
+    """Version of the identifiers that the generator writes."""
     summary: dict[str, Any] = field(default_factory=dict)
 
 
@@ -73,19 +72,19 @@ class Manifest:
     identifiers: IdentifierInfo | None = None
     generator: GeneratorInfo | None = None
     stale_fields: list[str] = field(default_factory=list)
-    """Payload fields of older identifiers that are still to be removed."""
+    """Payload fields of earlier identifiers that are still to be removed."""
     revision: str = ""
-    """Random, of the last change; what a server's collection is told."""
+    """Random name of this state of the manifest; a server's collection records it."""
     format: int = FORMAT
 
     @property
     def version(self) -> str:
-        """Short hash of all that decides an answer."""
+        """Short hash of all that determines the answers of a search."""
         text = json.dumps(asdict(replace(self, revision="")), sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
     def artifacts(self) -> list[Artifact]:
-        """All files and folders that it names."""
+        """All files and folders that the manifest names."""
         named = [self.embedder.statistics, self.embedder.text_anchors]
         if self.identifiers is not None:
             named += [self.identifiers.books, self.identifiers.trie, self.identifiers.items]
@@ -99,7 +98,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Manifest:
-        """Inverse of `to_bytes`, after parsing."""
+        """The manifest of a parsed JSON object, see `to_bytes`."""
 
         def artifact(value: dict[str, Any] | None) -> Artifact | None:
             return None if value is None else Artifact(**value)
@@ -109,7 +108,7 @@ class Manifest:
             embedder[name] = artifact(embedder.get(name))
         identifiers, generator = data.get("identifiers"), data.get("generator")
         if identifiers is not None:
-            files = {name: artifact(identifiers.get(name)) for name in ("books", "trie", "items")}
+            files = {name: Artifact(**identifiers[name]) for name in ("books", "trie", "items")}
             identifiers = IdentifierInfo(**{**identifiers, **files})
         if generator is not None:
             generator = GeneratorInfo(**{**generator, "folder": artifact(generator["folder"])})
@@ -128,10 +127,10 @@ class Manifest:
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Manifest:
-        """Inverse of `to_bytes`.
+        """Parse and check what `to_bytes` has made.
 
         Raises:
-            MismatchError: It is of another format, or no manifest at all.
+            MismatchError: The data has another format, or is no manifest.
         """
         try:
             found = json.loads(data)
@@ -149,5 +148,7 @@ class Manifest:
             raise MismatchError(f"{where} lacks or misnames {error}.") from error
         for artifact in manifest.artifacts():
             if Path(artifact.name).name != artifact.name:
-                raise MismatchError(f"{where} names {artifact.name!r}, which is no plain name.")
+                raise MismatchError(
+                    f"{where} names {artifact.name!r}, which is not a plain file name."
+                )
         return manifest

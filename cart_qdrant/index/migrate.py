@@ -1,7 +1,7 @@
-"""The points of an index to another store: embedded to a server, and back.
+"""Moves the points of an index to another store: from the embedded store to a server, and back.
 
-Points are copied as they are, page by page; a killed run goes on, and one that is made again copies
-what has changed. The manifest flips last: until then the index answers from where it was.
+Points are copied unchanged, page by page. After a kill, the same command continues; a second run
+copies what has changed since. The manifest is replaced last: until then, the old store is searched.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from qdrant_client import models
 
 from cart_qdrant.errors import MismatchError, StoreError, UsageError
 from cart_qdrant.index.index import Index
-from cart_qdrant.index.ownership import check_owner, set_owner
+from cart_qdrant.index.ownership import Owner, check_owner, set_owner
 from cart_qdrant.index.points import vector_of
 from cart_qdrant.progress import Reporter, Silent
 from cart_qdrant.storage import requests as qdrant
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 PAGE = 500
 """Points copied together."""
 SAMPLE = 200
-"""Points compared one by one at the end."""
+"""Points that are compared one by one at the end."""
 CLOSE = 1e-6
-"""How far a component of a copied unit vector may be off: it is normalised again."""
+"""How far a component of a copied unit vector may differ: the store normalises it again."""
 
 
 @dataclass(slots=True)
@@ -42,12 +42,12 @@ class MigrateReport:
     """What a migration did; `to_json` is the `--json` contract.
 
     Attributes:
-        source: Where the points were.
-        target: Where they are.
-        points: All of them.
-        copied: Those that this run copied.
+        source: Location of the store that was left.
+        target: Location of the store that is used now.
+        points: Number of points.
+        copied: Points that this run copied.
         removed: Points of the target that the source no longer had.
-        compared: Points compared one by one.
+        compared: Points that were compared one by one.
     """
 
     source: str
@@ -59,7 +59,7 @@ class MigrateReport:
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """One object."""
+        """The report as one JSON object."""
         return {**asdict(self), "seconds": round(self.seconds, 3)}
 
 
@@ -71,19 +71,21 @@ def migrate(
     client: QdrantClient | None = None,
     reporter: Reporter | None = None,
 ) -> MigrateReport:
-    """Copy the points to another store, compare, and flip to it. The lock is held.
+    """Copy the points to another store, compare them, and use that store from then on.
 
-    The points stay where they were, too: remove them there by hand, once all readers have moved.
+    The points stay in the old store, too: remove them there by hand when all readers have moved.
 
     Args:
+        index: Open index; its lock is held.
         place: The other store.
         api_key: Key of its server.
-        client: Client of your own to reach it by.
+        client: A client of the caller's by which the other store is reached.
+        reporter: Is called with the progress.
 
     Raises:
-        UsageError: It is where the points are already, or the collection is filled by others.
-        MismatchError: There are points of another index, or their number differs.
-        StoreError: A store failed, or a copied point differs; run it again to go on.
+        UsageError: The points are there already, or the collection is filled by others.
+        MismatchError: The target holds points of another index, or the numbers of points differ.
+        StoreError: A store failed, or a copied point differs; run it again to continue.
     """
     index.require_own()
     begin = time.perf_counter()
@@ -114,34 +116,34 @@ def migrate(
 
 
 def _prepare(index: Index, target: Store, place: StoreInfo) -> None:
-    """Claim the collection, and make it with its indexes, unless an earlier run has."""
+    """Make the collection with its payload indexes and record this index as its owner."""
     key, manifest = index.key, index.manifest
-    shared = place.kind != "edge"  # the folder's own store is nobody else's
-    if shared and target.exists():
+    on_server = place.kind != "edge"  # an embedded store belongs to its folder
+    if on_server and target.exists():
         owner = check_owner(target, key, manifest.id)
         if owner is None and (count := target.count()):
             raise MismatchError(
                 f"The collection at {target.location} has {count} points that this index "
-                "did not bring there.",
+                "did not copy there.",
                 "Move to another collection: --to-collection NAME.",
             )
     index.make_collection(target)
-    if shared:
-        set_owner(target, key, manifest.id, manifest.revision)
+    if on_server:
+        set_owner(target, key, Owner(manifest.id, manifest.revision))
     copy_indexes(index.store, target)
 
 
 def copy_indexes(source: Store, target: Store) -> None:
-    """Make the payload indexes that one store has and another lacks."""
+    """Make the payload indexes that the source has and the target lacks."""
     for field in sorted(source.info().indexed - target.info().indexed - {CAPTION_TEXTS}):
         target.create_keyword_index(field)
 
 
 def copy_points(source: Store, target: Store, reporter: Reporter) -> int:
-    """Copy the points that the target lacks, or has otherwise: of a killed run, the rest.
+    """Copy the points that the target lacks or that differ there.
 
     Returns:
-        How many were copied.
+        How many points were copied.
     """
     copied = 0
     empty = not target.count()
@@ -168,7 +170,11 @@ def _point(record: qdrant.AnyRecord) -> models.PointStruct:
 
 
 def _remove_extra(source: Store, target: Store) -> int:
-    """Remove what the source has lost since an earlier run copied it."""
+    """Remove points that were deleted from the source after an earlier run had copied them.
+
+    Returns:
+        How many points were removed.
+    """
     here = {str(record.id) for record in source.scroll(with_payload=False)}
     extra = [i for record in target.scroll(with_payload=False) if (i := str(record.id)) not in here]
     for begin in range(0, len(extra), PAGE):
@@ -177,20 +183,20 @@ def _remove_extra(source: Store, target: Store) -> int:
 
 
 def compare_points(source: Store, target: Store, count: int) -> int:
-    """Compare number, and payloads and vectors of a sample.
+    """Compare the number of points, and payloads and vectors of a random sample.
 
     Returns:
-        How many were compared one by one.
+        How many points were compared one by one.
 
     Raises:
-        MismatchError: The number differs.
+        MismatchError: The numbers of points differ.
         StoreError: A point differs.
     """
     found = target.count()
     if found != count:
         raise MismatchError(
             f"{target.location} has {found} points, but {source.location} has {count}.",
-            "Let nobody write to it, and run it again.",
+            "Stop whatever else writes to it, and run this again.",
         )
     for record in _sample(source.scroll(with_payload=False), count):
         ids = [str(record.id)]
@@ -198,8 +204,8 @@ def compare_points(source: Store, target: Store, count: int) -> int:
         other = target.retrieve(ids, with_vectors=[MEDIA, CAPTION])
         if not other or not _same(one[0], other[0]):
             raise StoreError(
-                f"The point {ids[0]} at {target.location} is not that at {source.location}.",
-                "Let nobody write to it, and run it again.",
+                f"The point {ids[0]} at {target.location} differs from that at {source.location}.",
+                "Stop whatever else writes to it, and run this again.",
             )
     return min(SAMPLE, count)
 
@@ -210,7 +216,7 @@ def _sample(records: Iterable[qdrant.AnyRecord], count: int) -> Sequence[qdrant.
 
 
 def _same(one: qdrant.AnyRecord, other: qdrant.AnyRecord | None) -> bool:
-    """Whether payloads are equal and vectors as good as equal."""
+    """Whether payloads are equal, and vectors are equal up to rounding."""
     if other is None or one.payload != other.payload:
         return False
     for name in (MEDIA, CAPTION):

@@ -1,8 +1,8 @@
-"""Files to raw features: decoding in threads, embedding in the caller, bounded memory between.
+"""Turns files into raw features: decodes in threads, embeds in the calling thread.
 
 PyAV and Pillow release the interpreter lock while they decode, and torch while it computes, so
-threads overlap the two. Decoders wait when what they made ready weighs too much, so memory is
-bounded whatever the files are. Shape legend: N segments, R raw feature width.
+threads overlap the two. Decoders wait while the decoded segments take too many bytes, so memory is
+bounded for all files. Shape legend: N segments, R raw feature width.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from cart_qdrant.records import Modality, Segment
 DECODERS = 2
 """Threads that decode."""
 WAITING = 32 << 20
-"""Bytes of decoded segments that wait for the embedder, about: 200 pictures as `lite` sees them,
-or six raw video segments."""
+"""Bytes of decoded segments that wait for the embedder, about: 200 images prepared by `lite`, or
+six raw video segments."""
 BATCH = 32
-"""Segments embedded together."""
+"""Segments that are embedded together."""
 
 
 @dataclass(slots=True)
 class FileResult:
-    """What became of one file: its segments with their features, or the reason why not."""
+    """The segments of one file with their features, or the reason why there are none."""
 
     entry: FileEntry
     hash: str = ""
@@ -54,16 +54,16 @@ class FileResult:
 
     @property
     def seconds(self) -> float:
-        """Length of the sound or video, as far as its segments reach."""
+        """End of the last segment of an audio or video file; 0 for an image."""
         return max((segment.end for segment in self.segments), default=0.0)
 
 
 @runtime_checkable
 class Preparing(Protocol):
-    """An embedder whose clips can be made ready, and smaller, where they were decoded."""
+    """An embedder that can prepare clips, and make them smaller, in the decoding thread."""
 
     def prepare(self, clip: Clip) -> Clip:
-        """A clip of the same vector; called by several threads at once."""
+        """A clip that has the same vector; called by several threads at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class _Decoded:
 
     @property
     def weight(self) -> int:
-        """Bytes of the content, and one."""
+        """Bytes of the content, plus one."""
         samples = 0 if self.clip.samples is None else self.clip.samples.nbytes
         return 1 + samples + sum(frame.nbytes for frame in self.clip.frames)
 
@@ -86,7 +86,7 @@ class _Done:
 
 
 class _Ready(queue.Queue["_Decoded | _Done"]):
-    """A queue that is full by the weight of what is in it, not by its number."""
+    """A queue that is bounded by the weight of its items, not by their number."""
 
     def _init(self, maxsize: int) -> None:
         super()._init(maxsize)
@@ -106,7 +106,7 @@ class _Ready(queue.Queue["_Decoded | _Done"]):
 
 
 def reason_of(error: BaseException) -> str:
-    """One line for the report of failures."""
+    """The error in one line, for the report."""
     if isinstance(error, CartError):
         return str(error)
     return f"unexpected {type(error).__name__}: {error}"
@@ -117,13 +117,13 @@ class Pipeline:
 
     Args:
         features: Turns clips into rows (B, R); may raise `MediaError` for a clip.
-        modalities: What the embedder knows; other segments are noted and skipped.
-        config: How files are cut.
-        prepare: Is given each clip by the thread that decoded it, see `Preparing`.
+        modalities: Modalities of the embedder; segments of others are skipped with a note.
+        config: How files are cut into segments.
+        prepare: Is called with each clip in the thread that decoded it, see `Preparing`.
 
     Attributes:
         embed_seconds: Time spent in `features` so far.
-        wait_seconds: Time in which nothing was decoded yet.
+        wait_seconds: Time spent waiting for decoded segments so far.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class Pipeline:
         self.wait_seconds = 0.0
 
     def run(self, entries: Sequence[FileEntry]) -> Iterator[FileResult]:
-        """Yield each file once, when all of it is embedded; order is not kept."""
+        """Yield each file once, when all of it is embedded, in no fixed order."""
         todo: queue.SimpleQueue[FileEntry] = queue.SimpleQueue()
         for entry in entries:
             todo.put(entry)
@@ -172,7 +172,7 @@ class Pipeline:
                 ended.append(item.result)
             else:
                 batch.append(item)
-            # A full batch, or nothing more decoded yet: do not let finished files wait.
+            # A full batch, or nothing more is decoded yet: finished files do not wait.
             if len(batch) >= BATCH or ready.empty():
                 self._embed(batch)
                 batch = []
@@ -237,7 +237,7 @@ class Pipeline:
                         clip = self._prepare(clip)
                     ready.put(_Decoded(result, segment, clip))
                     continue
-                note = f"{segment.modality} is not known to the embedder"
+                note = f"the embedder has no vectors for {segment.modality}"
                 if note not in result.notes:
                     result.notes.append(note)
         result.tags = probe(entry.path, self._config).tags

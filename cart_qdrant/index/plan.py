@@ -1,7 +1,7 @@
-"""What has to be done for each file, from what the store knows; nothing is written here.
+"""Plans what to do for each file, by comparing it with what is stored; writes nothing.
 
-A file is unchanged when size, time and captions are as stored: it is not opened. Otherwise its
-content hash decides whether vectors that are stored already (under this name or another) serve.
+A file whose size, modification time and captions are as stored is unchanged, and is not opened.
+Else its content hash decides whether stored vectors, under this path or another, are used again.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from cart_qdrant.storage.protocol import Store
 
 _KEYS = ["path", "size", "mtime", "hash", "segments", "caption_digest"]
 _SAME_TIME = 1e-5
-"""Seconds; the store's JSON does not give every float back to the last bit."""
+"""Tolerance in seconds: a store may round a float in JSON."""
 
 
 @dataclass(slots=True)
 class StoredFile:
-    """What the store knows about one file; values that differ between its points become None."""
+    """What is stored about one file; a value that differs between its points is None."""
 
     size: int | None
     mtime: float | None
@@ -38,23 +38,23 @@ class StoredFile:
 
     @property
     def whole(self) -> bool:
-        """Whether all its points are there, and of one content."""
+        """Whether all points of the file are stored, and have the same content hash."""
         return self.hash is not None and len(self.ids) == self.segments
 
     def is_unopened(self, entry: FileEntry) -> bool:
-        """Whether size and time of the last change are as stored."""
+        """Whether size and modification time are as stored: then the file is not opened."""
         if self.size is None or self.mtime is None:
             return False
         return self.size == entry.size and abs(self.mtime - modified(entry)) < _SAME_TIME
 
 
 def modified(entry: FileEntry) -> float:
-    """Time of the last change as stored: seconds since 1970, whole microseconds."""
+    """Modification time as it is stored: seconds since 1970, in whole microseconds."""
     return round(entry.mtime_ns / 1e9, 6)
 
 
 def read_stored(store: Store) -> dict[str, StoredFile]:
-    """Every stored file by path. Points that are not ours are left out."""
+    """Every stored file by path. Points that the index did not write are left out."""
     out: dict[str, StoredFile] = {}
     for record in store.scroll(with_payload=_KEYS):
         data = record.payload or {}
@@ -63,7 +63,7 @@ def read_stored(store: Store) -> dict[str, StoredFile]:
         one = StoredFile(*(data[key] for key in _KEYS[1:]))
         known = out.setdefault(data["path"], one)
         known.ids.append(str(record.id))
-        # A run that was killed between two writes left points of both versions.
+        # A run that was killed between two writes leaves points of both versions.
         for name in ("size", "mtime", "hash", "segments", "digest"):
             if getattr(known, name) != getattr(one, name):
                 setattr(known, name, None)
@@ -76,9 +76,9 @@ class Job:
 
     Attributes:
         entry: The file.
-        captions: What is known about it without opening it.
-        replaces: Points that go once it is stored, unless they are written anew.
-        source: Stored file with the same content; None where it must be embedded.
+        captions: Captions and columns from outside the file.
+        replaces: Points that are removed once the file is stored, unless they are overwritten.
+        source: Stored file with the same content; None where the file must be embedded.
         digest: Content hash, where `source` is given.
     """
 
@@ -94,15 +94,15 @@ class Plan:
     """The work of a run.
 
     Attributes:
-        fresh: To be decoded and embedded.
-        copies: Content known under another name, those of one source together.
-        recaption: Content known under this name, captions or columns changed.
-        touch: Content and captions known, time changed.
-        renamed: Paths that are gone, whose content was found under another name.
-        gone: Other stored paths under the given folders that are gone.
-        unchanged: Number of files left alone.
+        fresh: Files to decode and embed.
+        copies: Files whose content is stored under another path; those of one source together.
+        recaption: Files whose content is stored, but whose captions or columns changed.
+        touch: Files of which only the modification time changed.
+        renamed: Deleted paths whose content was found under another path.
+        deleted: Other stored paths under the given folders that were deleted.
+        unchanged: Number of unchanged files.
         files: Number of media files.
-        failures: What cannot be read.
+        failures: Files and folders that cannot be read.
     """
 
     fresh: list[Job] = field(default_factory=list)
@@ -148,7 +148,7 @@ def make_plan(
             plan.recaption.append(replace(job, source=entry.rel, digest=known.hash or ""))
         else:
             plan.unchanged += 1
-    deleted = _gone(found, stored, base, roots)
+    deleted = _deleted(found, stored, base, roots)
     _find_sources(plan, changed, stored)
     _find_renamed(plan, stored, deleted, base)
     plan.deleted = sorted(deleted - set(plan.renamed))
@@ -164,8 +164,8 @@ def _captions(reader: CaptionReader, entry: FileEntry, use: bool) -> FileCaption
 
 
 def _is_media(entry: FileEntry, failures: list[Failure]) -> bool:
-    """Whether to try it: media by content, or by a name that claims so (then it is reported
-    when it is not)."""
+    """Whether the file is media by its content or its extension. If the extension is wrong, the
+    decoder reports it."""
     if entry.path.suffix.lower() in MEDIA_EXTENSIONS:
         return True
     try:
@@ -176,7 +176,7 @@ def _is_media(entry: FileEntry, failures: list[Failure]) -> bool:
 
 
 def _find_sources(plan: Plan, changed: Sequence[Job], stored: dict[str, StoredFile]) -> None:
-    """Sort changed files by whether their content is stored, under their own name first."""
+    """Sort changed files by whether their content is stored, first under the same path."""
     by_hash: dict[str, str] = {}
     sizes: set[int | None] = set()
     for rel, one in stored.items():
@@ -202,11 +202,11 @@ def _hash(entry: FileEntry) -> str | None:
     try:
         return content_hash(entry.path)
     except MediaError:
-        return None  # the decoder meets the same and reports it
+        return None  # the decoder meets the same error and reports it
 
 
 def _find_renamed(plan: Plan, stored: dict[str, StoredFile], deleted: set[str], base: Path) -> None:
-    """The last copy of a source that is gone takes the source's points away with it."""
+    """Let the last copy of a deleted source replace the points of the source."""
     plan.copies.sort(key=lambda job: (job.source or "", job.entry.rel))
     for n, job in enumerate(plan.copies):
         source = job.source
@@ -217,11 +217,11 @@ def _find_renamed(plan: Plan, stored: dict[str, StoredFile], deleted: set[str], 
             plan.renamed.append(source)
 
 
-def _gone(
+def _deleted(
     found: Scan, stored: dict[str, StoredFile], base: Path, roots: Sequence[Path]
 ) -> set[str]:
-    """Stored paths under the roots that are no longer there; folders that could not be read
-    say nothing about what is in them."""
+    """Stored paths under the roots that no longer exist. Paths in folders that could not be read
+    do not count: they may still exist."""
     here = {entry.rel for entry in found.entries}
     unread = {_normal(base / failure.path) for failure in found.failures}
     tops = {_normal(root) for root in roots} | {Path(root).resolve() for root in roots}
@@ -235,5 +235,5 @@ def _gone(
 
 
 def _normal(path: Path) -> Path:
-    # abspath, as in `scan`: `..` goes, links stay.
+    # As in `scan`, abspath resolves `..` but not links.
     return Path(os.path.abspath(path))  # noqa: PTH100

@@ -20,18 +20,49 @@ from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage.protocol import MEDIA
 
 BLOCK = 2_000
-"""Points read, coded and written together."""
+"""Points that are read and written together."""
+
+
+def is_ours() -> qdrant.Filter:
+    """Points of the index; a collection may hold others."""
+    return qdrant.Filter(must_not=[lacks("hash")])
+
+
+def has_identifier(field: str) -> qdrant.Filter:
+    """Points of the index that have an identifier in a payload field."""
+    return qdrant.Filter(must_not=[lacks(f"{field}.id"), lacks("hash")])
+
+
+def lacks(key: str) -> qdrant.IsEmptyCondition:
+    """Points whose payload has no value under a key."""
+    return qdrant.IsEmptyCondition(is_empty=qdrant.PayloadField(key=key))
+
+
+def vector_of(record: qdrant.AnyRecord, name: str = MEDIA) -> list[float] | None:
+    """A named dense vector of a record; None where the record lacks it."""
+    vectors = record.vector
+    if not isinstance(vectors, dict):
+        return None
+    found = vectors.get(name)
+    return found if isinstance(found, list) else None  # type: ignore[return-value]
+
+
+def in_blocks(records: Iterable[qdrant.AnyRecord]) -> Iterator[list[qdrant.AnyRecord]]:
+    """Records in lists of `BLOCK`."""
+    source = iter(records)
+    while chunk := list(islice(source, BLOCK)):
+        yield chunk
 
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """All media vectors of an index in order of id.
+    """All media vectors of an index, in order of id.
 
     Attributes:
         ids: Point ids.
-        x_ND: Unit vectors; many lie in a file, see `SpillBuffer`.
-        spaces: Space of each (N,).
-        folder: Where that file is; None keeps parts of them in memory.
+        x_ND: Unit vectors; in a memory-mapped file if they are many, see `SpillBuffer`.
+        spaces: Space of each vector (N,).
+        folder: Folder of that file; None keeps the vectors of each space in memory.
     """
 
     ids: list[str]
@@ -46,36 +77,19 @@ class Vectors:
             return {names[0]: self.x_ND}
         return {name: self._part(np.flatnonzero(self.spaces == name)) for name in names}
 
-    def _part(self, places: npt.NDArray[np.intp]) -> FloatArray:
+    def _part(self, numbers: npt.NDArray[np.intp]) -> FloatArray:
         rows = SpillBuffer(self.x_ND.shape[1], self.folder)
-        for begin in range(0, len(places), BLOCK):
-            rows.add(self.x_ND[places[begin : begin + BLOCK]])
+        for begin in range(0, len(numbers), BLOCK):
+            rows.add(self.x_ND[numbers[begin : begin + BLOCK]])
         return rows.array()
 
 
-def vector_of(record: qdrant.AnyRecord, name: str = MEDIA) -> list[float] | None:
-    """One named dense vector of a record, if it has it."""
-    vectors = record.vector
-    if not isinstance(vectors, dict):
-        return None
-    found = vectors.get(name)
-    return found if isinstance(found, list) else None  # type: ignore[return-value]
-
-
-def is_ours() -> qdrant.Filter:
-    """Points of ours: a shared collection may hold others."""
-    return qdrant.Filter(must_not=[lacks("hash")])
-
-
-def lacks(key: str) -> qdrant.IsEmptyCondition:
-    return qdrant.IsEmptyCondition(is_empty=qdrant.PayloadField(key=key))
-
-
 def read_vectors(index: Index) -> Vectors:
-    """Read every media vector, 4 D bytes an item; many into the index's work folder, not memory.
+    """Read every media vector: 4 D bytes an item, in the work folder rather than in memory if
+    they are many.
 
     Raises:
-        StoreError: There is no room for them.
+        StoreError: The disk has no room for them.
     """
     dim = index.manifest.embedder.dim
     ids: list[str] = []
@@ -93,15 +107,3 @@ def read_vectors(index: Index) -> Vectors:
                 rows.append(vector)
         read.add(np.asarray(rows, dtype=np.float32).reshape(-1, dim))
     return Vectors(ids, read.array(), np.asarray(spaces, dtype=np.str_), index.folder.work)
-
-
-def in_blocks(records: Iterable[qdrant.AnyRecord]) -> Iterator[list[qdrant.AnyRecord]]:
-    """Points in lists of `BLOCK`."""
-    source = iter(records)
-    while chunk := list(islice(source, BLOCK)):
-        yield chunk
-
-
-def has_identifier(field: str) -> qdrant.Filter:
-    """Points of ours that have an identifier in a payload field."""
-    return qdrant.Filter(must_not=[lacks(f"{field}.id"), lacks("hash")])

@@ -1,7 +1,7 @@
-"""Index folders that are elsewhere: `s3://bucket/photos/.cartq`, or any URL that fsspec opens.
+"""Opens index folders on other file systems: `s3://bucket/photos/.cartq`, or any URL of fsspec.
 
-What the manifest names is copied into a cache, once for each version, and checked by its hash. The
-copy is for reading: its points are on a server, and it is written where the original is.
+The files that the manifest names are copied into a cache, once for each version, and checked by
+their hashes. The copy is read-only: its points are on a server, and writers use the original.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from cart_qdrant.index.manifest import Artifact, Manifest
 log = logging.getLogger(__name__)
 
 KEPT = 3
-"""Versions of one index that stay in the cache."""
+"""Versions of one index that are kept in the cache."""
 _VERSION = re.compile("[0-9a-f]{16}")
 _AGAIN = "Copy the index folder there again, its manifest.json last."
 
 
 def is_url(root: str) -> bool:
-    """Whether an index is named by a URL, and not by a folder."""
+    """Whether `root` is a URL instead of the path of a folder."""
     return "://" in root
 
 
 def local_folder(root: str) -> Path:
-    """A folder with the index at `root`: itself, or a copy that is brought up to date.
+    """The folder of the index at `root`: `root` itself, or for a URL a copy of the latest version.
 
     Raises:
-        UsageError: No file system is known for the URL, or the index is embedded.
+        UsageError: No file system is installed for the URL, or the store of the index is embedded.
         IndexMissingError: There is no index.
-        MismatchError: A file is not what the manifest says.
-        StoreError: The file system refuses.
+        MismatchError: A file is missing, or its hash differs from the manifest's.
+        StoreError: The file system cannot be read.
     """
     if not is_url(root):
         return Path(root)
@@ -60,17 +60,17 @@ def local_folder(root: str) -> Path:
         system, path = fsspec.core.url_to_fs(root)
     except (ValueError, ImportError) as error:
         raise UsageError(
-            f"{root} cannot be opened: {error}", "Install the file system that it names."
+            f"{root} cannot be opened: {error}", "Install the fsspec package for this kind of URL."
         ) from error
     source = _Source(root, system, path)
     data = source.manifest()
     manifest = Manifest.from_bytes(data, f"{root}/manifest.json")
     if manifest.store.kind == "edge":
         raise UsageError(
-            f"The index at {root} holds its points itself, in the embedded store.",
+            f"The index at {root} keeps its points in the embedded store.",
             "Move them to a server first: `cartq migrate --to URL`.",
         )
-    # A folder for each version: what an open index reads later is not taken away.
+    # A folder for each version: an open index may still read files of an earlier one.
     name, version = (hashlib.blake2b(x, digest_size=8).hexdigest() for x in (root.encode(), data))
     above = cache_folder() / name
     folder = IndexFolder(above / version)
@@ -86,12 +86,12 @@ def local_folder(root: str) -> Path:
 
 
 def media_folder(folder: IndexFolder, paths: Iterable[str]) -> Path:
-    """The folder that files of an index lie in here.
+    """A local folder with media files of an index.
 
     Args:
-        folder: The index. Of a copy, the files are brought from beside the original into the
-            user's cache; what is not there, or may not be read, is left out.
-        paths: Of the files that are wanted, relative to the index's base.
+        folder: The index. If it is a copy, the media files are fetched from beside the original
+            into the user's cache; files that are missing or unreadable are left out.
+        paths: The wanted files, relative to the base of the index.
     """
     copied = folder.root / COPIED
     if not copied.exists():
@@ -120,7 +120,7 @@ def media_folder(folder: IndexFolder, paths: Iterable[str]) -> Path:
 
 
 def _forget(above: Path, used: Path) -> None:
-    """Remove old versions; the last ones may still be open somewhere."""
+    """Remove all but the last `KEPT` versions, which may still be open."""
     used.touch()
     versions = sorted(
         (one for one in above.iterdir() if _VERSION.fullmatch(one.name)),
@@ -139,7 +139,7 @@ class _Source:
     path: str
 
     def manifest(self) -> bytes:
-        """Its manifest."""
+        """Content of the manifest."""
         try:
             with self._mapped():
                 found: bytes = self.system.cat_file(f"{self.path}/manifest.json")
@@ -150,7 +150,7 @@ class _Source:
         return found
 
     def bring(self, artifact: Artifact, folder: Path) -> None:
-        """Copy an artefact unless it is here already."""
+        """Copy a file or folder that the manifest names, unless it is here already."""
         target = folder / artifact.name
         if target.exists() and artifact_hash(target) == artifact.hash:
             return
@@ -191,5 +191,5 @@ class _Source:
         except Exception as error:
             raise StoreError(
                 f"{self.root} cannot be read: {first_line(error)}.",
-                "Check its name, and what may read it.",
+                "Check the URL and its access rights.",
             ) from error

@@ -1,4 +1,4 @@
-"""What a run of the ingestion is told, tells on its way, and did."""
+"""The options of an ingestion and the report of what it did."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from cart_qdrant.records import Failure
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngestOptions:
-    """What to ingest and how."""
+    """What to ingest, and how."""
 
     paths: Sequence[Path]
     captions: Path | None = None
-    """A caption table given by name."""
+    """A caption table outside the usual names."""
     use_captions: bool = True
-    """False leaves captions of every kind unread; other columns are still kept."""
+    """False stores no captions; other columns of caption tables are still stored."""
     exclude: Sequence[str] = ()
     prune: bool = False
-    """Remove points of files that are gone from under `paths`."""
+    """Remove the points of files under `paths` that were deleted."""
     dry_run: bool = False
     segments: SegmentConfig = field(default_factory=SegmentConfig)
 
 
 @dataclass(slots=True)
 class IngestReport:
-    """What a run did, or would do if it is dry; `to_json` is the `--json` contract.
+    """What an ingestion did, or would do in a dry run; `to_json` is the `--json` contract.
 
     Attributes:
         files: Media files found.
         segments: Points written for new or changed content.
         unchanged: Files whose content and captions are stored already.
         removed: Files whose points were removed.
-        renamed: Files that kept the vectors of a name that is gone.
+        renamed: Files that took over the vectors of a deleted file with the same content.
         recaptioned: Files of which only captions or columns changed.
-        embed_seconds: Part of `seconds` that embedding of media and captions took.
-        wait_seconds: Part in which the embedder waited for something to be decoded.
-        write_seconds: Part that writing points took, their identifiers not counted.
-        identify_seconds: Part that identifiers took: fitted or assigned, and written.
-        media_seconds: Length of the sounds and videos that were embedded.
+        embed_seconds: Part of `seconds` spent on embedding media and captions.
+        wait_seconds: Part in which the embedder waited for decoded media.
+        write_seconds: Part spent on writing points, without identifiers.
+        identify_seconds: Part spent on fitting or assigning identifiers and writing them.
+        media_seconds: Length of the audio and video files that were embedded.
     """
 
     files: int = 0
@@ -65,7 +65,7 @@ class IngestReport:
     media_seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """One object: the contract's keys, and what else is known."""
+        """The report as one JSON object; a dry run adds `would_ingest` and `would_remove`."""
         out: dict[str, Any] = {
             "files": self.files,
             "segments": self.segments,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -31,20 +31,18 @@ from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage.attachment import Attachment
 from cart_qdrant.storage.protocol import CAPTION, CAPTION_TEXTS, MEDIA
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(slots=True)
 class SyncReport:
-    """What a run did, and how the collection is read; `to_json` is the `--json` contract.
+    """What `sync` did, and how the collection is read; `to_json` is the `--json` contract.
 
     Attributes:
-        items: Items with an identifier now.
+        items: Items that have an identifier now.
         new: Items that got one.
-        gone: Items that others have deleted.
-        changed: Items whose vector others have replaced; only looked for when asked.
-        unnamed: Items of a kind without code books: found by their vectors until training.
+        deleted: Items that others have deleted.
+        changed: Items whose vector others have replaced; counted only with `verify`.
+        without_identifier: Items of a space without codebooks: they are found by their vectors
+            alone until training.
         captions: Items whose captions were embedded.
     """
 
@@ -55,23 +53,25 @@ class SyncReport:
     new: int = 0
     deleted: int = 0
     changed: int = 0
-    unnamed: int = 0
+    without_identifier: int = 0
     captions: int = 0
     identifiers: dict[str, Any] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """One object."""
+        """The report as one JSON object."""
         return {**asdict(self), "seconds": round(self.seconds, 3)}
 
 
 def sync(index: Index, reporter: Reporter | None = None, *, verify: bool = False) -> SyncReport:
-    """Follow what others did to an attached collection: points that are new get identifiers, those
-    that are gone leave the tree. The first run fits the identifiers. The lock is held.
+    """Follow what others did to an attached collection: new points get identifiers, deleted points
+    leave the prefix tree. The first run fits the identifiers.
 
     Args:
-        verify: Look at each vector and caption again, for points whose content was replaced
+        index: Open attached index; its lock is held.
+        reporter: Is called with the progress.
+        verify: Read all vectors and captions again, to find points whose content was replaced
             while their payload stayed.
 
     Raises:
@@ -84,11 +84,11 @@ def sync(index: Index, reporter: Reporter | None = None, *, verify: bool = False
     if how is None:
         raise UsageError(
             f"The index at {index.folder.root} fills its own collection.",
-            "Bring it in step with its files: `cartq ingest FOLDER`.",
+            "Update it from its files: `cartq ingest FOLDER`.",
         )
     report = SyncReport(index.store.location, how, index.manifest.embedder.name)
     remove_stale(index)
-    index.add_indexes()
+    index.make_collection(index.store)  # payload indexes that others have dropped
     before = load_trie(index)
     known = 0 if before is None else len(before)
     if how.caption_vector is not None:
@@ -96,28 +96,27 @@ def sync(index: Index, reporter: Reporter | None = None, *, verify: bool = False
         _add_caption_vector(index, how.caption_vector)
         report.captions = _embed_captions(index, reporter, everything=verify)
     info, ours = index.manifest.identifiers, index.store.count(is_ours())
-    named = 0 if info is None else index.store.count(has_identifier(info.field))
+    identified = 0 if info is None else index.store.count(has_identifier(info.field))
     if verify and before is not None:
-        reporter.phase("vectors", named)
-        report.changed = _repair_changed(index, reporter)
+        reporter.phase("vectors", identified)
+        report.changed = _reassign_changed(index, reporter)
     reporter.phase("identifiers", None)
-    old = info is not None and info.items is None  # an older version's
-    if known != named or named != ours or report.changed or old:
-        report.unnamed = update_identifiers(index)
+    if known != identified or identified != ours or report.changed:
+        report.without_identifier = update_identifiers(index)
     info = index.manifest.identifiers
     if info is None:
         report.remarks.append("the collection has no point with this vector yet")
     else:
         report.items = info.count
-        report.new = info.count - named
-        report.deleted = max(0, known - named)
+        report.new = info.count - identified
+        report.deleted = max(0, known - identified)
         report.identifiers = summary(info)
     without = index.store.count() - ours
     if without:
         report.remarks.append(
-            f"{without} points have no such vector, or are of another kind, and are left out"
+            f"{without} points are left out: they lack this vector, or have another modality"
         )
-    report.remarks += advice(index, report.unnamed)
+    report.remarks += advice(index, report.without_identifier)
     report.seconds = time.perf_counter() - begin
     return report
 
@@ -128,7 +127,11 @@ def _add_caption_vector(index: Index, name: str) -> None:
 
 
 def _embed_captions(index: Index, reporter: Reporter, *, everything: bool) -> int:
-    """Embed the captions of points that have no caption vector; of all, if asked."""
+    """Embed the captions of points that have no caption vector, or of all points.
+
+    Returns:
+        How many points got a caption vector.
+    """
     how = index.attachment
     assert how is not None
     missing: list[qdrant.AnyCondition] = [qdrant.HasVectorCondition(has_vector=CAPTION)]
@@ -145,8 +148,8 @@ def _embed_captions(index: Index, reporter: Reporter, *, everything: bool) -> in
             for record in chunk
         ]
         if everything:
-            bare = [str(r.id) for r, own in zip(chunk, captions, strict=True) if not own]
-            index.store.delete_vectors(CAPTION, bare)
+            empty = [str(r.id) for r, own in zip(chunk, captions, strict=True) if not own]
+            index.store.delete_vectors(CAPTION, empty)
         if not any(captions):
             continue
         means = caption_means(index.text_encoder(), captions)
@@ -161,8 +164,12 @@ def _embed_captions(index: Index, reporter: Reporter, *, everything: bool) -> in
     return count
 
 
-def _repair_changed(index: Index, reporter: Reporter) -> int:
-    """Give points another identifier whose vector no longer fits the one they have."""
+def _reassign_changed(index: Index, reporter: Reporter) -> int:
+    """Write another identifier to points whose vector no longer has the codes of the stored one.
+
+    Returns:
+        How many points there were.
+    """
     info, codec, trie = index.manifest.identifiers, load_codec(index), load_trie(index)
     assert info is not None and codec is not None and trie is not None
     counters = Counters(trie.counters())

@@ -1,7 +1,7 @@
-"""Writing the points of files: captions embedded, old points replaced, safe to kill anywhere.
+"""Writes the points of files: embeds captions, replaces old points, and may be killed at any time.
 
-The points of a file go into one write, each saying how many there are. Points that they replace
-are removed afterwards; a note on disk in between lets the next run do that if this one is killed.
+The points of a file are written together, and each has the number of them. The points that they
+replace are removed afterwards; a file on disk lets the next run do that if this one is killed.
 Shape legend: B texts, D caption vector width.
 """
 
@@ -33,22 +33,21 @@ if TYPE_CHECKING:
 
 
 WRITE = 512
-"""Points written together, at least: a file is not divided."""
+"""Points that are written together, at least: those of one file are never split."""
 TEXTS = 128
-"""Captions that are embedded together: as quick as more, in less memory."""
+"""Captions that are embedded together: larger batches are no faster and need more memory."""
 COLUMNS = 16
-"""Columns of caption tables that are indexed at most."""
+"""Most columns of caption tables that get a payload index."""
 CATEGORY = 64
-"""Characters of a value up to which its column is taken for a category."""
+"""Length of a value in characters up to which its column counts as a category."""
 MADE_BY = "captioned_by"
-"""Payload key: models that have looked at an item to describe it."""
+"""Payload key: names of the models that were asked for captions of an item."""
 _IDENTIFIER_FIELD = re.compile(r"cart(_\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One segment to store: its unit vector, payload of ours and captions by models that it
-    keeps."""
+    """One segment to store: its unit vector, the payload and the model captions that it keeps."""
 
     segment: Segment
     vector: list[float]
@@ -58,7 +57,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class _Replacement:
-    """Points that go when others are there."""
+    """Old points, and the new points after whose write they are removed."""
 
     new: list[str]
     old: list[str]
@@ -69,11 +68,11 @@ class PointWriter:
 
     Args:
         index: Open index; its lock is held.
-        use_captions: False stores no caption at all.
+        use_captions: False stores no captions.
 
     Attributes:
         embed_seconds: Time spent on caption vectors.
-        write_seconds: Time spent on the rest of writing.
+        write_seconds: Time spent on writing points.
     """
 
     def __init__(self, index: Index, *, use_captions: bool = True) -> None:
@@ -90,16 +89,16 @@ class PointWriter:
 
     @property
     def changed(self) -> bool:
-        """Whether points were written, now or by a killed run, since the last `settle`."""
+        """Whether points were written since the last `settle`, by this run or a killed one."""
         return self._mark.exists()
 
     def settle(self) -> None:
-        """Tell that identifiers and tree are in step with the points."""
+        """Record that identifiers and prefix tree are up to date with the points."""
         self._index.store.flush()
         self._mark.unlink(missing_ok=True)
 
     def recover(self) -> None:
-        """Finish what a killed run left: remove points whose replacements are there."""
+        """Remove the points whose replacements a killed run has written."""
         if not self._note.exists():
             return
         for one in json.loads(self._note.read_bytes()):
@@ -118,13 +117,14 @@ class PointWriter:
         *,
         whole: bool = True,
     ) -> None:
-        """Store a file, in place of `job.replaces`; written later, see `flush`.
+        """Buffer the points of a file, which replace `job.replaces`; `flush` writes them.
 
         Args:
-            rows: All its segments.
-            digest: Its content hash.
+            job: The file.
+            rows: All segments of the file.
+            digest: Content hash of the file.
             tags: Captions from inside the file.
-            whole: False where a part of it failed: the next run tries it again.
+            whole: False where a part of the file failed: the next run tries it again.
         """
         extra = tags if self._use_captions else ()
         merged = merge_captions((*job.captions.captions, *extra))
@@ -137,7 +137,7 @@ class PointWriter:
                 **row.keep,
                 "path": segment.path,
                 "modality": str(segment.modality),
-                # Few digits: the store gives those back exactly.
+                # The store gives a number of few digits back exactly.
                 "start": round(segment.start, 3),
                 "end": round(segment.end, 3),
                 "captions": [c.to_payload() for c in captions],
@@ -162,7 +162,7 @@ class PointWriter:
             self.flush()
 
     def touch(self, jobs: Sequence[Job]) -> None:
-        """Store new times of files whose content and captions are known."""
+        """Store new modification times of files whose content and captions are stored already."""
         self._index.store.set_payload(
             [
                 (one, {"size": job.entry.size, "mtime": modified(job.entry)})
@@ -172,7 +172,7 @@ class PointWriter:
         )
 
     def remove(self, ids: Sequence[str]) -> None:
-        """Remove points."""
+        """Remove points by id."""
         if not ids:
             return
         self.mark_changed()
@@ -180,7 +180,7 @@ class PointWriter:
             self._index.store.delete(ids[begin : begin + WRITE])
 
     def flush(self) -> None:
-        """Embed the captions of waiting points, write them, then remove what they replace."""
+        """Embed the captions of the buffered points, write them, then remove the replaced points."""
         if not self._points:
             return
         self._embed_captions()
@@ -200,13 +200,13 @@ class PointWriter:
         self.write_seconds += time.perf_counter() - begin
 
     def _index_columns(self) -> None:
-        """Index the columns that users filter on: unindexed, one costs a look at every point."""
+        """Index the columns that users filter by: without an index, a filter reads every point."""
         for key in sorted(self._columns - self._indexed)[: COLUMNS - len(self._indexed)]:
             self._index.store.create_keyword_index(key)
             self._indexed.add(key)
 
     def mark_changed(self) -> None:
-        """Tell that identifiers and tree are behind the points until `settle`."""
+        """Record that identifiers and prefix tree are not up to date until `settle`."""
         if not self.changed:
             _create(self._mark)
 
@@ -225,8 +225,10 @@ class PointWriter:
 def caption_means(
     encoder: TextEncoder, captions: Sequence[Sequence[Caption]]
 ) -> list[FloatArray | None]:
-    """Unit mean vector (D,) of each item's captions; weak ones count only where there is no
-    other. None where there is no caption."""
+    """Unit mean vector (D,) of the captions of each item; None where it has no caption.
+
+    Captions from file names and labels count only where an item has no others.
+    """
     texts: dict[str, int] = {}  # segments of a file share most of them
     rows: list[int] = []
     owner: list[int] = []
@@ -250,7 +252,7 @@ def _create(path: Path) -> None:
 
 
 def identifier_payload(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """The identifiers in a payload, of every version; without hubness, which captions change."""
+    """The identifiers of all versions in a payload, without hubness, which depends on captions."""
     return {
         k: {name: value for name, value in v.items() if name != "hub"}
         for k, v in payload.items()

@@ -29,8 +29,9 @@ from cart_qdrant.identifiers.codec import Codec, IdentifierConfig, fit_codec
 from cart_qdrant.identifiers.hubness import BANK, CAPTION, QueryBank, media_space
 from cart_qdrant.identifiers.trie import Trie
 from cart_qdrant.index.identify import prepare, remove_stale
-from cart_qdrant.index.index import DISTILLED, TEXT_DIM, Index
+from cart_qdrant.index.index import TEXT_DIM, Index
 from cart_qdrant.index.manifest import Artifact, GeneratorInfo, IdentifierInfo
+from cart_qdrant.index.models import DISTILLED
 from cart_qdrant.progress import Reporter, Silent
 from cart_qdrant.search.fusion import Calibration, untrained
 from cart_qdrant.search.modality_prior import ModalityPrior
@@ -103,7 +104,6 @@ class _Training:
     def run(self) -> TrainReport:
         begin = time.perf_counter()
         index, options = self.index, self.options
-        index.add_indexes()
         remove_stale(index)
         text_anchors = index.text_anchors()
         corpus = read_corpus(index, None if text_anchors is None else text_anchors.name)

@@ -26,7 +26,7 @@ from cart_qdrant.generator.artifacts import (
 )
 from cart_qdrant.generator.network import Generator, load_generator
 from cart_qdrant.identifiers.hubness import QueryBank
-from cart_qdrant.index.index import QUERY_BANK
+from cart_qdrant.index.models import QUERY_BANK
 from cart_qdrant.search.fusion import Calibration
 from cart_qdrant.search.modality_prior import ModalityPrior
 from cart_qdrant.training.export import write_query_graph

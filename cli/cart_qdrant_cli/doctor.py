@@ -124,7 +124,7 @@ def diagnose(index: Index) -> Diagnosis:
     for name, part in parts.items():
         try:
             if part is not None:
-                index.folder.path(part, anew=True)
+                index.folder.path(part, rehash=True)
         except MismatchError as error:
             broken[name] = error.what
     health = None if "books" in broken else check(index)

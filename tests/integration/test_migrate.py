@@ -150,7 +150,7 @@ def test_a_flip_that_is_killed_locks_nobody_out(
                 patch.setattr(ServerStore, "set_metadata", killed)
             opened.put(before)
     metadata = client.get_collection(COLLECTION).config.metadata["cart-qdrant:cart"]
-    assert metadata["before"] == before.revision
+    assert metadata["previous"] == before.revision
     with Index.open(index, client=client) as opened:
         assert (opened.manifest.revision == before.revision) == at.startswith("before")
         opened.put(opened.manifest)

@@ -53,7 +53,7 @@ def test_the_main_job(server: Server, small_media: Path, tmp_path: Path) -> None
     client = server.client()
     client.delete_collection(name)
     client.close()
-    with pytest.raises(IndexMissingError, match="are gone"):
+    with pytest.raises(IndexMissingError, match="no longer at"):
         Index.open(root, **place)
 
 

@@ -153,7 +153,7 @@ def test_what_was_checked_is_read_again_only_when_it_changed_or_is_asked_for(
     os.utime(one, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as a failing disk changes it
     assert folder.path(good) == one
     with pytest.raises(MismatchError, match=good.hash):
-        folder.path(good, anew=True)
+        folder.path(good, rehash=True)
     os.utime(one, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     with pytest.raises(MismatchError, match=good.hash):
         folder.path(good)

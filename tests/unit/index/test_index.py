@@ -61,7 +61,7 @@ def test_no_index(tmp_path: Path) -> None:
 def test_lost_points(tmp_path: Path, open_index: Open) -> None:
     open_index(tmp_path / ".cartq").close()
     (tmp_path / ".cartq" / "store").rename(tmp_path / "elsewhere")
-    with pytest.raises(IndexMissingError, match="gone"):
+    with pytest.raises(IndexMissingError, match="no longer at"):
         Index.open(tmp_path / ".cartq")
 
 

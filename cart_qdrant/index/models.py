@@ -1,0 +1,127 @@
+"""The models that an index is bound to, each loaded when it is first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cart_qdrant.embedders.external import EXTERNAL, ExternalEmbedder
+from cart_qdrant.embedders.protocol import Embedder, FittedEmbedder
+from cart_qdrant.embedders.registry import open_embedder
+from cart_qdrant.embedders.text.folder import text_encoder_folder
+from cart_qdrant.errors import MismatchError
+from cart_qdrant.files import load_arrays
+from cart_qdrant.index.folder import IndexFolder
+from cart_qdrant.index.manifest import Manifest
+from cart_qdrant.progress import say_nothing
+from cart_qdrant.records import Modality
+
+if TYPE_CHECKING:
+    from cart_qdrant.embedders.text.minilm import TextEncoder
+    from cart_qdrant.embedders.text.onnx_encoder import OnnxTextEncoder
+    from cart_qdrant.embedders.zero_shot import TextAnchors
+    from cart_qdrant.identifiers.hubness import QueryBank
+
+QUERY_BANK = "querybank.safetensors"
+"""File in the folder of a generator: the queries from which hubness is computed."""
+DISTILLED = "teacher.safetensors"
+"""File in the folder of a generator: texts, and their vectors by the embedder's text tower."""
+
+
+class IndexModels:
+    """The models of one index; base class of `Index`."""
+
+    def __init__(self, folder: IndexFolder, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.vectors_file: Path | None = None
+        """File of vectors for the embedder `precomputed`."""
+        self._embedder: Embedder | None = None
+        self._text: TextEncoder | None = None
+        self._onnx_text: OnnxTextEncoder | None = None
+        self._text_anchors: TextAnchors | None = None
+        self._distilled_anchors: TextAnchors | None = None
+
+    def embedder(self, say: Callable[[str], None] = say_nothing) -> Embedder:
+        """The embedder of the index, with its frozen statistics.
+
+        Args:
+            say: Is called with remarks for the user.
+
+        Raises:
+            MismatchError: The installed embedder has another version or width.
+        """
+        info = self.manifest.embedder
+        if self._embedder is None and info.name == EXTERNAL:
+            spaces = {Modality(m): space for m, space in info.spaces.items()}
+            self._embedder = ExternalEmbedder(info.dim, spaces)
+        elif self._embedder is None:
+            self._embedder = open_embedder(info.name, vectors=self.vectors_file, say=say)
+        found = self._embedder
+        if (found.name, found.version, found.dim) != (info.name, info.version, info.dim):
+            raise MismatchError(
+                f"The index was made with the embedder {info.name} {info.version} "
+                f"({info.dim}-d), but this one is {found.name} {found.version} ({found.dim}-d).",
+                "Ingest into another `--index`.",
+            )
+        if isinstance(found, FittedEmbedder) and info.statistics is not None:
+            found.load_arrays(load_arrays(self.folder.path(info.statistics)))
+        return found
+
+    def set_embedder(self, embedder: Embedder) -> None:
+        """Use an embedder that is already open."""
+        self._embedder = embedder
+
+    def text_anchors(self) -> TextAnchors | None:
+        """The texts whose vectors the embedder knows; None where it embeds any text itself."""
+        kept = self.manifest.embedder.text_anchors
+        if self._text_anchors is None and kept is not None:
+            from cart_qdrant.embedders.zero_shot import TextAnchors
+
+            self._text_anchors = TextAnchors.load(self.folder.path(kept))
+        return self._text_anchors
+
+    def distilled_anchors(self) -> TextAnchors | None:
+        """Texts by which a query reaches the media spaces without the embedder: the text anchors
+        of the embedder, else the distillation targets of training; None where there are none."""
+        own, generator = self.text_anchors(), self.manifest.generator
+        if own is not None or generator is None:
+            return own
+        if self._distilled_anchors is None:
+            path = self.folder.path(generator.folder) / DISTILLED
+            if not path.exists():  # the embedder has no text tower to distil
+                return None
+            from cart_qdrant.embedders.zero_shot import TextAnchors
+
+            self._distilled_anchors = TextAnchors.load(path)
+        return self._distilled_anchors
+
+    def query_bank(self) -> QueryBank | None:
+        """The queries from which hubness is computed; None before training."""
+        generator = self.manifest.generator
+        if generator is None:
+            return None
+        from cart_qdrant.identifiers.hubness import QueryBank
+
+        return QueryBank.load(self.folder.path(generator.folder) / QUERY_BANK)
+
+    def text_encoder(self) -> TextEncoder:
+        """The text encoder, in torch."""
+        if self._text is None:
+            from cart_qdrant.embedders.text.minilm import TextEncoder
+
+            self._text = TextEncoder(text_encoder_folder())
+        return self._text
+
+    def query_text_encoder(self) -> OnnxTextEncoder:
+        """The text encoder for searches, in ONNX Runtime: it loads without torch."""
+        if self._onnx_text is None:
+            from cart_qdrant.embedders.text.onnx_encoder import OnnxTextEncoder
+
+            self._onnx_text = OnnxTextEncoder(text_encoder_folder())
+        return self._onnx_text
+
+    def space(self, modality: str) -> str | None:
+        """Vector space of a modality; None when the embedder does not know the modality."""
+        return self.manifest.embedder.spaces.get(modality)
