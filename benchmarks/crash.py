@@ -1,25 +1,28 @@
-"""Kill -9 at random moments: does the index open, is all there that was stored, does a rerun end?
+"""Kill -9 after each writing step: does the index open, is all there that was stored, does a rerun
+complete it?
 
-    python -m benchmarks.crash ingest --times 10
-    python -m benchmarks.crash refit --times 10
-    python -m benchmarks.crash train --times 10
+    python -m benchmarks.crash ingest
+    python -m benchmarks.crash refit --times 20
+    python -m benchmarks.crash train
 
-Each trial starts from the same state, is killed once, is checked, and runs again to its end; the
-result is compared with that of a run that was not killed. Prints a table, then one JSON row.
+Each trial starts from the same state. The run kills itself after a given step (such as the second
+`upsert`), the index is checked, the same run is started again, and its result is compared with that
+of a run that was not killed. Prints a table, then one JSON row.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
+import multiprocessing
+import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -33,11 +36,25 @@ from cart_qdrant.index.index import Index
 from cart_qdrant.records import Identifier
 from cart_qdrant.search.retriever import Retriever
 
-ROOT = Path(__file__).resolve().parents[1]
 _WRITE = 8
-"""Points written together here: few, so that a kill often falls between two writes."""
+"""Points that are written together here: few, so that there are many steps."""
 LOG = "steps"
 """File beside the index: one line a finished writing step, its name and the points it wrote."""
+Step = tuple[str, int]
+"""Name of a writing step, and how often a run has done it, counted from 1."""
+
+# One process imports everything once; each trial's processes are forked from it.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(
+    [
+        "cart_qdrant.embedders.lite.embedder",
+        "cart_qdrant.embedders.text.minilm",
+        "cart_qdrant.embedders.text.onnx_encoder",
+        "cart_qdrant.index.ingest",
+        "cart_qdrant.storage.edge",
+        "cart_qdrant.search.retriever",
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +62,17 @@ class Trial:
     """One kill.
 
     Attributes:
-        steps: Writing steps before it.
-        last: The last of them.
-        killed: Whether the run was still going on.
+        step: Name of the step after which the run was killed.
+        count: How often it had been done.
+        killed: Whether the run came to this step.
         points: Points in the index afterwards.
         acknowledged: Points that the store had said are written.
         identifiers: Version of the identifiers in force afterwards.
         problems: Empty when all is well.
     """
 
-    steps: int
-    last: str
+    step: str
+    count: int
     killed: bool
     points: int
     acknowledged: int
@@ -98,15 +115,15 @@ def read_state(index: Path, problems: list[str]) -> State | None:
             if info is not None and info.field in payload:
                 one = Identifier.from_payload(payload[info.field])
                 if one.id in names.values():
-                    problems.append(f"two points are named {one.id}")
+                    problems.append(f"two points have the identifier {one.id}")
                 names[key] = one.id
                 rows.add((*one.codes, one.u))
             payloads[key] = {k: v for k, v in payload.items() if not k.startswith("cart")}
             assert isinstance(record.vector, dict)
             vectors[key] = record.vector["media"]  # type: ignore[assignment]
     in_tree = set() if trie is None else set(map(tuple, trie.rows().tolist()))
-    unnamed = len(payloads) - len(names)
-    if info is not None and unnamed == 0 and rows != in_tree:
+    complete = len(payloads) == len(names)
+    if info is not None and complete and rows != in_tree:
         problems.append(f"{len(rows ^ in_tree)} identifiers differ between tree and points")
     return State(payloads, vectors, names, None if info is None else info.version)
 
@@ -131,54 +148,70 @@ def compare(found: State | None, wanted: State | None, problems: list[str]) -> N
 
 
 def run_trial(
-    command: Sequence[str],
-    start: Path | None,
-    wanted: State,
-    index: Path,
-    seconds: float,
-    steps: int = 0,
+    what: str, start: Path | None, wanted: State, index: Path, media: Path, kill_after: Step
 ) -> Trial:
-    """Kill one run, look, and run again.
+    """Kill one run, check the index, and run again.
 
     Args:
-        command: What to run; it works on `index`.
+        what: `ingest`, `refit` or `train`.
         start: Index to begin with; None begins with none.
-        wanted: State after an uninterrupted run.
-        seconds: When to kill it, counted from when it has logged `steps` steps.
-        steps: Lines of its log.
+        wanted: State after a run that was not killed.
+        index: Where the run works.
+        media: Folder of the media files.
+        kill_after: Step after which the run kills itself.
     """
     shutil.rmtree(index, ignore_errors=True)
     if start is not None:
         shutil.copytree(start, index)
-    log = index.parent / LOG
-    log.unlink(missing_ok=True)
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
-    while process.poll() is None and len(_steps(log)) < steps:
-        time.sleep(0.005)
-    try:
-        process.wait(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    killed = process.returncode == -signal.SIGKILL
+    (index.parent / LOG).unlink(missing_ok=True)
+    killed = _run(what, index, media, kill_after) == -signal.SIGKILL
+    with ProcessPoolExecutor(1, mp_context=_PROCESSES) as pool:
+        found = pool.submit(check_and_rerun, what, index, media, wanted, start is not None)
+        points, acknowledged, version, problems = found.result()
+    return Trial(*kill_after, killed, points, acknowledged, version, problems)
+
+
+def _run(what: str, index: Path, media: Path, kill_after: Step | None = None) -> int | None:
+    """Exit code of a run in a process of its own."""
+    process = _PROCESSES.Process(target=work, args=(what, index, media, kill_after))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def check_and_rerun(
+    what: str, index: Path, media: Path, wanted: State, complete: bool
+) -> tuple[int, int, int | None, list[str]]:
+    """Check the index of a killed run, run again and compare.
+
+    Args:
+        what: `ingest`, `refit` or `train`.
+        index: Index of the killed run.
+        media: Folder of the media files.
+        wanted: State after a run that was not killed.
+        complete: Whether the run began with a complete index, which must still answer.
+
+    Returns:
+        Points, points that were acknowledged, version of the identifiers in force, and problems.
+    """
     problems: list[str] = []
-    logged = _steps(log)
-    sure = {one for step in logged if step[0] == "upsert" for one in step[1:]}
+    acknowledged = {
+        id for name, *ids in _steps(index.parent / LOG) if name == "upsert" for id in ids
+    }
     between = read_state(index, problems)
     there = set(between.payloads) if between is not None else set()
-    if lost := sure - there:
-        problems.append(f"{len(lost)} acknowledged points are gone")
-    if start is not None and between is not None and between.names.keys() != there:
+    if lost := acknowledged - there:
+        problems.append(f"{len(lost)} acknowledged points are lost")
+    if complete and between is not None and between.names.keys() != there:
         problems.append("points lost their identifiers")
-    if start is not None and not answers(index):
+    if complete and not answers(index):
         problems.append("a search finds nothing")
-    again = subprocess.run(command, capture_output=True, cwd=ROOT, text=True, check=False)
-    if again.returncode:
-        problems.append(f"the rerun failed: {again.stderr.strip().splitlines()[-1:]}")
+    try:
+        work(what, index, media)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the trial reports it
+        problems.append(f"the rerun failed: {type(error).__name__}: {error}")
     compare(read_state(index, problems), wanted, problems)
-    version = None if between is None else between.version
-    last = logged[-1][0] if logged else ""
-    return Trial(len(logged), last, killed, len(there), len(sure), version, problems)
+    return len(there), len(acknowledged), between and between.version, problems
 
 
 def answers(index: Path) -> bool:
@@ -196,54 +229,63 @@ def _steps(log: Path) -> list[list[str]]:
     return [line.split() for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
-def run_trials(what: str, scratch: Path, times: int, *, seed: int = 0) -> list[Trial]:
-    """Kill a run that many times, each time at another moment.
+def run_trials(what: str, scratch: Path, times: int | None = None) -> list[Trial]:
+    """Kill a run after different steps.
 
     Args:
         what: `ingest`, `refit` or `train`.
         scratch: Empty folder to work in.
-        seed: Of the moments.
+        times: Number of kills, evenly spaced over all steps; None kills once after the first step
+            of each name.
     """
     media, index = scratch / "media", scratch / ".cartq"
     make_media(media)
-    own = [sys.executable, "-m", "benchmarks.crash"]
-    ingest = [*own, "--work", "ingest", str(index), str(media)]
-    if what == "ingest":
-        words, start = ingest, None
-    else:
-        words = [*own, "--work", what, str(index), str(media)]
-        subprocess.run(ingest, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    start: Path | None = None
+    if what != "ingest":
+        _must(_run("ingest", index, media))
+        if what == "refit":  # the second refit also removes the identifiers before the first
+            _must(_run("refit", index, media))
         start = scratch / "start"
         shutil.copytree(index, start)
     (scratch / LOG).unlink(missing_ok=True)
-    begin = time.perf_counter()
-    subprocess.run(words, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-    whole, steps = time.perf_counter() - begin, len(_steps(scratch / LOG))
+    _must(_run(what, index, media))
+    steps = _numbered(_steps(scratch / LOG))
+    with ProcessPoolExecutor(1, mp_context=_PROCESSES) as pool:
+        wanted = pool.submit(_sound_state, index).result()
+    if times is None:
+        chosen = [step for step in steps if step[1] == 1]
+    else:
+        chosen = [steps[n * len(steps) // times] for n in range(min(times, len(steps)))]
+    return [run_trial(what, start, wanted, index, media, step) for step in chosen]
+
+
+def _must(code: int | None) -> None:
+    assert code == 0, f"a run that was not killed ended with {code}"
+
+
+def _sound_state(index: Path) -> State:
     problems: list[str] = []
-    wanted = read_state(index, problems)
-    assert wanted is not None and not problems, problems
-    rng = random.Random(seed)
-    trials = []
-    for n in range(times):
-        share = (n + rng.random()) / times  # one moment in each of `times` equal parts
-        if steps and n % 2 == 0:  # just after a step is written; else anywhere
-            moment, after = rng.uniform(0, 0.05), int(share * steps)
-        else:
-            moment, after = share * whole, 0
-        trial = run_trial(words, start, wanted, index, moment, after)
-        while not trial.killed:  # this run was quicker than the one that was timed
-            moment, after = 0.7 * moment, int(0.7 * after)
-            trial = run_trial(words, start, wanted, index, moment, after)
-        trials.append(trial)
-    return trials
+    state = read_state(index, problems)
+    assert state is not None and not problems, problems
+    return state
+
+
+def _numbered(steps: Sequence[Sequence[str]]) -> list[Step]:
+    """Each step with how often its name has come so far."""
+    seen: Counter[str] = Counter()
+    out = []
+    for name, *_ in steps:
+        seen[name] += 1
+        out.append((name, seen[name]))
+    return out
 
 
 def make_media(folder: Path) -> None:
-    """Thirty pictures with captions, a video with sound, and a sound."""
+    """Fourteen images, one of them with a caption, a video with audio, and an audio file."""
     from tests import media_factory as make
 
     folder.mkdir(parents=True)
-    for n in range(30):
+    for n in range(14):
         make.write_image(folder / f"p{n:02}.png", make.scene(n))
     (folder / "p00.txt").write_text("a dog on a surfboard\n")
     frames = make.moving(50, 24) + make.moving(51, 24)
@@ -251,52 +293,76 @@ def make_media(folder: Path) -> None:
     make.write_audio(folder / "bell.wav", make.tone(3.0, hertz=880))
 
 
-def _logged(method: Callable[..., Any], name: str, log: TextIO) -> Callable[..., Any]:
-    """The method, followed by a line in the log."""
+class _Recorder:
+    """Logs writing steps, and kills the process after one of them."""
 
-    def call(*args: Any) -> Any:
-        out = method(*args)
-        ids = [point.id for point in args[0]] if name == "upsert" else []
-        log.write(" ".join((name, *ids)) + "\n")
-        log.flush()
-        return out
+    def __init__(self, log: TextIO, kill_after: Step | None) -> None:
+        self._log, self._kill_after = log, kill_after
+        self._seen: Counter[str] = Counter()
 
-    return call
+    def wrap(self, method: Callable[..., Any], name: str) -> Callable[..., Any]:
+        """The method, followed by a line in the log."""
+
+        def call(*args: Any) -> Any:
+            out = method(*args)
+            ids = [point.id for point in args[0]] if name == "upsert" else []
+            self._log.write(" ".join((name, *ids)) + "\n")
+            self._log.flush()
+            self._seen[name] += 1
+            if (name, self._seen[name]) == self._kill_after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return out
+
+        return call
 
 
-def work(what: str, index: Path, media: Path) -> None:
-    """The process that is killed: one run, which logs what the store acknowledged."""
+def work(what: str, index: Path, media: Path, kill_after: Step | None = None) -> None:
+    """One run, which logs what the store acknowledged, in the process that calls this.
+
+    Args:
+        what: `ingest`, `refit` or `train`.
+        index: Where the run works.
+        media: Folder of the media files.
+        kill_after: Step after which the process kills itself.
+    """
+    import torch
+
     from cart_qdrant.embedders.registry import open_embedder
-    from cart_qdrant.index import corpus_stats as warmup
-    from cart_qdrant.index import identify, pipeline, writer
+    from cart_qdrant.index import corpus_stats, identify, pipeline, writer
     from cart_qdrant.index.ingest import Ingest
     from cart_qdrant.index.report import IngestOptions
-    from cart_qdrant.training import generator_fit as fit_generator
-    from cart_qdrant.training import tower, train
-    from cart_qdrant.training import trained_model as model
 
-    writer.WRITE = pipeline.BATCH = warmup.PART = _WRITE
+    torch.set_num_threads(1)  # threads cost more than they gain on so little
+    writer.WRITE = pipeline.BATCH = corpus_stats.PART = _WRITE
+    modules: list[tuple[Any, str]] = [(corpus_stats, "_write_part"), (identify, "save_part")]
+    if what == "train":
+        from cart_qdrant.training import generator_fit, tower, trained_model
+
+        modules += [(tower, "save_checkpoint"), (generator_fit, "save_checkpoint")]
+        modules += [(trained_model.Model, "save")]
     folder = IndexFolder(index)
-    with folder.lock():
+    with folder.lock(), (index.parent / LOG).open("a") as log:
+        recorder = _Recorder(log, kill_after)
         embedder = open_embedder("lite")
         opened = Index.open(index) if folder.exists() else Index.create(index, embedder)
         opened.set_embedder(embedder)
-        with opened, (index.parent / LOG).open("a") as log:
-            for owner, name in (
-                *((opened.store, n) for n in ("create_keyword_index", "delete", "flush")),
-                *((opened.store, n) for n in ("upsert", "set_payload", "delete_payload_key")),
-                (opened, "put"),
-                (warmup, "_write_part"),
-                (identify, "save_part"),
-                (tower, "save_checkpoint"),
-                (fit_generator, "save_checkpoint"),
-                (model.Model, "save"),
-            ):
-                setattr(owner, name, _logged(getattr(owner, name), name, log))
+        store_steps = (
+            "create_keyword_index", "delete", "delete_payload_key", "flush", "set_payload",
+            "upsert",
+        )  # fmt: skip
+        for owner, name in (
+            *((opened.store, name) for name in store_steps),
+            (opened, "put"),
+            *modules,
+        ):
+            setattr(owner, name, recorder.wrap(getattr(owner, name), name))
+        with opened:
             if what == "refit":
                 refit(opened)
             elif what == "train":
-                train.train(opened, train.TrainOptions(profile="quick"))
+                from cart_qdrant.training.train import TrainOptions, train
+
+                train(opened, TrainOptions(profile="quick"))
             else:
                 Ingest(opened, IngestOptions(paths=[media])).run()
 
@@ -307,21 +373,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=["ingest", "refit", "train"])
-    parser.add_argument("rest", nargs="*", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--times", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--times", type=int, help="kills; default: one for each name of a step")
     given = parser.parse_args()
-    if given.work:
-        work(given.what, *given.rest)
-        return
     with tempfile.TemporaryDirectory() as scratch:
-        trials = run_trials(given.what, Path(scratch), given.times, seed=given.seed)
-    heads = ("steps", "last step", "killed", "points", "sure", "version", "problems")
-    print("{:>5} {:22} {:6} {:>6} {:>6} {:>7}  {}".format(*heads))
+        trials = run_trials(given.what, Path(scratch), given.times)
+    heads = ("step", "count", "killed", "points", "acknowledged", "version", "problems")
+    print("{:22} {:>5} {:6} {:>6} {:>12} {:>7}  {}".format(*heads))
     for one in trials:
         print(
-            f"{one.steps:5} {one.last:22} {one.killed!s:6} {one.points:6} {one.acknowledged:6} "
+            f"{one.step:22} {one.count:5} {one.killed!s:6} {one.points:6} {one.acknowledged:12} "
             f"{one.identifiers!s:>7}  {'; '.join(one.problems) or 'none'}"
         )
     bad = sum(bool(one.problems) for one in trials)

@@ -83,7 +83,8 @@ def backup(index: Index, file: Path, reporter: Reporter | None = None) -> int:
 
 
 def restore(file: Path, root: Path) -> None:
-    """Make the index folder `root` from a file that `backup` wrote. The store of the new index is embedded;
+    """Make the index folder `root` from a file that `backup` wrote, with an embedded store.
+
     `migrate` moves it to a server.
 
     Raises:

@@ -237,7 +237,7 @@ class Pipeline:
                         clip = self._prepare(clip)
                     ready.put(_Decoded(result, segment, clip))
                     continue
-                note = f"the embedder has no vectors for {segment.modality}"
+                note = f"{segment.modality} is not known to the embedder"
                 if note not in result.notes:
                     result.notes.append(note)
         result.tags = probe(entry.path, self._config).tags

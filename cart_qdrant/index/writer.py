@@ -180,7 +180,7 @@ class PointWriter:
             self._index.store.delete(ids[begin : begin + WRITE])
 
     def flush(self) -> None:
-        """Embed the captions of the buffered points, write them, then remove the replaced points."""
+        """Embed the captions of buffered points, write the points, then remove those replaced."""
         if not self._points:
             return
         self._embed_captions()

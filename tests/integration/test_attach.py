@@ -296,7 +296,7 @@ def test_another_model_is_refused(
     new = index.manifest.revision
     for name, data in old_trie.items():
         (root / name).write_bytes(data)
-    with pytest.raises(MismatchError, match=f"model {new!r}, but .* has ") as told:
+    with pytest.raises(MismatchError, match=f"revision {new!r}, but .* has ") as told:
         Index.open(root, client=client)
     assert "cartq doctor --fix" in told.value.remedy
     other = json.loads(old)
@@ -384,7 +384,9 @@ def test_points_of_another_kind_and_without_a_path(
     assert info is not None and info.count == len(PHRASES) - 2
     again = sync(index)
     assert index.manifest.identifiers == info and again.new == 0
-    assert "2 points have no such vector, or are of another kind" in again.remarks[0]
+    assert (
+        "2 points are left out: they lack this vector, or have another modality" in again.remarks[0]
+    )
     with Retriever.open(index.folder.root, client=client) as retriever:
         assert retriever.item("3").path == "point:3"
         assert retriever.item("point:3").id == "3"
@@ -423,6 +425,6 @@ def test_an_embedder_of_one_index_alone_is_refused(
     client: QdrantClient, phrase_vectors: Any, tmp_path: Path
 ) -> None:
     fill(client, phrase_vectors)
-    with pytest.raises(UsageError, match="of one index alone"):
+    with pytest.raises(UsageError, match="fitted to one index"):
         attach(tmp_path / "x", PHOTOS, client=client,
                options=AttachOptions(embedder=open_embedder("lite")))  # fmt: skip

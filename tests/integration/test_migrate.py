@@ -168,7 +168,7 @@ def test_what_others_have_there_is_left_alone(index: Path, client: QdrantClient)
     client.create_collection(COLLECTION, models.VectorParams(size=3, distance=models.Distance.DOT))
     client.upsert(COLLECTION, [models.PointStruct(id=1, vector=[1.0, 0, 0], payload={"a": 1})])
     with Index.open(index) as opened:
-        with pytest.raises(MismatchError, match="1 points that this index did not bring"):
+        with pytest.raises(MismatchError, match="1 points that this index did not copy"):
             migrate(opened, PLACE, client=client)
         with pytest.raises(UsageError, match="already"):
             migrate(opened, StoreInfo())
@@ -189,7 +189,7 @@ def test_a_copy_that_differs_is_refused(
 
     monkeypatch.setattr(ServerStore, "retrieve", garbled)
     with Index.open(index) as opened:
-        with pytest.raises(StoreError, match="is not that at"):
+        with pytest.raises(StoreError, match="differs from that at"):
             migrate(opened, PLACE, client=client)
         assert opened.manifest.store == StoreInfo()
         assert opened.store.count() > 1

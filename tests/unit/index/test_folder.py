@@ -49,6 +49,7 @@ manifests = st.builds(
         field=names,
         books=artifacts,
         trie=artifacts,
+        items=artifacts,
         meta=st.dictionaries(names, st.dictionaries(names, numbers, max_size=2), max_size=2),
         levels=numbers,
         count=numbers,
@@ -172,7 +173,10 @@ EXTERNAL = (
 
 
 def test_writing_removes_files_of_older_versions_and_nothing_else(tmp_path: Path) -> None:
-    kept = (f"trie-{HASH}.safetensors", "identifiers-2.safetensors", "lock", "store", *EXTERNAL)
+    kept = (
+        f"trie-{HASH}.safetensors", f"items-{HASH}.safetensors", "identifiers-2.safetensors", "lock",
+        "store", *EXTERNAL,
+    )  # fmt: skip
     deleted = (
         "trie-ba9876543210.safetensors", "items-ba9876543210.safetensors", "generator-1",
         "identifiers-1.safetensors", "text-anchors-00ff.safetensors",
@@ -187,6 +191,7 @@ def test_writing_removes_files_of_older_versions_and_nothing_else(tmp_path: Path
         field="cart_2",
         books=Artifact("identifiers-2.safetensors", ""),
         trie=Artifact(f"trie-{HASH}.safetensors", ""),
+        items=Artifact(f"items-{HASH}.safetensors", ""),
         meta={},
         levels=1,
         count=0,

@@ -111,7 +111,7 @@ def test_statistics_are_frozen_and_checked(tmp_path: Path, open_index: Open) -> 
 
 
 def test_collection_has_its_vectors_and_indexes(tmp_path: Path, open_index: Open) -> None:
-    spec = open_index(tmp_path / ".cartq").store._open_spec()  # type: ignore[attr-defined]
+    spec = open_index(tmp_path / ".cartq").store._schema.read()  # type: ignore[attr-defined]
     assert spec.vectors == {MEDIA: 48, CAPTION: 384}
     assert {"modality", "path", "hash", *identifier_fields("cart")} <= set(spec.keywords)
 
