@@ -174,8 +174,8 @@ EXTERNAL = (
 
 def test_writing_removes_files_of_older_versions_and_nothing_else(tmp_path: Path) -> None:
     kept = (
-        f"trie-{HASH}.safetensors", f"items-{HASH}.safetensors", "identifiers-2.safetensors", "lock",
-        "store", *EXTERNAL,
+        f"trie-{HASH}.safetensors", f"items-{HASH}.safetensors", "identifiers-2.safetensors",
+        "lock", "store", *EXTERNAL,
     )  # fmt: skip
     deleted = (
         "trie-ba9876543210.safetensors", "items-ba9876543210.safetensors", "generator-1",
