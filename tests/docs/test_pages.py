@@ -95,6 +95,17 @@ def test_ten_places_are_where_contributing_says() -> None:
         assert name in defined(path), f"{what}: {file} has no {name}"
 
 
+def test_contributing_names_the_markers_and_targets_that_there_are() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    pytest_options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]
+    markers = {line.partition(":")[0] for line in pytest_options["ini_options"]["markers"]}
+    table = text.partition("| marker |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.M)) == markers
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+        assert set(re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(), re.M)) <= targets
+
+
 def test_every_relative_link_leads_somewhere(pages: list[Path]) -> None:
     for page in [*pages, ROOT / "CHANGELOG.md"]:
         for target in LINK.findall(page.read_text()):
