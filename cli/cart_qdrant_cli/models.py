@@ -210,7 +210,15 @@ def pull(
     A fetch that was stopped goes on where it ended. The licence is shown, and must be accepted
     once.
     """
-    from cart_qdrant.embedders.imagebind.download import LICENCE, REMOTE, TERMS, weights_folder
+    from cart_qdrant.embedders.imagebind.download import (
+        LICENCE,
+        REMOTE,
+        TERMS,
+        VOCABULARY,
+        VOCABULARY_FILE,
+        needs_vocabulary,
+        weights_folder,
+    )
 
     state: State = context.obj
     state.verbose |= verbose
@@ -231,6 +239,10 @@ def pull(
             convert(checkpoint, folder, say=reporter.say)
         if fetched:  # one that was there before is not ours to remove
             checkpoint.unlink()
+    vocabulary = folder / VOCABULARY_FILE
+    if needs_vocabulary() and not vocabulary.exists():
+        with _counting(VOCABULARY.url, VOCABULARY.bytes) as advance:
+            download(VOCABULARY, vocabulary, advance)
     if json:
         print_json({"model": name, "path": str(folder), "licence": LICENCE})
     else:

@@ -15,7 +15,6 @@ import math
 import warnings
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +24,9 @@ from PIL import Image
 from torch import Tensor
 
 from cart_qdrant.arrays.types import FloatArray
-from cart_qdrant.embedders.imagebind.config import CONTEXT, SIDE
+from cart_qdrant.embedders.imagebind.config import SIDE
+from cart_qdrant.embedders.imagebind.tokenizer import clip_tokenizer
 from cart_qdrant.extras import require
-
-if TYPE_CHECKING:
-    from instant_clip_tokenizer import Tokenizer
 
 Frame = npt.NDArray[np.uint8]
 
@@ -132,13 +129,6 @@ def _log_mel(clip: FloatArray, bands: int) -> FloatArray:
     return np.asarray(mel, dtype=np.float32)
 
 
-@cache
-def _tokenizer() -> Tokenizer:
-    from instant_clip_tokenizer import Tokenizer
-
-    return Tokenizer()
-
-
 def tokens(texts: Sequence[str]) -> Tensor:
     """Tokens (B, 77): start, byte pairs of the lower-cased text, end, then zeros.
 
@@ -146,10 +136,10 @@ def tokens(texts: Sequence[str]) -> Tensor:
 
     Raises:
         MissingExtraError: The extra `imagebind` is not installed.
+        IndexMissingError: CLIP's vocabulary is not here, see `tokenizer`.
     """
-    require("imagebind", "ftfy", "instant_clip_tokenizer")
+    require("imagebind", "ftfy")
     import ftfy
 
     clean = [html.unescape(html.unescape(ftfy.fix_text(text))).strip() for text in texts]
-    found: npt.NDArray[Any] = _tokenizer().tokenize_batch(clean, context_length=CONTEXT)
-    return torch.from_numpy(found.astype(np.int64))
+    return torch.from_numpy(clip_tokenizer()(clean))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cart_qdrant.embedders.hub import MODELS_VARIABLE, file_sha256
 from cart_qdrant.embedders.imagebind.config import ImageBindConfig
-from cart_qdrant.embedders.imagebind.download import PULL, TOWERS
+from cart_qdrant.embedders.imagebind.download import PULL, TOWERS, VOCABULARY_FILE
 from cart_qdrant.embedders.imagebind.model import ImageBind
 from cart_qdrant.errors import (
     CartError,
@@ -79,7 +79,7 @@ def convert(
 
 def _require_ours(folder: Path) -> None:
     """Refuse to replace a folder that holds anything but converted weights."""
-    ours = {"config.json", *(f"{tower}.safetensors" for tower in TOWERS)}
+    ours = {"config.json", VOCABULARY_FILE, *(f"{tower}.safetensors" for tower in TOWERS)}
     if folder.exists() and not {entry.name for entry in folder.iterdir()} <= ours:
         raise UsageError(
             f"{folder} holds other files than converted weights.",
