@@ -1,7 +1,7 @@
-"""Captions by models for items of an index, and how well each fits its item.
+"""Captions items of an index by a model, and measures the confidence of each caption.
 
-Safe to kill: points are written as they are done, and carry the names of the models that have
-looked at them, so that the next run goes on from there.
+May be killed at any time: points are written as they are done, with the names of the models that
+have captioned them, so that the next run continues there.
 Shape legend: N items, D vector width.
 """
 
@@ -34,22 +34,22 @@ from cart_qdrant.records import MADE_SOURCES, Caption, CaptionSource, Failure, M
 from cart_qdrant.storage.protocol import CAPTION, MEDIA
 
 TOGETHER = 8
-"""Pictures captioned together."""
+"""Images that are captioned together."""
 WRITE = 64
-"""Points written together."""
+"""Points that are written together."""
 LOW_CONFIDENCE = 0.5
 """Confidence under which a caption is listed."""
 LABELS = "labels"
-"""Name of the captioner that knows the embedder's texts alone."""
+"""Name of the captioner that takes the texts of the embedder as labels."""
 PATIENCE = 3
-"""Failures before the first caption from which on the model is at fault."""
+"""Failures before the first caption after which the run is given up."""
 LONGEST_SPEECH = 300.0
-"""Seconds of sound transcribed at once."""
+"""Seconds of audio that are transcribed at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class LowConfidenceCaption:
-    """A caption that fits its item worse than most others."""
+    """A caption with a confidence below `LOW_CONFIDENCE`."""
 
     path: str
     start: float
@@ -59,14 +59,14 @@ class LowConfidenceCaption:
 
 @dataclass(slots=True)
 class CaptionReport:
-    """What a run did."""
+    """What a captioning run did."""
 
     captioner: str
     items: int = 0
-    """Items that were looked at."""
+    """Items that the model was asked for."""
     captions: int = 0
     skipped: int = 0
-    """Items that had been looked at before, or have captions already."""
+    """Items that the model was asked for in an earlier run, or that have captions already."""
     failed: list[Failure] = field(default_factory=list)
     low_confidence: list[LowConfidenceCaption] = field(default_factory=list)
     seconds: float = 0.0
@@ -89,7 +89,7 @@ class CaptionReport:
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """A stored point that is due."""
+    """A stored point to caption."""
 
     id: str
     path: str
@@ -106,20 +106,20 @@ def caption_index(
     every: bool = False,
     limit: int | None = None,
 ) -> CaptionReport:
-    """Let a model look at the items of an index, and store what it says.
+    """Caption the items of an index by a model, and store the captions.
 
-    Pictures and shots are described, each by its middle frame; of sound it is written down what is
-    said, as captions with times, on the sound and on the pictures that are seen meanwhile. The
-    caller holds `index.folder.lock()`.
+    Images and shots of videos are captioned, each by its middle frame. Audio is transcribed to
+    captions with times, for the audio items and the video items of the same time. The caller holds
+    `index.folder.lock()`.
 
     Args:
-        captioner: None takes the label that the embedder knows for each item, a weak caption.
-        every: Also for items that people have described.
-        limit: Items looked at, about; of a sound, all windows.
+        captioner: The model; None labels each item with a text of the embedder.
+        every: Caption also the items that have captions by people.
+        limit: Most items to caption, about: of an audio file all windows are transcribed.
 
     Raises:
-        CaptionError: The model fails from the beginning.
-        UsageError: Labels are asked of an embedder that knows no text; or the index is attached.
+        CaptionError: The model fails from the first item on.
+        UsageError: The embedder has no texts to label with, or the index is attached.
     """
     index.require_own()
     begin = time.perf_counter()
@@ -148,20 +148,20 @@ class _Run:
         self.confidence = CaptionConfidence(index)
         self.waiting: list[tuple[_Item, list[Caption]]] = []
         self.refused = 0
-        """Answers that the model did not give, before its first one."""
+        """Failures of the model before its first caption."""
 
     @property
     def done(self) -> bool:
-        """Whether as many items were looked at as were asked for."""
+        """Whether the limit of items is reached."""
         return self.limit is not None and self.report.items >= self.limit
 
     def go(self) -> None:
         self.writer.recover()
         speech = isinstance(self.captioner, Transcriber)
-        kinds = {Modality.AUDIO} if speech else {Modality.IMAGE, Modality.VIDEO}
+        modalities = {Modality.AUDIO} if speech else {Modality.IMAGE, Modality.VIDEO}
         if self.captioner is None:
-            kinds = set(Modality)
-        due, others = self._due(kinds, speech=speech)
+            modalities = set(Modality)
+        due, others = self._due(modalities, speech=speech)
         count = sum(map(len, due.values()))
         self.reporter.phase("captions", count if self.limit is None else min(count, self.limit))
         try:
@@ -176,13 +176,13 @@ class _Run:
         finally:
             self._flush()
             if self.writer.changed:
-                assign_new(self.index)  # captions change how near an item is to all queries
+                assign_new(self.index)  # captions change the hubness of an item
                 self.writer.settle()
 
     def _due(
-        self, kinds: set[Modality], *, speech: bool
+        self, modalities: set[Modality], *, speech: bool
     ) -> tuple[dict[str, list[_Item]], dict[str, list[_Item]]]:
-        """Items to look at by file, and for speech the other items of these files."""
+        """Items to caption by file, and for speech the video items of these files."""
         due: dict[str, list[_Item]] = defaultdict(list)
         others: dict[str, list[_Item]] = defaultdict(list)
         keys = ["hash", "path", "modality", "start", "end", "captions", MADE_BY]
@@ -194,13 +194,15 @@ class _Run:
                 str(record.id), payload["path"], Modality(payload["modality"]),
                 float(payload["start"]), float(payload["end"]),
             )  # fmt: skip
-            if item.modality not in kinds:
+            if item.modality not in modalities:
                 if speech and item.modality is Modality.VIDEO:
                     others[item.path].append(item)
                 continue
             captions = map(Caption.from_payload, payload.get("captions", ()))
-            told = any(not c.is_weak and c.source not in MADE_SOURCES for c in captions)
-            if self.name in payload.get(MADE_BY, ()) or (told and not self.every and not speech):
+            described = any(not c.is_weak and c.source not in MADE_SOURCES for c in captions)
+            if self.name in payload.get(MADE_BY, ()) or (
+                described and not self.every and not speech
+            ):
                 self.report.skipped += 1
             else:
                 due[item.path].append(item)
@@ -210,8 +212,8 @@ class _Run:
         text_anchors = self.index.text_anchors()
         if text_anchors is None or not len(text_anchors.texts):
             raise UsageError(
-                f"The embedder {self.index.manifest.embedder.name} knows no texts to label with.",
-                "Take a model: --captioner hf:MODEL",
+                f"The embedder {self.index.manifest.embedder.name} has no texts to label with.",
+                "Name a captioning model: --captioner hf:MODEL",
             )
         for begin in range(0, len(items), WRITE):
             block = items[begin : begin + WRITE]
@@ -237,19 +239,19 @@ class _Run:
         start: float | None = None,
         end: float | None = None,
     ) -> list[Caption]:
-        """Captions of what a model says, cleaned; none of what says nothing."""
+        """Captions of cleaned texts of the model; texts without content make none."""
         return [
             replace(one, by=self.name, start=start, end=end) for one in make_captions(texts, source)
         ]
 
     def _describe(self, due: Mapping[str, list[_Item]]) -> None:
         assert isinstance(self.captioner, Captioner)
-        pictures = (
+        images = (
             (item, clip) for path, items in due.items() for item, clip in self._decoded(path, items)
         )
         while not self.done:
             left = TOGETHER if self.limit is None else self.limit - self.report.items
-            block = list(islice(pictures, min(TOGETHER, left)))
+            block = list(islice(images, min(TOGETHER, left)))
             if not block:
                 return
             frames = [clip.frames[len(clip.frames) // 2] for _, clip in block]
@@ -266,7 +268,7 @@ class _Run:
                     self._put(item, self._made([text], CaptionSource.GENERATED, *times))
 
     def _one(self, item: _Item, frame: Any) -> str | None:
-        """The caption of one picture, where several together failed."""
+        """The caption of one image, after a batch has failed."""
         assert isinstance(self.captioner, Captioner)
         try:
             (text,) = self.captioner.caption([frame])
@@ -276,7 +278,7 @@ class _Run:
         return text
 
     def _fail(self, path: str, error: CaptionError) -> None:
-        """One medium may be at fault; if none goes through, it is the model."""
+        """Report a failure: of this file, or of the model if no caption was made yet."""
         self.report.failed.append(Failure(path, error.what))
         if not self.report.items:
             self.refused += 1
@@ -285,29 +287,29 @@ class _Run:
 
     def _transcribe(self, path: str, items: list[_Item], others: list[_Item]) -> None:
         assert isinstance(self.captioner, Transcriber)
-        said: list[Caption] = []
-        heard: list[_Item] = []
+        speech: list[Caption] = []
+        decoded: list[_Item] = []
         try:
-            for begin, samples, rate in _stretches(self._decoded(path, items), heard):
+            for begin, samples, rate in _stretches(self._decoded(path, items), decoded):
                 for one in self.captioner.transcribe(samples, rate):
                     start, end = round(begin + one.start, 2), round(begin + one.end, 2)
-                    said += self._made([one.text], CaptionSource.SPEECH, start, end)
+                    speech += self._made([one.text], CaptionSource.SPEECH, start, end)
         except CaptionError as error:
             self._fail(path, error)
             return
-        # Pictures first: sound that is marked as heard makes no file due again.
-        for item in others if len(heard) == len(items) else ():
-            self.waiting.append((item, [c for c in said if c.covers(item.start, item.end)]))
-        for item in heard:
-            self._put(item, [c for c in said if c.covers(item.start, item.end)])
+        # Video items first: once the audio items are marked, the file is not captioned again.
+        for item in others if len(decoded) == len(items) else ():
+            self.waiting.append((item, [c for c in speech if c.covers(item.start, item.end)]))
+        for item in decoded:
+            self._put(item, [c for c in speech if c.covers(item.start, item.end)])
 
     def _decoded(self, path: str, items: Sequence[_Item]) -> Iterator[tuple[_Item, Clip]]:
-        """The content of a file's items, in time order."""
+        """The items of a file with their decoded content, in time order."""
         due = {item.id: item for item in items}
         file = self.index.folder.base / path
-        kinds = {item.modality for item in items}
+        modalities = {item.modality for item in items}
         try:
-            for segment, clip in decode(file, path, SegmentConfig(), wanted=kinds):
+            for segment, clip in decode(file, path, SegmentConfig(), wanted=modalities):
                 item = due.pop(segment.id, None)
                 if item is not None:
                     yield item, clip
@@ -315,7 +317,7 @@ class _Run:
             self.report.failed.append(Failure(path, error.what))
             return
         if due:
-            reason = f"{len(due)} of its segments are cut otherwise now; ingest it again"
+            reason = f"{len(due)} of its segments have changed; ingest the file again"
             self.report.failed.append(Failure(path, reason))
 
     def _put(self, item: _Item, made: list[Caption]) -> None:
@@ -327,7 +329,7 @@ class _Run:
             self._flush()
 
     def _flush(self) -> None:
-        """Write what waits: vectors, then captions with the mark that they were made."""
+        """Write the buffered items: caption vectors, then captions and the name of the model."""
         if not self.waiting:
             return
         records = self.index.store.retrieve(
@@ -335,14 +337,14 @@ class _Run:
         )
         payloads = {str(r.id): r.payload or {} for r in records}
         waiting = [(item, made) for item, made in self.waiting if item.id in payloads]
-        judged = self.confidence.measure(
+        measured = self.confidence.measure(
             [(item.id, item.modality) for item, _ in waiting],
             [made for _, made in waiting],
             {str(r.id): vector_of(r) for r in records},
         )
         updates: list[tuple[str, dict[str, Any]]] = []
         described: list[tuple[str, list[Caption]]] = []
-        for (item, _), made in zip(waiting, judged, strict=True):
+        for (item, _), made in zip(waiting, measured, strict=True):
             for one in made:
                 if one.confidence is not None and one.confidence < LOW_CONFIDENCE:
                     self.report.low_confidence.append(
@@ -357,7 +359,7 @@ class _Run:
                 merged = segment_captions((*old, *made), item.start, item.end)
                 described.append((item.id, merged))
                 update["captions"] = [c.to_payload() for c in merged]
-                update |= identifier_payload(payload)  # its hubness is measured anew
+                update |= identifier_payload(payload)  # without hubness: it is computed again
             updates.append((item.id, update))
         if described:
             self.writer.mark_changed()
@@ -371,19 +373,20 @@ class _Run:
 
 
 def _stretches(
-    windows: Iterator[tuple[_Item, Clip]], heard: list[_Item]
+    windows: Iterator[tuple[_Item, Clip]], decoded: list[_Item]
 ) -> Iterator[tuple[float, FloatArray, int]]:
-    """Windows of sound that follow each other, joined: where it begins, samples, rate.
+    """Consecutive windows of audio, joined: start in seconds, samples and rate.
 
     Args:
-        heard: Told the items as they come.
+        windows: Items with their samples.
+        decoded: Gets each item as it comes.
     """
     joined: list[FloatArray] = []
     begin = end = 0.0
     rate = 0
     for item, clip in windows:
         assert clip.samples is not None
-        heard.append(item)
+        decoded.append(item)
         apart = abs(item.start - end) > 0.01 or item.end - begin > LONGEST_SPEECH
         if joined and apart:
             yield begin, np.concatenate(joined), rate

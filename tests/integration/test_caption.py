@@ -298,7 +298,7 @@ def test_labels_and_their_fit_on_a_real_index(
 
 
 def test_labels_need_texts(index: Index) -> None:
-    with pytest.raises(UsageError, match="patch knows no texts"):
+    with pytest.raises(UsageError, match="patch has no texts"):
         caption_index(index, None, Silent())
 
 
