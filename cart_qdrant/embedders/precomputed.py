@@ -18,6 +18,7 @@ from cart_qdrant.embedders.precomputed_file import VectorFile, read_vectors
 from cart_qdrant.embedders.text.folder import text_encoder_folder
 from cart_qdrant.embedders.zero_shot import TextAnchors
 from cart_qdrant.errors import MediaError, UsageError
+from cart_qdrant.extras import require
 from cart_qdrant.media.clip import Clip
 from cart_qdrant.media.path_match import SuffixIndex, path_key
 from cart_qdrant.records import Modality, text_key
@@ -97,6 +98,7 @@ class PrecomputedEmbedder:
         vectors = self._file.text_vectors
         if vectors is None or not self.has_text:
             return TextAnchors([], np.empty((0, 0), dtype=np.float32), {})
+        require("train")
         from cart_qdrant.embedders.text.minilm import TextEncoder
 
         texts = list(self._file.texts)

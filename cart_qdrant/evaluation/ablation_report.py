@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
-from cart_qdrant.errors import MissingExtraError
 from cart_qdrant.evaluation.ablation import STRATA, AblateOptions, Growth, Row
+from cart_qdrant.extras import require
 
 METHODS = ("dual tower", "prior", "prior + correction")
 
@@ -21,8 +20,7 @@ def require_plots() -> None:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    if find_spec("matplotlib") is None:
-        raise MissingExtraError("Plots need matplotlib.", 'pip install "cart-qdrant[plots]"')
+    require("plots", "matplotlib")
 
 
 def write_report(

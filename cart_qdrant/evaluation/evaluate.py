@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cart_qdrant.errors import UsageError
+from cart_qdrant.extras import require
 from cart_qdrant.progress import Reporter, Silent
 from cart_qdrant.search.retriever import Lane, Retriever
 from cart_qdrant.storage import requests as qdrant
@@ -109,6 +110,7 @@ def evaluate(
 
     Recall of a query is the share of its relevant files found among the first k.
     """
+    require("eval", "ir_measures")
     from ir_measures import AP, RR, Qrel, R, ScoredDoc, calc_aggregate
 
     reporter = reporter or Silent()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cart_qdrant.arrays.types import FloatArray, MaskArray
+from cart_qdrant.extras import require
 from cart_qdrant.generator.beam_search import Beams, PriorScorer, beam_search
 from cart_qdrant.generator.prior import NodeGains, prior_logits
 from cart_qdrant.identifiers.codec import Codec
@@ -72,6 +73,7 @@ def decode(
         levels = prior_logits(codec, media, space, scale)
         found = beam_search(trie, PriorScorer(levels), len(q_BD), wide, gains)
         if generator is not None and any(gates):
+            require("train", "torch")
             from cart_qdrant.generator.network import GeneratorScorer
 
             scorer = GeneratorScorer.of(generator(), hidden_states, mask_BS, q_BD, levels, gates)

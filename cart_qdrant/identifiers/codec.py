@@ -20,6 +20,7 @@ import numpy as np
 from cart_qdrant.arrays.types import FloatArray, IntArray
 from cart_qdrant.arrays.vectors import unique_ratio
 from cart_qdrant.errors import ConfigError
+from cart_qdrant.extras import require
 from cart_qdrant.identifiers.fit import ManyFit
 from cart_qdrant.identifiers.quantizer import GROUPED, Codec, Groups, Quantizer, nearest
 
@@ -102,6 +103,7 @@ class Counters:
 
 
 def _kmeans(x_ND: FloatArray, k: int, seed: int) -> FloatArray:
+    require("train", "sklearn")
     from sklearn.cluster import KMeans  # a second; searches do without
     from sklearn.exceptions import ConvergenceWarning
 
@@ -131,6 +133,7 @@ def _residual_vq(rest_ND: FloatArray, v: int, m: int, seed: int) -> FloatArray:
     Small batches ruin it and dead codes cost a third of U, hence `kmeans_init` and
     `threshold_ema_dead_code` (measured: docs/experiments.md).
     """
+    require("train", "torch", "vector_quantize_pytorch")
     import torch
     from vector_quantize_pytorch import ResidualVQ
 

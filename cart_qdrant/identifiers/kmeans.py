@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cart_qdrant.arrays.types import FloatArray
+from cart_qdrant.extras import require
 from cart_qdrant.identifiers.quantizer import Places, nearest
 
 STEPS = 20
@@ -29,6 +30,7 @@ class ClusterMeans:
     """Sums of vectors by cluster, block by block."""
 
     def __init__(self, k: int, dim: int) -> None:
+        require("train", "scipy")
         self._sums_KD = np.zeros((k, dim), dtype=np.float32)
         self.counts_K = np.zeros(k, dtype=np.int64)
 

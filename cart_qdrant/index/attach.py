@@ -15,6 +15,7 @@ import numpy as np
 from cart_qdrant.embedders.external import ExternalEmbedder
 from cart_qdrant.embedders.protocol import Embedder, FittedEmbedder
 from cart_qdrant.errors import MismatchError, StoreError, UsageError
+from cart_qdrant.extras import require
 from cart_qdrant.index.field_guess import FIELDS, guess_fields, modality_by_name, word_field
 from cart_qdrant.index.folder import IndexFolder
 from cart_qdrant.index.index import KEY, Index
@@ -104,11 +105,13 @@ def attach(
         api_key: Key of the server.
 
     Raises:
+        MissingExtraError: The packages of `train` are not installed.
         UsageError: The folder holds an index or other files, or it is ambiguous which vector is
             the media vector.
         MismatchError: The vector is not compared by cosine, or the embedder has another width.
         StoreError: There is no such collection, or it cannot be reached.
     """
+    require("train")  # identifiers are fitted, captions embedded
     options, reporter = options or AttachOptions(), reporter or Silent()
     folder = IndexFolder(Path(root).absolute())
     if folder.exists():

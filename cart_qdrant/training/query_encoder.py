@@ -96,6 +96,7 @@ class QueryEncoder(nn.Module):
     def __init__(self, text: TextEncoder, spaces: Mapping[str, int]) -> None:
         super().__init__()
         bert = text.bert
+        self.tokenizer = text.tokenizer
         self.tokenize = text.tokenize
         self.width = text.dim
         self._bert = [bert]  # in a list: frozen and shared, so no part of our state

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cart_qdrant.embedders.text.minilm import TextEncoder
+from cart_qdrant.embedders.text.tokenizer import TOKENIZER
 from cart_qdrant.generator.artifacts import (
     CALIBRATION,
     CONFIG,
@@ -55,6 +56,8 @@ class Model:
         save_file(_state(self.encoder), folder / TOWER)
         save_file(_state(self.generator), folder / GENERATOR)
         write_query_graph(self.encoder, folder / QUERY_GRAPH)
+        # A search needs no more of the text encoder than this.
+        self.encoder.tokenizer.save(str(folder / TOKENIZER))
         spaces = {
             space: head.skip.out_features  # type: ignore[union-attr]
             for space, head in self.encoder.heads.items()

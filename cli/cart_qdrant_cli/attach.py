@@ -196,7 +196,8 @@ def show_sync(console: Console, report: SyncReport, target: Target) -> None:
                 "collection": report.location,
                 "vector": (how.vector or "(without a name)") + made_by,
                 **read,
-                "identifiers": f"field {how.key}, U {found['U']:.3f}, {found['levels']} levels"
+                "identifiers": f"field {how.key}, {found['levels']} levels, "
+                f"unique-identifier ratio {found['unique_ratio']:.3f}"
                 if found
                 else "none yet",
                 "items": f"{counted(report.items, 'item')}: {', '.join(changes) or 'no change'}, "

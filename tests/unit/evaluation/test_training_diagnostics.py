@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from cart_qdrant.evaluation.training_diagnostics import read_diagnostics
 from cart_qdrant.search.fusion import MEANINGFUL
-from cart_qdrant.training.read_diagnostics import read_diagnostics
 
 
 def summary(**changed: Any) -> dict[str, Any]:
