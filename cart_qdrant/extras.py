@@ -15,6 +15,9 @@ MODULES = {
 }
 """Top-level import names of all that an extra installs, for the extras that are checked whole."""
 
+_NAMED = 3
+"""Missing packages that a message names at most."""
+
 
 def missing(extra: str, *modules: str) -> list[str]:
     """Those packages of an extra that are not installed; nothing is imported.
@@ -35,9 +38,11 @@ def require(extra: str, *modules: str) -> None:
     """
     names = missing(extra, *modules)
     if names:
+        named = ", ".join(names[:_NAMED])
+        more = f" and {len(names) - _NAMED} more packages" if len(names) > _NAMED else ""
         verb = "is" if len(names) == 1 else "are"
         raise MissingExtraError(
-            f"{', '.join(names)} {verb} not installed, but needed here.", install(extra)
+            f"{named}{more} {verb} not installed, but needed here.", install(extra)
         )
 
 

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from cart_qdrant.errors import UsageError
+from cart_qdrant.extras import require
 from cart_qdrant_cli.options import (
     CollectionOption,
     FilterOption,
@@ -168,6 +169,7 @@ def evaluate(
 
 
 def _ablate(target: Target, out: Path, seeds: int, pairs: int, *, json: bool) -> None:
+    require("train")
     from cart_qdrant.evaluation.ablation import AblateOptions, Growth, Row, ablate
     from cart_qdrant.evaluation.ablation_report import markdown, require_plots, write_report
 

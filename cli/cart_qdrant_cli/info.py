@@ -90,8 +90,16 @@ def describe_index(target: Target) -> dict[str, Any]:
             if generator is None
             else {"version": generator.version, **generator.summary},
             "bytes": _sizes(folder.root),
-            "packages": {name: metadata.version(name) for name in PACKAGES},
+            "packages": {name: version for name in PACKAGES if (version := _version(name))},
         }
+
+
+def _version(package: str) -> str | None:
+    """The version of a package; None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _sizes(root: Path) -> dict[str, int]:

@@ -14,6 +14,7 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from cart_qdrant.errors import UsageError
+from cart_qdrant.extras import require
 from cart_qdrant.records import Hit, Modality
 from cart_qdrant_cli.options import (
     CollectionOption,
@@ -133,6 +134,8 @@ def search(
     """
     from cart_qdrant.search.filters import parse_filter
 
+    if html is not None:
+        require("media")
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
     asked = _query(query, mix, image, audio, like, minus)
     wanted = parse_filter(filters or (), modality)
