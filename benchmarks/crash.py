@@ -360,7 +360,8 @@ def work(what: str, index: Path, media: Path, kill_after: Step | None = None) ->
             if what == "refit":
                 refit(opened)
             elif what == "train":
-                from cart_qdrant.training.train import TrainOptions, train
+                from cart_qdrant.training.options import TrainOptions
+                from cart_qdrant.training.train import train
 
                 train(opened, TrainOptions(profile="quick"))
             else:

@@ -176,9 +176,7 @@ def small_index(small_media: Path) -> Path:
 def short_training(tower_steps: int = 1) -> TrainOptions:
     """Options of a training for tests: the generator takes a single epoch, the query tower at least
     `tower_steps` steps, which a test raises where it judges what is found."""
-    from cart_qdrant.training.generator_fit import GeneratorFitConfig
-    from cart_qdrant.training.options import TrainOptions
-    from cart_qdrant.training.tower import TowerConfig
+    from cart_qdrant.training.options import GeneratorFitConfig, TowerConfig, TrainOptions
 
     return TrainOptions(
         profile="quick",

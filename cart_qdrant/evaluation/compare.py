@@ -1,6 +1,6 @@
-"""Embedders and lengths of segments beside each other, on one's own media and queries.
+"""Comparison of embedders and of segment lengths on the user's own media and queries.
 
-Each is ingested into an index of its own, which is thrown away.
+The media are ingested into a temporary index for each setup.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from cart_qdrant.training.train import train
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """One way to make an index.
+    """One way to make an index: an embedder and a length of segments.
 
     Attributes:
-        embedder: Name, as `--embedder`.
-        seconds: Length of a window of film or sound at most; None for the defaults.
+        embedder: Its name, as `--embedder` takes it.
+        seconds: Length of a segment of video or audio, at most; None takes the defaults.
     """
 
     embedder: str
     seconds: float | None = None
 
     def segments(self) -> SegmentConfig:
-        """How files are cut."""
+        """Lengths of the segments that files are cut into."""
         config = SegmentConfig()
         if self.seconds is None:
             return config
@@ -50,15 +50,15 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What one setup reached.
+    """Sizes, times and scores of one setup.
 
     Attributes:
-        dim: Width of its vectors.
-        segments: Items that the media became.
-        failed: Files that could not be used with it.
-        ingest_seconds: All of the ingestion.
-        embed_seconds: Of it, within the embedder.
-        scores: By lane.
+        dim: Width of the media vectors.
+        segments: Number of items in the index.
+        failed: Number of files that could not be ingested.
+        ingest_seconds: Time of the ingestion.
+        embed_seconds: Time within the embedder, as a part of it.
+        scores: Recall and latency of each lane.
     """
 
     setup: Setup
@@ -84,7 +84,7 @@ class Comparison:
 
 
 def stored_files(index: Index) -> list[Path]:
-    """The files that an index holds, as far as they are still there."""
+    """Paths of an index's files that still exist."""
     names = {
         str((record.payload or {}).get("path"))
         for record in index.store.scroll(with_payload=["path"])
@@ -104,14 +104,14 @@ def compare(
     filter: qdrant.AnyFilter | None = None,
     reporter: Reporter | None = None,
 ) -> Iterator[Comparison]:
-    """Ingest files once for each setup, and ask the queries; results come as they are done.
+    """Ingest the files and ask the queries once for each setup; results come as they are done.
 
     Args:
         files: Media files; captions are read from where they lie.
-        profile: Of training; None asks untrained indexes.
+        profile: Training profile; None compares untrained indexes.
 
     Raises:
-        UsageError: An embedder cannot be had.
+        UsageError: There is no such embedder.
     """
     reporter = reporter or Silent()
     for setup in setups:

@@ -1,4 +1,4 @@
-"""Retrieval measures of an index on labelled queries, lane by lane, through `ir-measures`."""
+"""Retrieval measures and latency of an index on labelled queries, for each lane (`ir-measures`)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TIMED = 50
 
 @dataclass(frozen=True, slots=True)
 class EvalQuery:
-    """A query and the files that answer it: stored paths, or tails of them."""
+    """A query and its relevant files: stored paths, or their last components."""
 
     query: str
     relevant: tuple[str, ...]
@@ -32,7 +32,7 @@ class EvalQuery:
 
 @dataclass(frozen=True, slots=True)
 class LaneScore:
-    """Measures of one lane."""
+    """Recall, MRR, average precision and latency of one lane."""
 
     lane: str
     queries: int

@@ -29,6 +29,8 @@ RRF = 60
 """Constant of the reciprocal ranks."""
 FLOOR = -12.0
 """Log-probability under which beams are told apart no more, and of an item that none names."""
+STRATA = {"unseen": "items without a training caption", "seen": "items with training captions"}
+"""Strata of the held-out queries, by what they ask for."""
 MEANINGFUL = 50
 """Held-out queries under which a recall says nothing (its error is then 7 points)."""
 

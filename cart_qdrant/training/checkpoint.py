@@ -1,8 +1,13 @@
-"""Checkpoints of training: module and optimiser as safetensors, the rest as JSON. No pickles."""
+"""Checkpoints of a training: module and optimiser as safetensors, the rest as JSON.
+
+No file is a pickle: reading one of them runs no code.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +17,39 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from cart_qdrant.files import write_atomic
+from cart_qdrant.progress import Reporter
+
+
+@dataclass(frozen=True, slots=True)
+class Resumable:
+    """Where the training of one network is saved and reported.
+
+    Attributes:
+        path: The checkpoint.
+        fingerprint: A checkpoint with another one is not resumed.
+        reporter: Shows progress.
+        log: Takes one row an epoch.
+    """
+
+    path: Path
+    fingerprint: str
+    reporter: Reporter
+    log: Callable[[Mapping[str, float | str]], None]
+
+    def read(self) -> dict[str, Any] | None:
+        """The JSON part of the checkpoint; None where there is none to resume."""
+        meta = read_meta(self.path)
+        return meta if meta is not None and meta["fingerprint"] == self.fingerprint else None
 
 
 def save_checkpoint(
     path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, meta: dict[str, Any]
 ) -> None:
-    """Write everything that a resumed run needs, in one atomic replacement.
+    """Write all that a resumed run needs, in one atomic replacement.
 
     Args:
-        path: Target file; its JSON goes into the safetensors header.
-        meta: JSON values: epoch, best recall, fingerprint of the data.
+        path: The file to write.
+        meta: JSON values for the header: epoch, best recall, fingerprint of the data.
     """
     tensors: dict[str, Tensor] = {f"module.{k}": v for k, v in module.state_dict().items()}
     for number, state in optimizer.state_dict()["state"].items():
@@ -43,11 +71,11 @@ def read_meta(path: Path) -> dict[str, Any] | None:
             meta: dict[str, Any] = json.loads((file.metadata() or {})["meta"])
             return meta
     except (SafetensorError, KeyError, ValueError):
-        return None  # of another program; training starts anew
+        return None  # another program wrote it; training starts again
 
 
 def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Restore a module and its optimiser."""
+    """Restore a module and its optimiser from a file that `save_checkpoint` wrote."""
     tensors = load(path.read_bytes())
     prefix = "module."
     module.load_state_dict(

@@ -1,6 +1,6 @@
-"""Signs of a generator that fails, measured at the end of training; `read_signs` judges them.
+"""Training diagnostics: what is measured at the end of a training.
 
-Shape legend: B queries, L levels, V codes.
+`evaluation.training_diagnostics` says what it means. Shape legend: B queries, L levels.
 """
 
 from __future__ import annotations
@@ -14,57 +14,57 @@ from cart_qdrant.arrays.types import IndexArray
 from cart_qdrant.generator.network import Generator, GeneratorScorer
 from cart_qdrant.generator.prior import prior_logits
 from cart_qdrant.identifiers.trie import Trie
-from cart_qdrant.training.generator_fit import GeneratorData, pair_loss, read_hidden_states
-from cart_qdrant.training.query_encoder import QueryEncoder
+from cart_qdrant.training.generator_data import GeneratorData, read_hidden_states
+from cart_qdrant.training.generator_fit import pair_loss
 
-LOOKED_AT = 400
-"""Pairs of each kind."""
+PAIRS = 400
+"""Pairs of each sort that are measured."""
 
 
 def measure_diagnostics(
-    generator: Generator,
-    encoder: QueryEncoder,
-    data: GeneratorData,
-    trie: Trie,
-    gates: Sequence[float],
-    seed: int,
+    generator: Generator, data: GeneratorData, trie: Trie, gates: Sequence[float], seed: int
 ) -> dict[str, Any]:
-    """Losses on seen and unseen pairs, and how often free decoding writes a stored identifier.
+    """Losses on training pairs and on held-out ones, and how often free decoding, without the tree,
+    writes a stored identifier.
 
     Args:
+        generator: The trained network.
+        data: What it was trained on.
+        trie: The stored identifiers.
         gates: Weight of the correction at each level.
+        seed: Of the sample of pairs.
     """
     rng = np.random.default_rng(seed)
     split = data.split
+    strata = (("train", split.train_P), ("unseen", split.unseen_P), ("seen", split.seen_P))
     losses = {
-        name: round(pair_loss(generator, encoder, data, rng.permutation(rows)[:LOOKED_AT]), 4)
-        for name, rows in (("train", split.train_P), ("new", split.new_P), ("known", split.known_P))
+        name: round(pair_loss(generator, data, rng.permutation(rows)[:PAIRS]), 4)
+        for name, rows in strata
         if len(rows)
     }
-    asked = rng.permutation(split.new_P if len(split.new_P) else split.train_P)[:LOOKED_AT]
-    valid = _valid(generator, encoder, data, trie, gates, asked) if len(asked) else None
-    return {"loss": losses, "valid": valid}
+    asked = rng.permutation(split.unseen_P if len(split.unseen_P) else split.train_P)[:PAIRS]
+    valid = _valid(generator, data, trie, gates, asked) if len(asked) else None
+    return {"loss": losses, "valid_identifiers": valid}
 
 
 def _valid(
     generator: Generator,
-    encoder: QueryEncoder,
     data: GeneratorData,
     trie: Trie,
     gates: Sequence[float],
     rows: IndexArray,
 ) -> float:
-    """Share of queries whose likeliest codes, chosen level by level without the tree, are the
-    semantic part of a stored identifier."""
+    """Share of queries whose likeliest codes, chosen level by level without the tree, are the codes
+    of a stored identifier."""
     stored = {row.tobytes() for row in np.ascontiguousarray(trie.rows()[:, :-1])}
     found = 0
-    for space, places in data.blocks(rows):
+    for space, positions in data.blocks(rows):
         if space not in data.codec.quantizers:
             continue
-        part = rows[places]
+        part = rows[positions]
         q_BD = data.query_PD[part]
         levels = prior_logits(data.codec, {space: q_BD}, space, data.scale)
-        hidden_states, mask = read_hidden_states(encoder, data, part)
+        hidden_states, mask = read_hidden_states(data, part)
         scorer = GeneratorScorer.of(generator, hidden_states, mask, q_BD, levels, gates)
         each = np.arange(len(part))
         codes_BL = np.empty((len(part), 0), dtype=np.int32)

@@ -1,9 +1,13 @@
-"""What the embedder's own text tower teaches the query tower, so that searches do without it.
+"""Distillation: the embedder's own text vectors as targets of the query tower, so that a search
+needs no embedder.
 
 Shape legend: T texts, D vector width.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,17 +16,46 @@ from cart_qdrant.embedders.zero_shot import TextAnchors, class_names
 from cart_qdrant.errors import CartError
 from cart_qdrant.index.index import Index
 from cart_qdrant.progress import Reporter
+from cart_qdrant.training.query_encoder import QueryEncoder
+from cart_qdrant.training.text_states import TextStates
 
+DISTILL_UNTIL = 3_000
+"""Training pairs from which the embedder's text vectors are no longer distilled."""
 TEXTS = 3_000
-"""Captions embedded at most; a large text tower takes a second for some ten of them on a CPU."""
+"""Captions embedded at most; on a CPU, a large text tower embeds some ten of them a second."""
 _BLOCK = 64
 
 
-def learn_from(
+@dataclass(frozen=True, slots=True)
+class DistillationTargets:
+    """Texts with the vectors that the embedder gives them: `vectors[space]` is (T, D)."""
+
+    states: TextStates
+    vectors: Mapping[str, FloatArray]
+
+    @classmethod
+    def of(
+        cls, encoder: QueryEncoder, anchors: TextAnchors | None, spaces: Sequence[str]
+    ) -> DistillationTargets | None:
+        """The anchors, and the short ones once more as `a photo of a ...`; None where there are no
+        anchors in the media spaces."""
+        if anchors is None or not len(anchors.texts):
+            return None
+        short = [f"a photo of a {text}" for text in anchors.texts if len(text.split()) <= 3]
+        states = TextStates(encoder, [*anchors.texts, *short])
+        vectors = {space: anchors.embed(states.text_PW, space) for space in spaces}
+        targets = {space: x_TD for space, x_TD in vectors.items() if x_TD is not None}
+        return cls(states, targets) if targets else None
+
+
+def read_text_anchors(
     index: Index, captions: list[str], seed: int, reporter: Reporter
 ) -> TextAnchors | None:
-    """Texts of the corpus, and class names, with the vectors that the embedder gives them; None
-    where it embeds no text, or is not here."""
+    """Captions and class names with the vectors that the embedder gives them.
+
+    Returns:
+        None where the embedder embeds no text, or is not installed.
+    """
     rng = np.random.default_rng(seed)
     distinct = list(dict.fromkeys(captions))
     chosen = [distinct[n] for n in sorted(rng.permutation(len(distinct))[:TEXTS])]
@@ -30,7 +63,7 @@ def learn_from(
     try:
         embedder = index.embedder()
     except CartError as error:
-        reporter.say(f"the embedder's text tower teaches nothing: {error}")
+        reporter.say(f"The embedder's text vectors cannot be distilled: {error}")
         return None
     values: dict[str, list[FloatArray]] = {}
     spaces = list(dict.fromkeys(index.manifest.embedder.spaces.values()))
@@ -39,7 +72,7 @@ def learn_from(
             values[space] = []
     if not values:
         return None
-    reporter.phase("reading the embedder's text tower", len(texts))
+    reporter.phase("embedding texts to distil", len(texts))
     for begin in range(0, len(texts), _BLOCK):
         block = texts[begin : begin + _BLOCK]
         for space, found in values.items():

@@ -1,4 +1,4 @@
-"""The query encoder as an ONNX graph, see `bert_graph`.
+"""Export of the query encoder as an ONNX graph of int8 weights, which searches run.
 
 Shape legend: B batch, S tokens, W encoder width, D vector width.
 """
@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 
 
 def write_query_graph(encoder: QueryEncoder, path: Path) -> None:
-    """Write `query_graph` to a file."""
+    """Write the ONNX graph of an encoder to a file."""
     path.write_bytes(query_graph(encoder))
 
 
 def query_graph(encoder: QueryEncoder) -> bytes:
-    """The graph of an encoder.
+    """The ONNX graph of an encoder, serialised.
 
     Inputs are `ids` (B, S) and `mask` (B, S), int32; outputs `text` (B, W), `caption` (B, W), the
-    vectors (B, D) of each media space under `media.SPACE`, and the states `tap1..3` (B, S, W).
+    vectors (B, D) of each media space under `media.SPACE`, and the hidden states `tap1..3`
+    (B, S, W).
     """
     bert = encoder.bert
     writer = GraphWriter(float(bert.norm.eps))
@@ -50,7 +51,7 @@ def query_graph(encoder: QueryEncoder) -> bytes:
 
 
 def _head(writer: GraphWriter, features: str, head: nn.Module) -> str:
-    """Unit vectors (B, D), see `Head`."""
+    """Nodes of a `Head`: unit vectors (B, D)."""
     assert isinstance(head, Head)
     inner = writer.node("Gelu", [writer.linear(features, _affine(head.up))], domain=FUSED)
     skip = writer.linear(features, _affine(head.skip))
@@ -58,7 +59,7 @@ def _head(writer: GraphWriter, features: str, head: nn.Module) -> str:
 
 
 def _caption(writer: GraphWriter, features: str, text: str, head: nn.Module) -> str:
-    """Unit vectors (B, W), see `CaptionHead`."""
+    """Nodes of the `CaptionHead`: unit vectors (B, W)."""
     assert isinstance(head, CaptionHead)
     inner = writer.node("Gelu", [writer.linear(features, _affine(head.up))], domain=FUSED)
     return writer.unit(writer.node("Add", [text, writer.linear(inner, _affine(head.down))]))

@@ -1,9 +1,9 @@
-"""The query encoder: one text encoder for the caption space, the media spaces and the generator.
+"""The query encoder: text vectors in the caption space and the media spaces, and hidden states.
 
 The lower half of MiniLM is shared and frozen. Its upper half exists twice: frozen, for the
 sentence vectors that caption vectors are made of; and tuned, for the *query tower*, whose heads
-land in the fixed media spaces and in the fixed caption space. Stored vectors never change and the
-embedder is never loaded to search.
+land in the fixed media spaces and in the fixed caption space. Stored vectors never change,
+and a search never loads the embedder.
 Shape legend: B batch, S tokens, D vector width, W encoder width.
 """
 
@@ -27,7 +27,7 @@ HIDDEN = 1024
 
 
 class Head(nn.Module):
-    """Sentence features to a media space: a linear map plus a small two-layer correction."""
+    """Maps sentence features into a media space: a linear map plus a small two-layer correction."""
 
     def __init__(self, width: int, dim: int, dropout: float = 0.3) -> None:
         super().__init__()
@@ -43,8 +43,8 @@ class Head(nn.Module):
 
 
 class CaptionHead(nn.Module):
-    """Into the caption space: the frozen sentence vector and a two-layer correction of it, which
-    is nothing at first: untrained, it changes no vector."""
+    """Maps sentence features into the caption space: the frozen sentence vector plus a two-layer
+    correction that starts at zero."""
 
     def __init__(self, width: int, dropout: float = 0.3) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class CaptionHead(nn.Module):
         nn.init.zeros_(self.down.bias)
 
     def forward(self, x_BW: Tensor) -> Tensor:
-        """Unit vectors (B, W) of features (B, 2W), see `QueryEncoder.features`."""
+        """Unit vectors (B, W) of features (B, 2W) that `QueryEncoder.features` made."""
         text_BW = x_BW[:, x_BW.shape[1] // 2 :].float()
         y = self.down(self.dropout(F.gelu(self.up(x_BW))))
         return F.normalize(text_BW + y.float(), dim=-1)
@@ -66,10 +66,10 @@ class Queries:
     """Encoded queries.
 
     Attributes:
-        text_BW: Sentence vectors, frozen.
+        text_BW: Sentence vectors of the frozen encoder.
         caption_BW: Vectors to compare with caption vectors.
-        media: Vectors x_BD in each media space that the tower reaches.
-        taps: States E1, E2, E3 (B, S, W) for the generator.
+        media: Query vectors (B, D) in each media space that has a head.
+        hidden_states: Hidden states E1, E2, E3 (B, S, W) for the generator.
         mask_BS: True where there is a token.
     """
 
@@ -86,7 +86,7 @@ def _pooled(states_BSW: Tensor, mask_BS: Tensor) -> Tensor:
 
 
 class QueryEncoder(nn.Module):
-    """See the module's docstring.
+    """Encodes texts as queries; its upper half and its heads are trained.
 
     Args:
         text: The pretrained text encoder.
@@ -99,7 +99,7 @@ class QueryEncoder(nn.Module):
         self.tokenizer = text.tokenizer
         self.tokenize = text.tokenize
         self.width = text.dim
-        self._bert = [bert]  # in a list: frozen and shared, so no part of our state
+        self._bert = [bert]  # in a list, so that the frozen encoder is no part of our state
         self.tuned = nn.ModuleList(copy.deepcopy(layer) for layer in bert.layers[SHARED:])
         self.tuned.requires_grad_(True)
         self.heads = nn.ModuleDict(
@@ -134,7 +134,7 @@ class QueryEncoder(nn.Module):
         return _pooled(x_BSW, mask_BS)
 
     def tune(self, x_BSW: Tensor, mask_BS: Tensor) -> list[Tensor]:
-        """States of the tuned upper half, one (B, S, W) a layer."""
+        """Hidden states (B, S, W) after each layer of the tuned upper half."""
         states = []
         for layer in self.tuned:
             x_BSW = layer(x_BSW, mask_BS[:, None, None, :])
@@ -147,7 +147,7 @@ class QueryEncoder(nn.Module):
         """Features (B, 2W) that the heads read: tuned and frozen sentence vectors.
 
         Args:
-            noise: Length of Gaussian noise added to either, relative to its own; the strongest
+            noise: Length of the Gaussian noise that is added to both unit vectors; the strongest
                 regulariser that was found (docs/experiments.md).
         """
         parts = [_pooled(top_BSW, mask_BS), text_BW]
@@ -174,7 +174,7 @@ class QueryEncoder(nn.Module):
     def batches(
         self, texts: Sequence[str], batch: int = 256
     ) -> Iterator[tuple[list[int], Queries]]:
-        """Encode many texts in batches of like length; yields (positions in `texts`, batch)."""
+        """Encode many texts in batches of similar length; yields (positions in `texts`, batch)."""
         ids = self.tokenize(texts)
         order = sorted(range(len(ids)), key=lambda n: len(ids[n]))
         for begin in range(0, len(order), batch):

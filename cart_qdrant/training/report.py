@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from cart_qdrant.search.fusion import MEANINGFUL, Calibration
+from cart_qdrant.search.fusion import MEANINGFUL, STRATA, Calibration
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,8 @@ class TrainReport:
             "identifiers": {"unique_ratio": round(self.unique_ratio, 4)},
             "seconds": round(self.seconds, 1),
             "router": {
-                "strong": self.calibration.strong,
-                "weak": self.calibration.weak,
+                "high_caption_match": self.calibration.strong,
+                "low_caption_match": self.calibration.weak,
                 "threshold": self.calibration.threshold,
             },
             "gates": self.calibration.gates,
@@ -47,15 +47,15 @@ class TrainReport:
         """A few lines for a person."""
         c = self.calibration
         lines = [
-            f"trained on {self.pairs} captions of {self.items} items in {self.seconds:.0f} s "
-            f"({self.profile})",
-            f"identifiers: U {self.unique_ratio:.3f}; generator gates {c.gates}",
+            f"Trained on {self.pairs} captions of {self.items} items in {self.seconds:.0f} s, "
+            f"profile {self.profile}.",
+            f"Unique-identifier ratio {self.unique_ratio:.3f}; gates of the generator {c.gates}.",
         ]
         for stratum, measured in c.held_out.items():
             queries = measured["queries"]
             if queries < MEANINGFUL:
                 lines.append(
-                    f"held-out {stratum}: {queries} queries, too few to tell the lanes apart"
+                    f"Held-out queries for {STRATA[stratum]}: {queries}, too few to compare lanes."
                 )
                 continue
             found = ", ".join(
@@ -63,7 +63,9 @@ class TrainReport:
                 for lane, r in measured.items()
                 if lane != "queries"
             )
-            lines.append(f"held-out {stratum}, {queries} queries, R@1/R@10: {found}")
+            lines.append(
+                f"{queries} held-out queries for {STRATA[stratum]}, R@1/R@10 in percent: {found}."
+            )
         if c.ece is not None:
-            lines.append(f"confidence of hits: expected calibration error {c.ece:.3f}")
+            lines.append(f"Expected calibration error of the confidence: {c.ece:.3f}.")
         return lines + self.remarks

@@ -1,4 +1,4 @@
-"""Token ids and frozen states of all training texts, computed once.
+"""Token ids and frozen hidden states of texts, computed once for all epochs.
 
 Shape legend: P texts, S tokens, W encoder width.
 """
@@ -15,11 +15,11 @@ from cart_qdrant.arrays.types import IndexArray
 from cart_qdrant.training.query_encoder import QueryEncoder, pad
 
 CACHED_TOKENS = 2_000_000
-"""States of more tokens (1.5 GB) are computed again each epoch."""
+"""Hidden states of more tokens (1.5 GB) are not kept, but computed again in each epoch."""
 
 
 class TextStates:
-    """States after the shared half, and sentence vectors, of many texts."""
+    """Hidden states after the encoder's frozen lower half, and sentence vectors, of many texts."""
 
     def __init__(self, encoder: QueryEncoder, texts: Sequence[str]) -> None:
         self._encoder = encoder
@@ -46,7 +46,7 @@ class TextStates:
             return self._encoder.shared(ids_BS, mask_BS), mask_BS
 
     def get(self, rows: IndexArray) -> tuple[Tensor, Tensor, Tensor]:
-        """States (B, S, W), mask (B, S) and sentence vectors (B, W) of some texts."""
+        """Hidden states (B, S, W), mask (B, S) and sentence vectors (B, W) of some texts."""
         text = torch.from_numpy(self.text_PW[rows])
         if self._cache is None:
             low, mask = self._compute(rows)
@@ -63,7 +63,7 @@ class TextStates:
     def batches(
         self, rows: IndexArray, size: int, rng: np.random.Generator | None
     ) -> Iterator[IndexArray]:
-        """Batches of like length; shuffled, lengths mixed a little, when `rng` is given."""
+        """Batches of texts of similar length; with `rng` they are shuffled, and lengths mix."""
         jitter = rng.random(len(rows)) * 3 if rng is not None else 0
         order = rows[np.argsort(self.lengths[rows] + jitter, kind="stable")]
         blocks = [order[n : n + size] for n in range(0, len(order), size)]

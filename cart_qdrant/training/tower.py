@@ -1,8 +1,8 @@
-"""Training of the query tower: texts into the fixed media spaces and the fixed caption space.
+"""Training of the query tower, which maps texts into the media spaces and the caption space.
 
-InfoNCE against all items of the text's space (van den Oord et al., arXiv 1807.03748); media
-vectors stay as they are, and so do caption vectors: the text of a pair is to find the mean of the
-item's *other* captions. Where captions are few, the embedder's own text vectors are distilled
+The loss is InfoNCE against all items of the text's space (van den Oord et al., arXiv 1807.03748).
+Media vectors stay as they are, and so do caption vectors: the text of a pair is to find the mean of
+the item's *other* captions. Where captions are few, the embedder's own text vectors are distilled
 as well, so that training on a dozen captions does not lose what the embedder knew.
 Shape legend: B batch, N items, P pairs, D vector width.
 """
@@ -10,9 +10,7 @@ Shape legend: B batch, N items, P pairs, D vector width.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -22,43 +20,18 @@ from torch import Tensor
 
 from cart_qdrant.arrays.types import FloatArray, IndexArray
 from cart_qdrant.progress import Reporter
-from cart_qdrant.training.checkpoint import load_checkpoint, read_meta, save_checkpoint
-from cart_qdrant.training.corpus import Corpus, SharedTexts, Split, caption_sums
+from cart_qdrant.training.checkpoint import Resumable, load_checkpoint, save_checkpoint
+from cart_qdrant.training.corpus import Corpus, caption_sums
+from cart_qdrant.training.distillation import DISTILL_UNTIL, DistillationTargets
+from cart_qdrant.training.options import TowerConfig
 from cart_qdrant.training.query_encoder import QueryEncoder
+from cart_qdrant.training.seeding import seeded
+from cart_qdrant.training.shared_texts import SharedTexts
+from cart_qdrant.training.split import Split
 from cart_qdrant.training.text_states import TextStates
 
 NEGATIVES = 8_192
 """Items of a larger collection that a batch is contrasted with."""
-DISTILL_UNTIL = 3_000
-"""Pairs from which the embedder's text vectors are no longer distilled."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TowerConfig:
-    """How the tower is trained."""
-
-    epochs: int = 3
-    min_steps: int = 150
-    """Steps at least, for collections of a few captions."""
-    batch: int = 512
-    lr: float = 1e-4
-    """Peak learning rate of the tuned layers."""
-    head_lr: float = 2e-3
-    """Peak learning rate of the heads."""
-    noise: float = 0.7
-    """Noise on sentence features, relative to their length."""
-    media_noise: float = 0.0
-    """Noise on the media vectors, relative to their length (0.7 cost 2.7 points of R@10)."""
-    patience: int = 2
-    """Epochs without a better validation recall before stopping."""
-
-
-@dataclass(frozen=True, slots=True)
-class Distillation:
-    """Texts whose vectors the embedder gives: `targets[space]` is (T, D)."""
-
-    states: TextStates
-    targets: Mapping[str, FloatArray]
 
 
 def lr_factor(step: int, steps: int) -> float:
@@ -136,25 +109,25 @@ class TowerTrainer:
         split: Split,
         states: TextStates,
         config: TowerConfig,
-        distill: Distillation | None,
+        targets: DistillationTargets | None,
         seed: int,
     ) -> None:
         self.encoder, self.corpus, self.split, self.states = encoder, corpus, split, states
-        self.config, self.distill, self.seed = config, distill, seed
+        self.config, self.targets, self.seed = config, targets, seed
         spaces = corpus.vectors.spaces
         self._x: dict[str, Tensor] = {}
         self._row: dict[str, IndexArray] = {}
-        # An item without a training text is no negative either: being wrong for every text, it
-        # would be pushed away from all of them, also from those that ask for it.
-        meant = np.zeros(len(corpus), dtype=bool)
-        meant[corpus.item_P[split.train_P]] = True
+        # An item without a training text is no negative: it would be pushed away from all texts,
+        # also from those that ask for it.
+        has_text = np.zeros(len(corpus), dtype=bool)
+        has_text[corpus.item_P[split.train_P]] = True
         for space in encoder.heads:
-            items = np.flatnonzero((spaces == space) & meant)
+            items = np.flatnonzero((spaces == space) & has_text)
             self._row[space] = np.full(len(corpus), -1, dtype=np.intp)
             self._row[space][items] = np.arange(len(items))
             self._x[space] = torch.from_numpy(corpus.vectors.x_ND[items])
         self._captions = _Captions.of(corpus, split, states)
-        self._shared = SharedTexts.of(corpus, split)
+        self._shared = SharedTexts.of(corpus, split.train_P)
         self._optimizer = torch.optim.AdamW(
             [
                 {"params": encoder.tuned.parameters(), "lr": config.lr, "weight_decay": 0.01},
@@ -179,7 +152,7 @@ class TowerTrainer:
             items = np.flatnonzero(corpus.vectors.spaces == space)
             row = np.full(len(corpus), -1, dtype=np.intp)
             row[items] = np.arange(len(items))
-            pairs = self.split.new_P
+            pairs = self.split.unseen_P
             pairs = pairs[row[corpus.item_P[pairs]] >= 0]
             if len(pairs):
                 q = tower_vectors(self.encoder, self.states, pairs, space)
@@ -188,50 +161,50 @@ class TowerTrainer:
                 count += len(pairs)
         return hits / count if count else 0.0
 
-    def train(
-        self,
-        reporter: Reporter,
-        checkpoint: Path,
-        fingerprint: str,
-        log: Callable[[dict[str, float | str]], None],
-    ) -> float:
+    def train(self, resumable: Resumable) -> float:
         """Train with early stopping; the encoder ends at its best epoch.
 
         Returns:
-            Best validation recall at 10.
+            Best R@10 of held-out items.
         """
-        config, encoder = self.config, self.encoder
+        config, encoder, reporter = self.config, self.encoder, resumable.reporter
         pairs = self.split.train_P
         pairs = pairs[np.isin(self.corpus.vectors.spaces[self.corpus.item_P[pairs]], list(self._x))]
         per_epoch = max(1, -(-len(pairs) // config.batch))
         epochs = max(config.epochs, -(-config.min_steps // per_epoch))
         steps = epochs * per_epoch
-        meta = read_meta(checkpoint)
-        epoch, best, stale, loss = 0, -1.0, 0, 0.0
-        best_path = checkpoint.with_name("tower-best.safetensors")
-        if meta is not None and meta["fingerprint"] == fingerprint:
-            load_checkpoint(checkpoint, encoder, self._optimizer)
+        meta = resumable.read()
+        epoch, best, stale = 0, -1.0, 0
+        best_path = resumable.path.with_name("tower-best.safetensors")
+        if meta is not None:
+            load_checkpoint(resumable.path, encoder, self._optimizer)
             epoch, best, stale = meta["epoch"], meta["best"], meta["stale"]
-            reporter.say(f"query tower: resumed after epoch {epoch}")
+            reporter.say(f"The query tower's training was resumed after epoch {epoch}.")
         reporter.phase("query tower", steps)
         reporter.advance(epoch * per_epoch)
-        # Tiny collections have epochs of one step: judge them twenty times in all.
+        # Tiny collections have epochs of one step: they are validated twenty times in all.
         every = max(1, epochs // 20)
         while epoch < epochs and stale < config.patience * every:
             begin = time.perf_counter()
-            loss = self._epoch(pairs, epoch, per_epoch, steps, reporter)
+            with seeded(self.seed * 1000 + epoch):
+                loss = self._epoch(pairs, epoch, steps, reporter)
             epoch += 1
             if epoch % every and epoch < epochs:
                 continue
-            recall = self.validate() if len(self.split.new_P) else -loss
+            recall = self.validate() if len(self.split.unseen_P) else -loss
             stale = 0 if recall > best or best == -1.0 else stale + every
             if stale == 0:
                 best = recall
-            info = {"fingerprint": fingerprint, "epoch": epoch, "best": best, "stale": stale}
-            save_checkpoint(checkpoint, encoder, self._optimizer, info)
+            info = {
+                "fingerprint": resumable.fingerprint,
+                "epoch": epoch,
+                "best": best,
+                "stale": stale,
+            }
+            save_checkpoint(resumable.path, encoder, self._optimizer, info)
             if stale == 0:
                 save_checkpoint(best_path, encoder, self._optimizer, info)
-            log(
+            resumable.log(
                 {
                     "stage": "tower",
                     "epoch": epoch,
@@ -244,11 +217,10 @@ class TowerTrainer:
         encoder.eval()
         return max(best, 0.0)
 
-    def _epoch(
-        self, pairs: IndexArray, epoch: int, per_epoch: int, steps: int, reporter: Reporter
-    ) -> float:
+    def _epoch(self, pairs: IndexArray, epoch: int, steps: int, reporter: Reporter) -> float:
+        """One pass over the pairs, in a training of so many steps; returns the mean loss."""
         rng = np.random.default_rng((self.seed, epoch))
-        torch.manual_seed(self.seed * 1000 + epoch)
+        per_epoch = max(1, -(-len(pairs) // self.config.batch))
         self.encoder.train()
         losses = []
         batches = list(self.states.batches(pairs, self.config.batch, rng)) or [pairs]
@@ -286,18 +258,18 @@ class TowerTrainer:
                     continue
                 x_ND, chosen, target = self._contrast(space, self._row[space][items[rows]], rng)
                 logits = scale * head(features[rows]) @ x_ND.T
-                alike = self._shared.alike(batch[rows], self._row[space], chosen)
-                alike[np.arange(len(rows)), target] = False
-                logits = logits.masked_fill(torch.from_numpy(alike), -1e4)
+                same_text = self._shared.shares_text(batch[rows], self._row[space], chosen)
+                same_text[np.arange(len(rows)), target] = False
+                logits = logits.masked_fill(torch.from_numpy(same_text), -1e4)
                 each = F.cross_entropy(logits, torch.from_numpy(target), reduction="none")
                 weight = torch.from_numpy(corpus.trust_P[batch[rows]])
                 parts.append((each * weight).sum() / len(batch))
             parts += self._caption_loss(features, batch, rng)
         share = max(0.0, 1.0 - len(self.split.train_P) / DISTILL_UNTIL)
-        if self.distill is not None and share > 0:
-            chosen = rng.choice(len(self.distill.states.ids), 96)
-            features = self._features(self.distill.states, chosen, 0.2)
-            for space, target_TD in self.distill.targets.items():
+        if self.targets is not None and share > 0:
+            chosen = rng.choice(len(self.targets.states.ids), 96)
+            features = self._features(self.targets.states, chosen, 0.2)
+            for space, target_TD in self.targets.vectors.items():
                 q = self.encoder.heads[space](features)
                 cosine = (q * torch.from_numpy(target_TD[chosen])).sum(dim=1)
                 parts.append(share * 10 * (1 - cosine).mean())
@@ -306,7 +278,8 @@ class TowerTrainer:
     def _caption_loss(
         self, features: Tensor, batch: IndexArray, rng: np.random.Generator
     ) -> list[Tensor]:
-        """Of the pairs whose item has other captions; empty if there is none."""
+        """InfoNCE in the caption space, of the pairs whose item has other captions; empty where no
+        item has."""
         known, corpus = self._captions, self.corpus
         rows = np.flatnonzero(known.several_N[corpus.item_P[batch]])
         if not len(rows):
@@ -322,9 +295,9 @@ class TowerTrainer:
         q = self.encoder.caption(features[rows])
         scale = self.encoder.log_caption_scale.exp().clamp(max=100)
         logits = scale * q @ F.normalize(sums_MW, dim=-1).T
-        # Segments of one file share captions: they are no wrong answers.
+        # Segments of one file share captions: the others are no wrong answers.
         same = corpus.file_N[among][None, :] == corpus.file_N[items][:, None]
-        same |= self._shared.alike(batch[rows], np.arange(len(corpus)), among)
+        same |= self._shared.shares_text(batch[rows], np.arange(len(corpus)), among)
         logits = logits.masked_fill(torch.from_numpy(same), -1e4)
         target = torch.from_numpy(np.searchsorted(among, items))[:, None]
         logits = logits.scatter(1, target, scale * (q * others).sum(dim=1, keepdim=True))
@@ -333,7 +306,8 @@ class TowerTrainer:
     def _contrast(
         self, space: str, target: IndexArray, rng: np.random.Generator
     ) -> tuple[Tensor, IndexArray, IndexArray]:
-        """Items that the batch is contrasted with, noised; their rows; where its targets are."""
+        """Vectors of the items that the batch is contrasted with, their rows in the media space,
+        and the positions of the batch's own items among them."""
         x = self._x[space]
         chosen = np.arange(len(x))
         if len(x) > NEGATIVES:
@@ -341,7 +315,4 @@ class TowerTrainer:
             chosen = np.union1d(extra, target)
             target = np.searchsorted(chosen, target)
             x = x[chosen]
-        if self.config.media_noise:
-            x = x + self.config.media_noise * torch.randn_like(x) / x.shape[1] ** 0.5
-            x = F.normalize(x, dim=-1)
         return x, chosen, target

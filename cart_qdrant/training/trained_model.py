@@ -1,6 +1,6 @@
-"""A trained model on disk and in memory: query encoder, generator, calibration, verticals.
+"""A trained model in torch, on disk and in memory: encoder, generator, calibration, modality prior.
 
-Searches load `trained.Trained` instead, which does without torch.
+A search loads `search.trained.Trained` instead, which needs no torch.
 """
 
 from __future__ import annotations

@@ -170,16 +170,18 @@ def evaluate(
 
 def _ablate(target: Target, out: Path, seeds: int, pairs: int, *, json: bool) -> None:
     require("train")
-    from cart_qdrant.evaluation.ablation import AblateOptions, Growth, Row, ablate
-    from cart_qdrant.evaluation.ablation_report import markdown, require_plots, write_report
+    from cart_qdrant.evaluation.ablation.report import markdown, require_plots, write_report
+    from cart_qdrant.evaluation.ablation.results import GrowthResult, VariantResult
+    from cart_qdrant.evaluation.ablation.run import ablate
+    from cart_qdrant.evaluation.ablation.variants import AblationOptions
 
     require_plots()
-    options = AblateOptions(seeds=seeds, pairs=pairs)
-    rows: list[Row] = []
-    growth: list[Growth] = []
+    options = AblationOptions(seeds=seeds, pairs=pairs)
+    rows: list[VariantResult] = []
+    growth: list[GrowthResult] = []
     with target.open() as index, reporting("variants") as reporter:
         for found in ablate(index, options, reporter):
-            if isinstance(found, Row):
+            if isinstance(found, VariantResult):
                 rows.append(found)
                 r10 = ", ".join(f"{s} {r[10]:.3f}" for s, r in found.beams.items() if r)
                 reporter.say(

@@ -94,5 +94,5 @@ def _held_out(
         for lane, rank_B in ranks.items():
             report[name][lane] = {"R@1": recall(rank_B, rows, 1), "R@10": recall(rank_B, rows, 10)}
             if lane in fewer:
-                report[name][lane]["R@10 of an eighth"] = recall(fewer[lane], rows, 10)
+                report[name][lane]["R@10 among an eighth"] = recall(fewer[lane], rows, 10)
     return report

@@ -32,7 +32,7 @@ class HeldOut:
         caption_NW: Caption vectors of the items, without the captions that this stratum holds out.
         known_N: Whether an item has such a caption vector.
         caption_hub_N: Hubness of these caption vectors; NaN where it is not known.
-        belief_BG: Log-probability of each modality group given the query.
+        log_prior_BG: Log-probability of each modality group given the query.
     """
 
     item_B: IndexArray
@@ -42,7 +42,7 @@ class HeldOut:
     caption_NW: FloatArray
     known_N: MaskArray
     caption_hub_N: FloatArray
-    belief_BG: FloatArray
+    log_prior_BG: FloatArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Items:
         rows_NL: Identifiers, with the disambiguation token.
         file_N: Number of each item's file.
         hub_N: Hubness of the media vectors; NaN where it is not known.
-        vertical_N: Number of each item's modality group.
+        group_N: Number of each item's modality group.
     """
 
     x_ND: FloatArray
@@ -63,7 +63,7 @@ class Items:
     rows_NL: IntArray
     file_N: IndexArray
     hub_N: FloatArray
-    vertical_N: IndexArray
+    group_N: IndexArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +154,8 @@ def candidate_features(
     named = beams.items(item_of)
     beam[named] = beams.log_probs()
     found = [_top(caption, CANDIDATES), named[:CANDIDATES]]
-    for group in np.unique(items.vertical_N):
-        here = np.where(items.vertical_N == group, media, np.nan)
+    for group in np.unique(items.group_N):
+        here = np.where(items.group_N == group, media, np.nan)
         found += [_top(here, CANDIDATES), _top(np.where(known, np.nan, here), CANDIDATES)]
     right = int(held_out.item_B[query])
     chosen = np.unique(np.concatenate([*found, [right]]))
@@ -166,7 +166,7 @@ def candidate_features(
         items.hub_N[chosen], held_out.caption_hub_N[chosen],
         # The store's BM25 scores would know the captions that are held out.
         np.full(len(chosen), np.nan, dtype=np.float32),
-        items.vertical_N[chosen], held_out.belief_BG[query],
+        items.group_N[chosen], held_out.log_prior_BG[query],
     )  # fmt: skip
     return evidence, int(np.searchsorted(chosen, right))
 

@@ -20,11 +20,9 @@ from cart_qdrant.generator.beam_search import Beams, places
 from cart_qdrant.generator.decode import decode
 from cart_qdrant.generator.network import Generator
 from cart_qdrant.generator.prior import NodeGains
-from cart_qdrant.identifiers.codec import Codec
 from cart_qdrant.identifiers.trie import Trie
 from cart_qdrant.search.fusion import Calibration
-from cart_qdrant.training.generator_fit import GeneratorData, reachable, read_hidden_states
-from cart_qdrant.training.query_encoder import QueryEncoder
+from cart_qdrant.training.generator_data import GeneratorData, reachable, read_hidden_states
 
 LEAST_GAIN = 0.01
 """Recall at 10 that the correction must add."""
@@ -60,7 +58,7 @@ def fit_gates(
 
 @dataclass(frozen=True, slots=True)
 class Stratum:
-    """Held-out queries of one kind.
+    """Held-out queries for items without, or with, training captions.
 
     Attributes:
         rows: Pairs that the queries are the texts of (B,).
@@ -82,11 +80,9 @@ class GateSelection:
         gains: Node bonus of the tree.
     """
 
-    encoder: QueryEncoder
     generator: Generator
     data: GeneratorData
     trie: Trie
-    codec: Codec
     base: Calibration
     gains: NodeGains
 
@@ -95,9 +91,9 @@ class GateSelection:
         out: list[Beams] = []
         for begin in range(0, len(stratum.rows), BLOCK):
             here = slice(begin, begin + BLOCK)
-            hidden_states, mask = read_hidden_states(self.encoder, self.data, stratum.rows[here])
+            hidden_states, mask = read_hidden_states(self.data, stratum.rows[here])
             out += decode(
-                self.trie, self.codec, {space: q[here] for space, q in stratum.media.items()},
+                self.trie, self.data.codec, {space: q[here] for space, q in stratum.media.items()},
                 scale=self.base.scale, width=self.base.beams, gates=gates,
                 generator=lambda: self.generator, hidden_states=hidden_states, mask_BS=mask,
                 gains=self.gains,

@@ -1,4 +1,4 @@
-"""What a training shows is amiss, by made-up measurements of each failure and of none."""
+"""What the diagnostics say, by made-up measurements of each failure and of none."""
 
 from __future__ import annotations
 
@@ -11,32 +11,35 @@ from cart_qdrant.search.fusion import MEANINGFUL
 
 
 def summary(**changed: Any) -> dict[str, Any]:
-    lane = {"R@1": 0.3, "R@10": 0.6, "R@10 of an eighth": 0.8}
+    lane = {"R@1": 0.3, "R@10": 0.6, "R@10 among an eighth": 0.8}
     stratum = {
         "queries": 300,
         "auto": {"R@1": 0.3, "R@10": 0.6},
         "dense": dict(lane),
         "generative": dict(lane),
     }
-    signs = {"loss": {"train": 2.0, "new": 2.4}, "valid": 0.4}
-    return {"held_out": {"new": {**stratum, **changed.pop("new", {})}}, "signs": signs | changed}
+    diagnostics = {"loss": {"train": 2.0, "unseen": 2.4}, "valid_identifiers": 0.4}
+    return {
+        "held_out": {"unseen": {**stratum, **changed.pop("unseen", {})}},
+        "diagnostics": diagnostics | changed,
+    }
 
 
 def test_a_sound_training_shows_nothing() -> None:
     assert read_diagnostics(summary()) == []
-    assert read_diagnostics({}) == [], "an index trained by an older version measured nothing"
+    assert read_diagnostics({}) == []
 
 
 @pytest.mark.parametrize(
     ("changed", "word"),
     [
-        ({"new": {"auto": {"R@1": 0.05, "R@10": 0.6}}}, "not first"),
+        ({"unseen": {"auto": {"R@1": 0.05, "R@10": 0.6}}}, "not first"),
         (
-            {"new": {"generative": {"R@1": 0.1, "R@10": 0.3, "R@10 of an eighth": 0.8}}},
+            {"unseen": {"generative": {"R@1": 0.1, "R@10": 0.3, "R@10 among an eighth": 0.8}}},
             "size of the collection",
         ),
-        ({"loss": {"train": 1.0, "new": 4.0}}, "memorised"),
-        ({"valid": 0.001}, "exist"),
+        ({"loss": {"train": 1.0, "unseen": 4.0}}, "memorised"),
+        ({"valid_identifiers": 0.001}, "exist"),
     ],
 )
 def test_each_failure_is_named_with_a_remedy(changed: dict[str, Any], word: str) -> None:
@@ -47,4 +50,4 @@ def test_each_failure_is_named_with_a_remedy(changed: dict[str, Any], word: str)
 
 def test_few_queries_tell_nothing() -> None:
     few = {"queries": MEANINGFUL - 1, "auto": {"R@1": 0.0, "R@10": 0.6}}
-    assert read_diagnostics(summary(new=few)) == []
+    assert read_diagnostics(summary(unseen=few)) == []

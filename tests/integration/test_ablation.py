@@ -12,8 +12,10 @@ import pytest
 from qdrant_client import models
 
 from cart_qdrant.errors import UsageError
-from cart_qdrant.evaluation.ablation import AblateOptions, Growth, Row, ablate, variants
-from cart_qdrant.evaluation.ablation_report import write_report
+from cart_qdrant.evaluation.ablation.report import write_report
+from cart_qdrant.evaluation.ablation.results import GrowthResult, VariantResult
+from cart_qdrant.evaluation.ablation.run import ablate
+from cart_qdrant.evaluation.ablation.variants import AblationOptions, variants
 from cart_qdrant.evaluation.training_diagnostics import read_diagnostics
 from cart_qdrant.index.identify import refit
 from cart_qdrant.index.index import TEXT_DIM, Index
@@ -69,16 +71,16 @@ def test_what_training_may_have_seen_is_not_asked(trained: Index) -> None:
     try:
         trained.put(replace(manifest, generator=replace(manifest.generator, summary=summary)))
         with pytest.raises(UsageError, match="what was held out is not known"):
-            next(ablate(trained, AblateOptions(seeds=1, pairs=100)))
+            next(ablate(trained, AblationOptions(seeds=1, pairs=100)))
     finally:
         trained.put(manifest)
 
 
 def test_every_variant_is_judged(trained: Index, tmp_path: Path) -> None:
-    options = AblateOptions(seeds=1, pairs=100, queries=10, beams=20)
+    options = AblationOptions(seeds=1, pairs=100, queries=10, beams=20)
     found = list(ablate(trained, options))
-    rows = [one for one in found if isinstance(one, Row)]
-    growth = [one for one in found if isinstance(one, Growth)]
+    rows = [one for one in found if isinstance(one, VariantResult)]
+    growth = [one for one in found if isinstance(one, GrowthResult)]
     info = trained.manifest.identifiers
     assert info is not None
     names = [variant.name for variant in variants((8, 8, 3))]
@@ -87,14 +89,14 @@ def test_every_variant_is_judged(trained: Index, tmp_path: Path) -> None:
     assert lengths == {"length 4", "length 5", "length 6"} <= set(names)
     for row in rows:
         for measured in (row.beams, row.reranked, row.dense):
-            assert set(measured) == {"new", "known"}
+            assert set(measured) == {"unseen", "seen"}
             for recall in measured.values():
                 assert 0 <= recall[1] <= recall[5] <= recall[10] <= 1
     by_name = {row.variant: row for row in rows}
     # Without residual codes, items of a cluster are told apart by the counter alone.
     assert by_name["no RQ"].unique_ratio < by_name["full"].unique_ratio
-    assert by_name["noise 1.0"].dense["new"][10] <= by_name["full"].dense["new"][10]
-    assert growth[-1].candidates == 80 and set(growth[-1].r10) == set(growth[-1].per_second)
+    assert by_name["noise 1.0"].dense["unseen"][10] <= by_name["full"].dense["unseen"][10]
+    assert growth[-1].candidates == 80 and set(growth[-1].r10) == set(growth[-1].queries_per_second)
 
     paths = write_report(rows, growth, options, tmp_path / "out")
     assert [path.name for path in paths] == [
@@ -109,7 +111,8 @@ def test_every_variant_is_judged(trained: Index, tmp_path: Path) -> None:
 def test_training_measured_what_doctor_judges(trained: Index) -> None:
     generator = trained.manifest.generator
     assert generator is not None
-    signs = generator.summary["signs"]
-    assert {"train", "new"} <= set(signs["loss"])
-    assert 0 <= signs["valid"] <= 1
-    assert isinstance(read_diagnostics(generator.summary), list)
+    diagnostics = generator.summary["diagnostics"]
+    assert {"train", "unseen"} <= set(diagnostics["loss"])
+    assert 0 <= diagnostics["valid_identifiers"] <= 1
+    # Recalls of sixteen held-out queries say nothing.
+    assert not any("R@10" in line for line in read_diagnostics(generator.summary))

@@ -1,0 +1,58 @@
+"""The end of a training: everything new goes into force in one replacement of the manifest."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from cart_qdrant.embedders.zero_shot import TextAnchors
+from cart_qdrant.files import folder_hash, rename_durably
+from cart_qdrant.index.identify import remove_stale
+from cart_qdrant.index.manifest import Artifact, GeneratorInfo
+from cart_qdrant.index.models import DISTILLED
+from cart_qdrant.training.stages.state import FittedIdentifiers, Run
+from cart_qdrant.training.trained_model import Model, parameters
+
+
+def activate(
+    run: Run,
+    model: Model,
+    identifiers: FittedIdentifiers,
+    anchors: TextAnchors | None,
+    summary: Mapping[str, Any],
+) -> None:
+    """Write the model's folder, put model and identifiers in force, and remove the old ones.
+
+    Args:
+        anchors: Distilled texts, which are kept with the model unless the index has its own.
+        summary: What the manifest tells of the training, besides its options and recalls.
+    """
+    index, info = run.index, identifiers.info
+    folder = index.folder.root / f"generator-{info.version}"
+    draft = index.folder.work / folder.name
+    model.save(draft, identifiers.bank)
+    if anchors is not None and index.text_anchors() is None:
+        anchors.save(draft / DISTILLED)
+    if folder.exists():
+        shutil.rmtree(folder)  # of a run that was killed before the manifest named it
+    rename_durably(draft, folder)
+    generator = GeneratorInfo(
+        version=info.version,
+        folder=Artifact(folder.name, folder_hash(folder)),
+        identifiers=info.version,
+        summary={
+            "profile": run.options.profile,
+            "seed": run.options.seed,
+            "parameters": parameters(model),
+            "held_out": model.calibration.held_out,
+            "ece": model.calibration.ece,
+            **summary,
+        },
+    )
+    old = index.manifest.identifiers
+    stale = [*index.manifest.stale_fields, *([old.field] if old is not None else [])]
+    index.put(replace(index.manifest, identifiers=info, generator=generator, stale_fields=stale))
+    remove_stale(index)
+    index.clear_work(["train"])

@@ -1,0 +1,190 @@
+"""Fourth stage: modality prior, gates, fusion weights, router and confidence.
+
+Shape legend: B queries, N items, P pairs, W caption vector width.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from cart_qdrant.arrays.types import FloatArray, IndexArray
+from cart_qdrant.generator.beam_search import Beams
+from cart_qdrant.generator.prior import HUB, NodeGains
+from cart_qdrant.identifiers.hubness import CAPTION
+from cart_qdrant.index.index import TEXT_DIM
+from cart_qdrant.search.fusion import Calibration, untrained
+from cart_qdrant.search.modality_prior import ModalityPrior
+from cart_qdrant.training.calibration.calibrate import calibrate
+from cart_qdrant.training.calibration.candidate_features import HeldOut, Items
+from cart_qdrant.training.calibration.gate_selection import GateSelection, Stratum, fit_gates
+from cart_qdrant.training.corpus import caption_vectors
+from cart_qdrant.training.generator_fit import corrections
+from cart_qdrant.training.stages.state import (
+    FittedIdentifiers,
+    Run,
+    TrainedGenerator,
+    TrainedTower,
+    TrainingData,
+)
+
+BEAMS = 200
+"""Beam width in each space (docs/experiments.md)."""
+QUERIES = 1_000
+"""Held-out queries of each stratum that calibration uses, at most."""
+
+
+def calibrate_search(
+    run: Run,
+    data: TrainingData,
+    tower: TrainedTower,
+    identifiers: FittedIdentifiers,
+    generator: TrainedGenerator,
+) -> tuple[Calibration, ModalityPrior]:
+    """Fit how a search weighs what the other stages made, on held-out queries; the calibration
+    keeps its defaults where none were held out."""
+    run.reporter.phase("calibration", None)
+    prior = _modality_prior(run, data, tower)
+    return _Stage(run, data, tower, identifiers, generator).calibrate(prior), prior
+
+
+def _modality_prior(run: Run, data: TrainingData, tower: TrainedTower) -> ModalityPrior:
+    """The modality that a query asks for, learned from the training texts."""
+    corpus, train_P = data.corpus, data.split.train_P
+    modality_P = corpus.modality_N[corpus.item_P[train_P]]
+    pairs = set(zip(corpus.modality_N.tolist(), corpus.file_N.tolist(), strict=True))
+    files = Counter(modality for modality, _ in pairs)
+    return ModalityPrior.fit(
+        [corpus.texts[p] for p in train_P],
+        modality_P.tolist(),
+        lambda rows: tower.queries.caption(train_P[rows]),
+        dict(run.index.manifest.embedder.spaces),
+        files,
+        TEXT_DIM,
+        run.options.seed,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    run: Run
+    data: TrainingData
+    tower: TrainedTower
+    identifiers: FittedIdentifiers
+    generator: TrainedGenerator
+
+    def calibrate(self, prior: ModalityPrior) -> Calibration:
+        base = self._defaults()
+        split = self.data.split
+        rng = np.random.default_rng(self.run.options.seed)
+        asked = {
+            name: rng.permutation(rows)[:QUERIES]
+            for name, rows in (("unseen", split.unseen_P), ("seen", split.seen_P))
+            if len(rows)
+        }
+        if not asked:
+            return base
+        shares = self._shares()
+        with torch.inference_mode():
+            base = replace(base, gates=self._gates(asked, shares))
+        strata = {
+            name: Stratum(
+                rows,
+                {space: self.tower.queries.media(rows, space) for space in self.data.spaces},
+                shares[name],
+            )
+            for name, rows in asked.items()
+        }
+        identifiers, generator = self.identifiers, self.generator
+        gains = NodeGains(identifiers.trie, base.scale * HUB)
+        selection = GateSelection(generator.network, generator.data, identifiers.trie, base, gains)
+        gates, beams = selection.select(strata, identifiers.rows_NL)
+        return calibrate(
+            self._held_out(strata, beams, prior), self._items(prior), replace(base, gates=gates)
+        )
+
+    def _defaults(self) -> Calibration:
+        """The calibration before anything is fitted to held-out queries."""
+        corpus, identifiers = self.data.corpus, self.identifiers
+        captions = bool(corpus.captioned.any()) and self.run.index.keeps_captions
+        means = [
+            _mean(identifiers.hub_N[corpus.vectors.spaces == space]) for space in self.data.spaces
+        ]
+        return replace(
+            untrained(self.data.spaces, identifiers.codec.levels, captions),
+            scale=self.tower.scale,
+            beams=BEAMS,
+            zero_shot=self.data.zero_shot,
+            hub_means=[*means, _mean(identifiers.caption_hub_N)],
+        )
+
+    def _shares(self) -> dict[str, float]:
+        """Assumed share of queries for items that training saw no caption of, and of the others."""
+        without = float((~self.data.corpus.captioned).mean())
+        return {"unseen": max(without, 0.05) if without else 0.01, "seen": 1.0 - without}
+
+    def _gates(self, asked: Mapping[str, IndexArray], shares: Mapping[str, float]) -> list[float]:
+        """Gates that make held-out identifiers likeliest, strata mixed by their shares."""
+        pairs = self.generator.data
+        total = sum(shares[name] for name in asked)
+        rng = np.random.default_rng(0)
+        rows = np.concatenate(
+            [
+                rng.choice(found, max(1, int(QUERIES * shares[name] / total)))
+                for name, found in asked.items()
+            ]
+        )
+        logits: list[list[torch.Tensor]] = []
+        for begin in range(0, len(rows), 256):
+            logits.append(corrections(self.generator.network, pairs, rows[begin : begin + 256]))
+        joined = [torch.cat(level) for level in zip(*logits, strict=True)]
+        items = pairs.corpus.item_P[rows]
+        codes = torch.from_numpy(pairs.codes_NL[items]).long()
+        return fit_gates(joined, pairs.prior(pairs.query_PD[rows], items), list(codes.T))
+
+    def _held_out(
+        self,
+        strata: Mapping[str, Stratum],
+        beams: Mapping[str, list[Beams]],
+        prior: ModalityPrior,
+    ) -> dict[str, HeldOut]:
+        """The queries of each stratum as a search encodes them. No held-out caption is known to
+        the items, and none at all in an index that does not keep captions."""
+        corpus, split = self.data.corpus, self.data.split
+        keep_P = np.ones(len(corpus.texts), dtype=bool)
+        keep_P[split.seen_P] = False
+        keep_P[split.unseen_P] = False
+        if not self.run.index.keeps_captions:
+            keep_P[:] = False
+        caption_NW, known_N = caption_vectors(corpus, self.data.states.text_PW, keep_P)
+        caption_hub_N = self.identifiers.bank.hubness(caption_NW, CAPTION)
+        out: dict[str, HeldOut] = {}
+        for name, stratum in strata.items():
+            caption_BW = self.tower.queries.caption(stratum.rows)
+            out[name] = HeldOut(
+                corpus.item_P[stratum.rows], stratum.media, caption_BW, beams[name], caption_NW,
+                known_N, caption_hub_N, prior.log_priors(caption_BW),
+            )  # fmt: skip
+        return out
+
+    def _items(self, prior: ModalityPrior) -> Items:
+        corpus = self.data.corpus
+        number = {space: n for n, space in enumerate(self.data.spaces)}
+        return Items(
+            corpus.vectors.x_ND,
+            np.asarray([number.get(str(s), -1) for s in corpus.vectors.spaces], np.intp),
+            self.identifiers.rows_NL,
+            corpus.file_N,
+            self.identifiers.hub_N,
+            np.asarray([prior.of[m] for m in corpus.modality_N.tolist()], np.intp),
+        )
+
+
+def _mean(values: FloatArray) -> float:
+    """Mean of what is known; 0 where nothing is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else 0.0

@@ -1,0 +1,128 @@
+"""What the stages of a training hand on: each returns a frozen record that the next ones read.
+
+Shape legend: P pairs, N items, D vector width, L levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cart_qdrant.arrays.types import FloatArray, IntArray
+from cart_qdrant.embedders.zero_shot import TextAnchors
+from cart_qdrant.generator.network import Generator
+from cart_qdrant.identifiers.codec import Codec
+from cart_qdrant.identifiers.hubness import QueryBank
+from cart_qdrant.identifiers.trie import Trie
+from cart_qdrant.index.index import Index
+from cart_qdrant.index.manifest import IdentifierInfo
+from cart_qdrant.progress import Reporter
+from cart_qdrant.training.checkpoint import Resumable
+from cart_qdrant.training.corpus import Corpus
+from cart_qdrant.training.generator_data import GeneratorData
+from cart_qdrant.training.options import TrainOptions
+from cart_qdrant.training.query_encoder import QueryEncoder
+from cart_qdrant.training.query_vectors import QueryVectors
+from cart_qdrant.training.split import Split
+from cart_qdrant.training.text_states import TextStates
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training: what it works on, and where it reports.
+
+    Attributes:
+        history: One row an epoch; grows while the run goes on.
+    """
+
+    index: Index
+    options: TrainOptions
+    reporter: Reporter
+    history: list[dict[str, float | str]] = field(default_factory=list)
+
+    @property
+    def work(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.index.folder.work / "train"
+
+    def log(self, row: Mapping[str, float | str]) -> None:
+        """Keep and show the row of one epoch."""
+        self.history.append(dict(row))
+        self.reporter.say(" ".join(f"{name}={value}" for name, value in row.items()))
+
+    def resumable(self, name: str, fingerprint: str) -> Resumable:
+        """The checkpoint of one network's training."""
+        path = self.work / f"{name}.safetensors"
+        return Resumable(path, fingerprint, self.reporter, self.log)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """What all stages learn from.
+
+    Attributes:
+        encoder: The query encoder, which the tower stage trains in place.
+        states: The corpus's texts, as the encoder reads them.
+        spaces: Media spaces that have an item with a text.
+        text_anchors: Texts with the embedder's own vectors; None where the embedder has none.
+        zero_shot: Share of the embedder's own text vectors in a query vector.
+        fingerprint: Of data, options and networks; a checkpoint of another one is not resumed.
+        remarks: Sentences about the data, for the report.
+    """
+
+    corpus: Corpus
+    split: Split
+    encoder: QueryEncoder
+    states: TextStates
+    spaces: list[str]
+    text_anchors: TextAnchors | None
+    zero_shot: float
+    fingerprint: str
+    remarks: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedTower:
+    """Result of the tower stage.
+
+    Attributes:
+        queries: Makes query vectors with the trained encoder.
+        query_PD: Query vector of each pair in its item's space.
+        scale: Learned factor of the cosines in the media spaces.
+        val_r10: Best R@10 of held-out items.
+    """
+
+    queries: QueryVectors
+    query_PD: FloatArray
+    scale: float
+    val_r10: float
+
+
+@dataclass(frozen=True, slots=True)
+class FittedIdentifiers:
+    """Result of the identifiers stage; stored beside the identifiers in force.
+
+    Attributes:
+        info: What the manifest says of them once they are in force.
+        bank: Queries that hubness is measured by.
+        rows_NL: Identifier of each item, with the disambiguation token.
+        hub_N: Hubness of each media vector; NaN where there is none.
+        caption_hub_N: Hubness of each caption vector; NaN where there is none.
+    """
+
+    info: IdentifierInfo
+    codec: Codec
+    trie: Trie
+    bank: QueryBank
+    rows_NL: IntArray
+    hub_N: FloatArray
+    caption_hub_N: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedGenerator:
+    """Result of the generator stage: the network, and the data that it was trained on."""
+
+    network: Generator
+    data: GeneratorData

@@ -1,0 +1,26 @@
+"""First stage: the query tower."""
+
+from __future__ import annotations
+
+from cart_qdrant.training.distillation import DistillationTargets
+from cart_qdrant.training.query_vectors import QueryVectors
+from cart_qdrant.training.stages.state import Run, TrainedTower, TrainingData
+from cart_qdrant.training.tower import TowerTrainer
+
+UNTRAINED_SCALE = 20.0
+"""Scale of the cosines where no text reaches a media space."""
+
+
+def train_tower(run: Run, data: TrainingData) -> TrainedTower:
+    """Train the encoder of `data`, and make the query vectors of all pairs with it."""
+    targets = DistillationTargets.of(data.encoder, data.text_anchors, data.spaces)
+    config, _ = run.options.settings
+    trainer = TowerTrainer(
+        data.encoder, data.corpus, data.split, data.states, config, targets, run.options.seed
+    )
+    scale, val_r10 = UNTRAINED_SCALE, 0.0
+    if data.spaces:
+        val_r10 = trainer.train(run.resumable("tower", data.fingerprint))
+        scale = float(data.encoder.log_scale.detach().exp().clamp(max=100))
+    queries = QueryVectors(data.encoder, data.states, data.text_anchors, data.zero_shot)
+    return TrainedTower(queries, queries.of_pairs(data.corpus), scale, val_r10)
