@@ -150,3 +150,17 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     home = (tmp_path / "index.html").read_text()
     assert "googleapis" not in home and "gstatic" not in home
+
+
+def test_the_extras_that_are_named_exist() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = set(project["optional-dependencies"])
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    for page in pages:
+        if page.name == "experiments.md":
+            continue
+        for found in re.findall(r"cart-qdrant\[([\w,]+)\]|`\[([a-z]+)\]`", page.read_text()):
+            named = set("".join(found).split(","))
+            assert named <= extras, f"{page.name} names {named - extras}"
+    listed = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "quickstart.md").read_text(), re.M)
+    assert set(listed) | {"dev", "docs"} == extras | {"dev", "docs"}
