@@ -41,12 +41,17 @@ def attach(
     context: typer.Context,
     vector: Annotated[
         str | None,
-        typer.Option(help="Its vector, where it has several.", show_default=False),
+        typer.Option(
+            help="Name of the vector to use, where the collection has several.", show_default=False
+        ),
     ] = None,
     modality: Annotated[
         Modality | None,
         typer.Option(
-            "--modality", "-m", help="What all its items are; guessed.", show_default=False
+            "--modality",
+            "-m",
+            help="Modality of all its items; guessed from the payload if left out.",
+            show_default=False,
         ),
     ] = None,
     field: Annotated[
@@ -61,8 +66,8 @@ def attach(
     embedder: Annotated[
         str | None,
         typer.Option(
-            help="What made the vectors, if `cartq models` lists it. Then its text tower finds "
-            "before training, and teaches.",
+            help="Embedder that made the vectors, if `cartq models` lists it: it answers queries "
+            "before training, and training distils it.",
             show_default=False,
         ),
     ] = None,
@@ -70,8 +75,8 @@ def attach(
         bool,
         typer.Option(
             "--caption-vectors",
-            help="Add the vector cart_caption (384-d) to the collection for captions: described "
-            "items are found much better.",
+            help="Add the vector cart_caption (384-d) to the collection, for captions: items "
+            "with captions are found much better.",
         ),
     ] = False,
     key: Annotated[
@@ -101,9 +106,11 @@ def attach(
 
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
     if (target.url is None) == (path is None):
-        raise UsageError("Where is the collection?", "Give either --url or --path.")
+        raise UsageError(
+            "Either --url or --path must name the place of the collection.", "Give one of them."
+        )
     if path is None and target.collection is None:
-        raise UsageError("No collection is named.", "Name it with --collection.")
+        raise UsageError("The collection on the server has no name.", "Add --collection NAME.")
     with reporting("points") as reporter:
         options = AttachOptions(
             vector=vector,
@@ -130,7 +137,7 @@ def sync(
         bool,
         typer.Option(
             "--verify",
-            help="Look at every vector and caption again, for points that were changed in place.",
+            help="Compare every vector and caption again, to find points changed in place.",
         ),
     ] = False,
     json: JsonOption = False,
@@ -139,9 +146,9 @@ def sync(
     collection: CollectionOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Follow what others did to an attached collection.
+    """Bring the identifiers up to date with an attached collection.
 
-    New points get identifiers at once, points that are gone leave the tree. Run it by a timer, or
+    New points get identifiers, deleted points leave the tree. Run it by a timer, or
     after each load; it may be stopped and started again.
     """
     from cart_qdrant.index.sync import sync as follow

@@ -1,4 +1,4 @@
-"""`cartq doctor`: whether an index is sound, and mending it."""
+"""`cartq doctor`: checks an index and repairs it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Diagnosis:
     Attributes:
         health: State of the identifiers; None where they cannot be read, or there are none.
         broken: Artefacts that are missing or were changed, each with what is wrong.
-        signs: What the last training shows that is amiss, each with its remedy; no failure.
+        signs: Training diagnostics that call for attention, each with its remedy; no failures.
     """
 
     health: Health | None
@@ -69,8 +69,8 @@ def doctor(
         bool,
         typer.Option(
             "--fix",
-            help="Mend what is wrong: renew the identifiers; tell a "
-            "server's collection that this folder is right.",
+            help="Repair what fails: fit the identifiers again, and make this folder the owner "
+            "of its collection on a server.",
         ),
     ] = False,
     json: JsonOption = False,
@@ -84,18 +84,17 @@ def doctor(
     Exit code 1: it fails; what is wrong is listed with the remedy.
     """
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
-    with target.open(trust_folder=fix) as opened:
-        if fix and opened.manifest.store.kind != "edge":
-            with opened.folder.lock():
-                if opened.take_ownership():
-                    remark("The collection was told that this folder is the right one.")
+    # Locked before it is opened: a repair must not undo what another run has just finished.
+    with target.writing(trust_folder=True) if fix else target.open() as opened:
+        if fix and opened.manifest.store.kind != "edge" and opened.take_ownership():
+            remark("This folder now owns the collection.")
         found = diagnose(opened)
         if fix and not found.passed:
-            with opened.folder.lock(), reporting("items") as reporter:
+            with reporting("items") as reporter:
                 repair(opened, found, reporter)
             found = diagnose(opened)
         elif fix:
-            remark("Nothing to mend.")
+            remark("The index passes all checks: nothing was repaired.")
     if json:
         print_json(found.to_json())
     else:
@@ -133,7 +132,7 @@ def diagnose(index: Index) -> Diagnosis:
 
 
 def repair(index: Index, found: Diagnosis, reporter: Reporter) -> None:
-    """Renew what can be made from the stored vectors; says what cannot."""
+    """Make again what the stored vectors suffice for; reports what they do not."""
     from cart_qdrant.index.identify import assign_new, refit
 
     if "statistics" in found.broken:
@@ -145,7 +144,7 @@ def repair(index: Index, found: Diagnosis, reporter: Reporter) -> None:
         index.put(
             replace(index.manifest, embedder=replace(index.manifest.embedder, text_anchors=None))
         )
-        reporter.say("The texts that the embedder knows are kept anew by the next `cartq ingest`.")
+        reporter.say("The next `cartq ingest` writes the text anchors of the embedder again.")
     trained = index.manifest.generator is not None
     if "generator" in found.broken:
         index.put(replace(index.manifest, generator=None))
@@ -153,7 +152,7 @@ def repair(index: Index, found: Diagnosis, reporter: Reporter) -> None:
         reporter.phase("reading identifiers", None)
         assign_new(index)
     if "books" in found.broken or (found.health and not found.health.passed):
-        reporter.phase("renewing identifiers", None)
+        reporter.phase("fitting identifiers again", None)
         refit(index)
     if trained and index.manifest.generator is None:
         reporter.say("The generator does not fit any more: run `cartq train`.")
@@ -170,7 +169,7 @@ def _show(found: Diagnosis) -> None:
     for line in found.signs:
         console.print(Text.assemble(("! ", "bold yellow"), plain(line)))
     if found.broken:
-        console.print(Text.assemble(verdict(False), "  Mend: cartq doctor --fix"))
+        console.print(Text.assemble(verdict(False), "  Repair: cartq doctor --fix"))
 
 
 def register(app: typer.Typer) -> None:

@@ -71,30 +71,31 @@ def evaluate(
         bool,
         typer.Option(
             "--ablate",
-            help="Train the generator without each of its parts, on what training held out.",
+            help="Train without each of its parts, and measure it on held-out queries.",
             rich_help_panel="Ablation",
         ),
     ] = False,
     out: Annotated[
         Path,
         typer.Option(
-            help="Folder for its tables and plots.", metavar="FOLDER", rich_help_panel="Ablation"
+            help="Folder for tables and plots.", metavar="FOLDER", rich_help_panel="Ablation"
         ),
     ] = Path("ablation"),
     seeds: Annotated[
-        int, typer.Option(min=1, help="Times that it runs.", rich_help_panel="Ablation")
+        int,
+        typer.Option(
+            min=1, help="Number of runs with different seeds.", rich_help_panel="Ablation"
+        ),
     ] = 3,
     pairs: Annotated[
         int,
-        typer.Option(
-            min=100, help="Captions learned at most, each time.", rich_help_panel="Ablation"
-        ),
+        typer.Option(min=100, help="Captions to train on at most.", rich_help_panel="Ablation"),
     ] = 10_000,
     embedders: Annotated[
         str | None,
         typer.Option(
             metavar="NAME,NAME",
-            help="Ingest the index's files anew with each of these, and ask.",
+            help="Embedders to compare: the files of the index are ingested again with each.",
             show_default=False,
             rich_help_panel="Comparison",
         ),
@@ -103,7 +104,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="SECONDS,SECONDS",
-            help="The same with windows of film and sound of at most so many seconds.",
+            help="Lengths of video and audio segments to compare, in seconds.",
             show_default=False,
             rich_help_panel="Comparison",
         ),
@@ -112,7 +113,7 @@ def evaluate(
         Profile | None,
         typer.Option(
             "--train",
-            help="Train each before it is asked.",
+            help="Train each before it is measured.",
             show_default=False,
             rich_help_panel="Comparison",
         ),
@@ -125,7 +126,7 @@ def evaluate(
     collection: CollectionOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Measure recall, MRR and latency on your own queries, or what each part is worth."""
+    """Measure recall, MRR and latency on your own queries, or the effect of each part."""
     if ablation:
         if queries is not None:
             raise UsageError(

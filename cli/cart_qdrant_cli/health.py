@@ -48,7 +48,8 @@ def health_line(health: Health) -> Text:
     return Text.assemble(
         "identifiers ",
         verdict(health.passed),
-        f"  U {health.unique_ratio:.3f} · {len(health.levels)} levels · entropy {entropy} · "
+        f"  unique-identifier ratio {health.unique_ratio:.3f} · {len(health.levels)} levels · "
+        f"entropy {entropy} · "
         f"{used} codes used, {dead} dead · {counted(health.clashes, 'clash')} · error {error}",
     )
 
@@ -90,8 +91,9 @@ def show_health(console: Console, health: Health) -> None:
     console.print(
         Text.assemble(
             verdict(health.passed),
-            f"  U {health.unique_ratio:.3f}: {counted(health.items, 'item')}, "
-            f"{counted(health.clashes, 'clash')}, {counted(health.duplicates, 'duplicate')}",
+            f"  unique-identifier ratio {health.unique_ratio:.3f}: "
+            f"{counted(health.items, 'item')}, {counted(health.clashes, 'clash')}, "
+            f"{counted(health.duplicates, 'duplicate')}",
         )
     )
     show_notes(console, health)

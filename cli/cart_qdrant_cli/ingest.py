@@ -92,17 +92,20 @@ def ingest(
         ),
     ] = None,
     no_captions: Annotated[
-        bool, typer.Option("--no-captions", help="Leave captions unread, of every kind.")
+        bool,
+        typer.Option(
+            "--no-captions", help="Read no captions, neither tables nor files beside the media."
+        ),
     ] = False,
     exclude: Annotated[
         list[str] | None,
-        typer.Option(metavar="GLOB", help="Skip what fits. Repeatable.", show_default=False),
+        typer.Option(metavar="GLOB", help="Skip files that match. Repeatable.", show_default=False),
     ] = None,
     prune: Annotated[
-        bool, typer.Option("--prune", help="Remove files that are gone from under PATH.")
+        bool, typer.Option("--prune", help="Remove items whose files under PATH were deleted.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
+        bool, typer.Option("--dry-run", help="List what would be done, and change nothing.")
     ] = False,
     json: JsonOption = False,
     index: IndexOption = None,
@@ -110,10 +113,10 @@ def ingest(
     collection: CollectionOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Bring an index in step with folders of photos, videos and sounds.
+    """Index folders of images, videos and audio files; bring an index up to date with them.
 
-    The first run makes the index. What is unchanged is skipped unopened, so a run may be stopped
-    and started again at any time. Exit code 1: some inputs failed, the rest is stored.
+    The first run makes the index. Unchanged files are skipped, so a run may be stopped and
+    started again at any time. Exit code 1: some inputs failed, the rest is stored.
     """
     from cart_qdrant.index.report import IngestOptions
 

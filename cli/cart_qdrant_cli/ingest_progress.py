@@ -1,4 +1,4 @@
-"""Progress of `cartq ingest`: files a second, seconds of sound and video a second, time left."""
+"""Progress of `cartq ingest`: files a second, seconds of audio and video a second, time left."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Pace:
         self.total = total
         self.files = 0
         self.seconds = 0.0
-        """Length of the sounds and videos that are done."""
+        """Length of the audio and video that is done."""
         self._begin = time.monotonic()
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ class MediaBar(BarReporter):
         self._pace = Pace(total)
 
     def media(self, seconds: float) -> None:
-        """Sound or video of that length is done."""
+        """Audio or video of that length, in seconds, is done."""
         self._pace.seconds += seconds
 
     def advance(self, units: int = 1) -> None:
@@ -78,7 +78,7 @@ class MediaLines:
         self.say(name if total is None else f"{name}: {total} files")
 
     def media(self, seconds: float) -> None:
-        """Sound or video of that length is done."""
+        """Audio or video of that length, in seconds, is done."""
         self._pace.seconds += seconds
 
     def advance(self, units: int = 1) -> None:
@@ -97,7 +97,7 @@ class MediaLines:
 
 @contextmanager
 def ingesting() -> Iterator[Reporter]:
-    """A reporter on stderr; its bar is gone when the block ends."""
+    """A reporter on stderr; its bar disappears when the block ends."""
     console = stderr()
     if not console.is_terminal:
         yield MediaLines()

@@ -81,7 +81,7 @@ def cartq(
         typer.Option("--version", help="Print the version.", callback=_print_version),
     ] = False,
 ) -> None:
-    """Find video moments, sounds and images by text.
+    """Find moments of video and audio, and images, by text.
 
     Exit codes: 0 done; 1 some inputs failed, the rest is stored; 2 wrong usage; 3 no index, or a
     mismatch.
@@ -104,7 +104,7 @@ def _show(error: Exception, what: str, remedy: str, *, verbose: bool) -> None:
 
 
 def _flush() -> None:
-    """Hand over what is printed; a reader that has gone away is no error."""
+    """Hand over what is printed; a closed pipe is no error."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:

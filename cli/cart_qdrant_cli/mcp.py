@@ -31,7 +31,10 @@ def mcp(
         bool, typer.Option("--http", help="Serve HTTP at /mcp; stdin and stdout without it.")
     ] = False,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; others than this machine's are open to all.")
+        str,
+        typer.Option(
+            help="Address to listen on. Whoever can reach it can search: no key is asked for."
+        ),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8000,
     index: IndexOption = None,

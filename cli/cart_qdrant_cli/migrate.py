@@ -52,7 +52,9 @@ def migrate(
 
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
     if (to is None) == (not embedded):
-        raise UsageError("Where to?", "Give either --to URL or --embedded.")
+        raise UsageError(
+            "Either --to or --embedded must name the new place of the points.", "Give one of them."
+        )
     place = (
         StoreInfo() if to is None else StoreInfo(kind="server", url=to, collection=to_collection)
     )
@@ -61,7 +63,7 @@ def migrate(
     if json:
         print_json(report.to_json())
         return
-    removed = f", {report.removed} removed that were gone" if report.removed else ""
+    removed = f", {report.removed} removed that the source no longer has" if report.removed else ""
     stdout().print(
         facts(
             {

@@ -94,7 +94,7 @@ CollectionOption = Annotated[
 ]
 VerboseOption = Annotated[
     bool,
-    typer.Option("--verbose", "-v", help="Show more, and the traceback of an error."),
+    typer.Option("--verbose", "-v", help="Show all remarks, and the traceback of an error."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else.")]
 FilterOption = Annotated[
@@ -103,13 +103,14 @@ FilterOption = Annotated[
         "--filter",
         "-f",
         metavar="KEY=VALUE",
-        help="Only items whose payload fits: year>=2020, camera=gopro,dji, caption~surf. "
+        help="Only items whose payload matches: year>=2020, camera=gopro,dji, caption~surf. "
         "Repeatable; all must hold.",
         show_default=False,
     ),
 ]
 ModalityOption = Annotated[
-    Modality | None, typer.Option("--modality", "-m", help="Only this kind.", show_default=False)
+    Modality | None,
+    typer.Option("--modality", "-m", help="Only items of this modality.", show_default=False),
 ]
 
 
@@ -137,7 +138,7 @@ class Target:
         """The index, opened.
 
         Args:
-            trust_folder: Take the folder for right, whatever the collection was told.
+            trust_folder: Open the index even where the collection names another owner.
 
         Raises:
             IndexMissingError: There is none.
@@ -150,8 +151,11 @@ class Target:
         )  # fmt: skip
 
     @contextmanager
-    def writing(self) -> Iterator[Index]:
-        """The index, locked before it is opened: what another run flips is not missed.
+    def writing(self, *, trust_folder: bool = False) -> Iterator[Index]:
+        """The index, locked before it is opened, so that it is the newest revision.
+
+        Args:
+            trust_folder: Open the index even where the collection names another owner.
 
         Raises:
             IndexMissingError: There is none.
@@ -161,7 +165,7 @@ class Target:
 
         folder = IndexFolder(self.index.absolute())
         folder.read()  # an index that is not there is not locked, either
-        with folder.lock(), self.open() as index:
+        with folder.lock(), self.open(trust_folder=trust_folder) as index:
             yield index
 
     @property

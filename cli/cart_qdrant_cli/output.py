@@ -35,7 +35,7 @@ LOG_EVERY = 15.0
 
 
 class Reporter(Protocol):
-    """Is told how a run goes; the protocol of `cart_qdrant.index.ingest`."""
+    """Receives the progress of a run; the protocol of `cart_qdrant.index.ingest`."""
 
     def phase(self, name: str, total: int | None) -> None:
         """A step begins; `total` units of it are due if that is known."""
@@ -225,7 +225,7 @@ class LineReporter:
 
 @contextmanager
 def reporting(unit: str) -> Iterator[Reporter]:
-    """A reporter on stderr that counts in `unit`s; its bar is gone when the block ends."""
+    """A reporter on stderr that counts in `unit`s; its bar disappears when the block ends."""
     console = stderr()
     if not console.is_terminal:
         yield LineReporter(unit)

@@ -1,4 +1,4 @@
-"""`cartq search`: hits for a text, a picture, a sound, an item, or a mix of them."""
+"""`cartq search`: hits for a text, an image, a video, an audio file, an item, or a mix."""
 
 from __future__ import annotations
 
@@ -92,19 +92,28 @@ def search(
     query: Annotated[
         str | None, typer.Argument(help="What to look for.", metavar="TEXT", show_default=False)
     ] = None,
-    mix: Annotated[list[str] | None, _weighed("A text as a part of the query.", "TEXT")] = None,
-    image: Annotated[list[str] | None, _weighed("Like this picture or film.", "FILE")] = None,
-    audio: Annotated[list[str] | None, _weighed("Like the sound of this file.", "FILE")] = None,
-    like: Annotated[
-        list[str] | None, _weighed("Like an item of the index.", "ID|PATH[@SECONDS]")
+    mix: Annotated[
+        list[str] | None, _weighed("A text as one part of a mixed query.", "TEXT")
     ] = None,
-    minus: Annotated[list[str] | None, _weighed("Unlike this text.", "TEXT")] = None,
+    image: Annotated[list[str] | None, _weighed("An image or video to search by.", "FILE")] = None,
+    audio: Annotated[list[str] | None, _weighed("A file to search by its audio.", "FILE")] = None,
+    like: Annotated[
+        list[str] | None, _weighed("An item of the index to search by.", "ID|PATH[@SECONDS]")
+    ] = None,
+    minus: Annotated[
+        list[str] | None, _weighed("A text that hits should not resemble.", "TEXT")
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Number of hits.")] = 10,
-    lane: Annotated[Lane, typer.Option(help="How to search; auto chooses.")] = Lane.AUTO,
+    lane: Annotated[
+        Lane, typer.Option(help="Way to rank; auto chooses the best for the query.")
+    ] = Lane.AUTO,
     filters: FilterOption = None,
     modality: ModalityOption = None,
     group_by: Annotated[
-        GroupBy, typer.Option("--group-by", help="file: the best segment of each file.")
+        GroupBy,
+        typer.Option(
+            "--group-by", help="file: one hit a file, its best segment; none: all segments."
+        ),
     ] = GroupBy.FILE,
     min_confidence: Annotated[
         float,
@@ -112,14 +121,16 @@ def search(
             "--min-confidence",
             min=0.0,
             max=1.0,
-            help="Leave out hits that are less likely to be what is meant.",
+            help="Leave out hits whose confidence is lower.",
         ),
     ] = 0.0,
-    explain: Annotated[bool, typer.Option("--explain", help="Show why each hit is one.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show for each hit why it was found.")
+    ] = False,
     html: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Write a page of thumbnails as well.", show_default=False
+            metavar="FILE", help="Also write an HTML page of thumbnails.", show_default=False
         ),
     ] = None,
     json: JsonOption = False,
@@ -128,7 +139,7 @@ def search(
     collection: CollectionOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Search by text, picture, sound or a mix; hits of videos and sounds say from when to when.
+    """Search by text, image, audio or a mix; a hit in a video or audio file has its time span.
 
     Options of the query may be repeated; a number after one is its weight, 1 if none is given.
     """
@@ -223,19 +234,18 @@ def describe(result: SearchResult) -> str:
 def show_hits(console: Console, hits: Sequence[Hit]) -> None:
     """The hits as a table; columns that would be empty are left out."""
     if not hits:
-        console.print("Nothing found.")
+        console.print("No hits.")
         return
     timed = any(hit.modality is not Modality.IMAGE for hit in hits)
     coded = any(hit.identifier for hit in hits)
-    sure = any(hit.confidence is not None for hit in hits)
-    names = ["", "path", *(["time"] if timed else []), "score", *(["sure"] if sure else []), "lane"]
+    measure = _measure(hits)
+    names = ["", "path", *(["time"] if timed else []), *([measure] if measure else []), "lane"]
     names += [*(["identifier"] if coded else []), "caption"]
-    table = grid(*names, right=("", "score", "sure"))
+    table = grid(*names, right=("", measure))
     for hit in hits:
         row: list[str | Text] = [str(hit.rank), Text(plain(hit.path), style="cyan")]
         row += [_time(hit)] if timed else []
-        row += [_number(hit.score)]
-        row += ["" if hit.confidence is None else f"{100 * hit.confidence:.0f} %"] if sure else []
+        row += [_measured(hit, measure)] if measure else []
         row += [plain(hit.lane)]
         row += [hit.identifier or ""] if coded else []
         table.add_row(*row, Text(plain(hit.caption or "")))
@@ -245,8 +255,24 @@ def show_hits(console: Console, hits: Sequence[Hit]) -> None:
     console.print(table)
 
 
+def _measure(hits: Sequence[Hit]) -> str:
+    """The column that tells how good hits are: the confidence where it is known, else the
+    similarity; empty where neither is."""
+    for name in ("confidence", "similarity"):
+        if any(getattr(hit, name) is not None for hit in hits):
+            return name
+    return ""
+
+
+def _measured(hit: Hit, measure: str) -> str:
+    """A cell of the column `measure`."""
+    if measure == "confidence":
+        return "" if hit.confidence is None else f"{100 * hit.confidence:.0f} %"
+    return "" if hit.similarity is None else _number(hit.similarity)
+
+
 def show_whys(console: Console, hits: Sequence[Hit]) -> None:
-    """What speaks for each hit."""
+    """For each hit, the reasons why it was found."""
     for hit in hits:
         why = hit.why or {}
         console.print()
@@ -256,18 +282,19 @@ def show_whys(console: Console, hits: Sequence[Hit]) -> None:
         rows["found by"] = ", ".join(found)
         if why["media_similarity"] is not None:
             hub = "" if why["hubness"] is None else f", hubness {why['hubness']:.3f}"
-            rows["likeness"] = f"cosine {why['media_similarity']:.3f}{hub}"
+            rows["similarity"] = f"{why['media_similarity']:.3f} to its content{hub}"
         if why["modality_prior"] is not None:
             kind = hit.modality.value
-            rows["kind"] = f"{100 * why['modality_prior']:.0f} % sure that {kind} is asked for"
+            share = f"{100 * why['modality_prior']:.0f} %"
+            rows["modality"] = f"{kind}; the query asks for it with a probability of {share}"
         if why["matched_caption"] is not None:
             caption = why["matched_caption"]
-            rows["caption"] = f"{caption['text']} ({caption['similarity']:.2f})"
+            rows["caption"] = f"{caption['text']} (similarity {caption['similarity']:.2f})"
         for level, step in enumerate(why["identifier_path"]):
             share = ""
             if step["log_prob"] is not None:
                 chance = 100 * math.exp(step["log_prob"])
-                share = f", {chance:.0f} % of its branch (log {_number(step['log_prob'])})"
+                share = f", {chance:.0f} % of the probability of its branch"
             items = counted(step["items"], "item")
             words = f" like “{step['description']}”" if step["description"] else ""
             rows[f"level {level + 1}"] = f"{step['code']}: {items}{words}{share}"

@@ -38,7 +38,10 @@ def train(
     ] = Profile.DEFAULT,
     seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
     no_resume: Annotated[
-        bool, typer.Option("--no-resume", help="Start anew, even where a stopped run could go on.")
+        bool,
+        typer.Option(
+            "--no-resume", help="Start from the beginning, even where a stopped run could go on."
+        ),
     ] = False,
     json: JsonOption = False,
     index: IndexOption = None,
@@ -46,7 +49,7 @@ def train(
     collection: CollectionOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Train the query tower and the generator on what the index holds.
+    """Train the query encoder and the generator on the captions of the index.
 
     Search works before and during training; the new model takes over when it is complete.
     A stopped run goes on where it was.

@@ -92,7 +92,7 @@ def test_attach_search_and_sync(theirs: Path, capsys: pytest.CaptureFixture[str]
 
 def test_wrong_use_is_told(theirs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = cartq(capsys, "attach", "--path", theirs, "--url", "http://localhost:1")
-    assert code == 2 and "either --url or --path" in err
+    assert code == 2 and "Either --url or --path" in err
     code, _, err = cartq(capsys, "attach", "--url", "http://localhost:1")
     assert code == 2 and "--collection" in err
     code, _, err = cartq(capsys, "attach", "--path", theirs, "--field", "captions")

@@ -390,7 +390,7 @@ def test_doctor_passes_then_names_a_changed_file_then_mends_it(cartq: Run, index
 def test_doctor_mends_the_texts_that_an_embedder_knows(
     cartq: Run, index: Path, tmp_path: Path
 ) -> None:
-    next(index.glob("embedder-lexicon-*.safetensors")).write_bytes(b"changed")
+    next(index.glob("text-anchors-*.safetensors")).write_bytes(b"changed")
     assert "text_anchors" in cartq("doctor", "--index", index, "--json").json["broken"]
     mended = cartq("doctor", "--fix", "--index", index, "--json")
     assert mended.json["broken"] == {}
