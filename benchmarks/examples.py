@@ -26,8 +26,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter, ImageOps
 
+from cart_qdrant.search.lanes import Lane
 from cart_qdrant.search.query import Part, Query
-from cart_qdrant.search.retriever import Lane, Retriever
+from cart_qdrant.search.retriever import Retriever
 
 RATE = 16_000
 Samples = npt.NDArray[np.float32]

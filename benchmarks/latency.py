@@ -48,8 +48,8 @@ from scale import SPACE, make, nearest, share
 from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.files import folder_hash, save_arrays
 from cart_qdrant.generator.artifacts import CALIBRATION
-from cart_qdrant.generator.decode import decode
-from cart_qdrant.generator.prior import HUB, NodeGains
+from cart_qdrant.generator.decode import IdentifierDecoder
+from cart_qdrant.generator.prior import HUB, NodeBonus
 from cart_qdrant.identifiers.codec import Codec, Counters, IdentifierConfig, fit_codec
 from cart_qdrant.identifiers.hubness import media_space
 from cart_qdrant.index.identifier_files import load_codec, load_table
@@ -58,9 +58,9 @@ from cart_qdrant.index.index import Index, identifier_fields
 from cart_qdrant.index.manifest import Artifact, IdentifierInfo
 from cart_qdrant.index.points import read_vectors
 from cart_qdrant.records import Identifier
-from cart_qdrant.search.candidates import POOL
 from cart_qdrant.search.retriever import Retriever
-from cart_qdrant.search.trained import Trained
+from cart_qdrant.search.searcher import MIN_CANDIDATES
+from cart_qdrant.search.trained_model import TrainedModel
 from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage.edge import EdgeStore
 from cart_qdrant.storage.protocol import CAPTION, MEDIA
@@ -242,7 +242,7 @@ def measure(
             retriever.search_many(texts, lane=lane)
             row["per_second"] = round(len(texts) / (time.perf_counter() - begin))
             yield row
-        model = retriever._model
+        model = retriever._loaded.model
         assert model is not None
         q_BD = model.encode(texts).media[SPACE]
         encode = timed(lambda text: model.encode([text]), texts)
@@ -261,7 +261,8 @@ def curve(
     retriever: Retriever, x_ND: FloatArray, q_BD: FloatArray, *, graph: bool
 ) -> Iterator[dict[str, Any]]:
     """What is found of what exact searches find."""
-    trie, codec, table = retriever._trie, retriever._codec, load_table(retriever._index)
+    loaded = retriever._loaded
+    trie, codec, table = loaded.trie, loaded.codec, load_table(loaded.index)
     assert trie is not None and codec is not None and table is not None
     # Points that were made follow the real ones, which are in order of their ids.
     key_N = np.asarray([int.from_bytes(k.ljust(16, b"\0"), "big") for k in table.key_N.tolist()])
@@ -276,30 +277,32 @@ def curve(
     exact = {"cosine": nearest(q_BD, x_ND, 10), "less": nearest(q_BD, x_ND, 10, less_N)}
     scale = retriever.calibration.scale
     for width in BEAMS:
-        for name, gains in (("", None), (", with hubness", NodeGains(trie, scale * HUB))):
+        for name, bonus in (("", None), (", with hubness", NodeBonus(trie, scale * HUB))):
             found: list[npt.NDArray[np.intp]] = []
 
-            def ask(
-                q_D: FloatArray, width: int = width, gains: Any = gains, to: Any = found
-            ) -> None:
-                (beams,) = decode(
-                    trie, codec, {SPACE: q_D[None]}, scale=scale, width=width,
-                    gates=[0.0] * codec.levels, gains=gains,
-                )  # fmt: skip
+            decoder = IdentifierDecoder(
+                trie=trie, codec=codec, scale=scale, width=width, gates=[0.0] * codec.levels,
+                node_bonus=bonus,
+            )  # fmt: skip
+
+            def ask(q_D: FloatArray, decoder: Any = decoder, to: Any = found) -> None:
+                (beams,) = decoder.decode({SPACE: q_D[None]})
                 to.append(item_of_leaf[beams.leaf_K])
 
             ms = timed(ask, list(q_BD))["p50"]
             of = {name: round(share(found[5:], ten), 3) for name, ten in exact.items()}
             yield {"items": len(x_ND), "by": f"{width} beams{name}", "share": of, "p50": ms}
     if graph:
-        request = [qdrant.QueryRequest(query=q_D, using=MEDIA, limit=POOL) for q_D in q_BD]
+        request = [
+            qdrant.QueryRequest(query=q_D, using=MEDIA, limit=MIN_CANDIDATES) for q_D in q_BD
+        ]
         place_of = dict(zip(key_N.tolist(), item_N.tolist(), strict=True))
         found = [
             np.asarray([place_of[UUID(str(one)).int] for one in answer.ids])
             for answer in retriever._index.store.query_ids(request)
         ]
         of = {name: round(share(found, ten), 3) for name, ten in exact.items()}
-        yield {"items": len(x_ND), "by": f"the store's {POOL} nearest", "share": of}
+        yield {"items": len(x_ND), "by": f"the store's {MIN_CANDIDATES} nearest", "share": of}
 
 
 def shares(rows: Sequence[dict[str, Any]]) -> None:
@@ -410,11 +413,11 @@ _HELD: list[Any] = []
 """What is measured must not be freed before."""
 
 
-def _encoder(root: Path) -> Trained:
+def _encoder(root: Path) -> TrainedModel:
     with Index.open(root) as index:
         generator = index.manifest.generator
         assert generator is not None
-        model = Trained(root / generator.folder.name)
+        model = TrainedModel(root / generator.folder.name)
     _HELD.append(model)
     return model
 

@@ -27,7 +27,7 @@ from qdrant_client import models
 
 from cart_qdrant.arrays.types import FloatArray, IndexArray
 from cart_qdrant.generator.beam_search import PriorScorer, beam_search
-from cart_qdrant.generator.prior import HUB, NodeGains, prior_logits
+from cart_qdrant.generator.prior import HUB, NodeBonus, prior_logits
 from cart_qdrant.identifiers.codec import Codec, Counters, IdentifierConfig, fit_codec, unique_ratio
 from cart_qdrant.identifiers.hubness import media_space
 from cart_qdrant.identifiers.trie import Trie
@@ -188,7 +188,7 @@ def decoder(
         f"tree built in {time.perf_counter() - begin:.2f} s, "
         f"{trie.nbytes / len(trie):.1f} bytes an identifier"
     )
-    gains = None if hub_N is None else NodeGains(trie, HUB * scale)
+    gains = None if hub_N is None else NodeBonus(trie, HUB * scale)
     order = np.lexsort(rows_NL.T[::-1])
 
     def decode(q_D: FloatArray, width: int) -> IndexArray:

@@ -26,7 +26,7 @@ import numpy as np
 
 from cart_qdrant.arrays.types import FloatArray, IntArray
 from cart_qdrant.generator.beam_search import PriorScorer, beam_search
-from cart_qdrant.generator.prior import NodeGains
+from cart_qdrant.generator.prior import NodeBonus
 from cart_qdrant.identifiers.trie import Trie
 
 T = TypeVar("T")
@@ -136,7 +136,7 @@ def decode(path: Path, coarse: int, rows_QL: IntArray) -> list[float]:
 
     def search(begin: int, width: int, count: int = 1) -> None:
         some = PriorScorer([table[begin : begin + count] for table in levels])
-        beam_search(trie, some, count, width, NodeGains(trie, WEIGHT))
+        beam_search(trie, some, count, width, NodeBonus(trie, WEIGHT))
 
     opened, trie = timed(lambda: Trie.load(path), 1)
     small = memory()

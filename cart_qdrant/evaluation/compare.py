@@ -18,7 +18,8 @@ from cart_qdrant.index.index import Index
 from cart_qdrant.index.ingest import Ingest
 from cart_qdrant.index.report import IngestOptions
 from cart_qdrant.progress import Reporter, Silent
-from cart_qdrant.search.retriever import Lane, Retriever
+from cart_qdrant.search.lanes import Lane
+from cart_qdrant.search.retriever import Retriever
 from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.training.options import TrainOptions
 from cart_qdrant.training.train import train

@@ -15,7 +15,8 @@ import numpy as np
 from cart_qdrant.errors import UsageError
 from cart_qdrant.extras import require
 from cart_qdrant.progress import Reporter, Silent
-from cart_qdrant.search.retriever import Lane, Retriever
+from cart_qdrant.search.lanes import Lane
+from cart_qdrant.search.retriever import Retriever
 from cart_qdrant.storage import requests as qdrant
 
 TIMED = 50

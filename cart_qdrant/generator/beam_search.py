@@ -1,7 +1,7 @@
 """Beam search constrained by the prefix tree: only stored identifiers come out.
 
-The decoder sees ids only. Scores of a level come from a `Scorer`, for all queries at once. With as
-many beams as leaves the result is the full enumeration.
+The search sees codes only. A `Scorer` scores a level for all queries at once. With as many beams as
+leaves the result is the full enumeration.
 Shape legend: B queries, K beams of a query, C their children, R beams of all queries, V codes,
 L levels.
 """
@@ -18,16 +18,16 @@ import numpy.typing as npt
 
 from cart_qdrant.arrays.types import FloatArray, IndexArray, IntArray
 from cart_qdrant.errors import ConfigError
-from cart_qdrant.generator.prior import NodeGains
+from cart_qdrant.generator.prior import NodeBonus
 from cart_qdrant.identifiers.trie import Trie, spans
 
 
 class Scorer(Protocol):
-    """Scores the codes of one level."""
+    """Scores the codes of one level for the beams of all queries."""
 
     @property
     def per_prefix(self) -> bool:
-        """Whether there is a row for each prefix; else one for each query."""
+        """Whether there is a row of scores for each prefix; else for each query."""
 
     def __call__(
         self, level: int, query_R: IndexArray, prefix_RL: IntArray, parent_R: IndexArray
@@ -35,19 +35,20 @@ class Scorer(Protocol):
         """Scores of every code after each prefix.
 
         Args:
-            level: Level to score, from 0; asked in order.
-            query_R: Which query each prefix belongs to.
+            level: Level to score, from 0; levels are scored in their order.
+            query_R: Number of the query that each prefix belongs to.
             prefix_RL: Codes chosen so far (R, level).
-            parent_R: Which prefix of the call before each one continues; a query at level 0.
+            parent_R: Number of the prefix, in the call before, that each one continues; at level 0,
+                of the query.
 
         Returns:
-            (R, V) if `per_prefix`; else (B, V), and beam search tells it no prefixes, but asks as
-            at level 0.
+            (R, V) if `per_prefix`; else (B, V), and the call is made with the empty prefix of each
+            query, as at level 0.
         """
 
 
 class PriorScorer:
-    """`q . c_k`, then `q . e_{m,v}`: the approximated inner product, level by level.
+    """Scores by `q . c_k`, then `q . e_{m,v}`: the approximated inner product, level by level.
 
     Args:
         levels_BV: Scores of each semantic level, (B, V) each; -inf marks codes of other spaces.
@@ -69,8 +70,8 @@ class PriorScorer:
         return self.levels_BV[level]
 
 
-def places(rows_NL: IntArray) -> dict[bytes, int]:
-    """Where each identifier stands, see `Beams.items`."""
+def positions(rows_NL: IntArray) -> dict[bytes, int]:
+    """Position of each identifier among rows (N, L + 1), for `Beams.items`."""
     return {row.tobytes(): n for n, row in enumerate(np.ascontiguousarray(rows_NL))}
 
 
@@ -79,9 +80,9 @@ class Beams:
     """Decoded identifiers of one query, best first.
 
     Attributes:
-        rows_KL: Identifiers with counter (K, L + 1).
+        rows_KL: Identifiers with their disambiguation token (K, L + 1).
         scores_K: Summed score of each.
-        leaf_K: Their places among all of the tree.
+        leaf_K: Their positions among all identifiers of the tree.
     """
 
     rows_KL: IntArray
@@ -90,13 +91,13 @@ class Beams:
 
     @classmethod
     def none(cls, depth: int = 1) -> Beams:
-        """No identifiers, of that many codes."""
+        """No beams, of a tree with that many levels."""
         none = np.empty(0, np.float32)
         return cls(np.empty((0, depth), np.int32), none, np.empty(0, np.intp))
 
     @classmethod
     def joined(cls, found: Sequence[Beams]) -> Beams:
-        """Beams of several decodings, by their shares in each, best first."""
+        """Beams of several decodings, best first by the share that each has within its decoding."""
         scores = np.concatenate([b.log_probs() for b in found])
         order = np.argsort(-scores, kind="stable")
         rows = np.concatenate([b.rows_KL for b in found])
@@ -104,17 +105,17 @@ class Beams:
         return cls(rows[order], scores[order], leaves[order])
 
     def ids(self) -> list[str]:
-        """Identifiers as stored in `cart.id`."""
+        """Identifiers in the form of the payload key `cart.id`."""
         form = "-".join(["%d"] * self.rows_KL.shape[1])
         return [form % tuple(row) for row in self.rows_KL.tolist()]
 
-    def items(self, place_of: Mapping[bytes, int]) -> IndexArray:
-        """Places (K,) of the identifiers in the rows that `places` was made of."""
+    def items(self, position_of: Mapping[bytes, int]) -> IndexArray:
+        """Positions (K,) of the identifiers in the rows that `positions` was called with."""
         rows = np.ascontiguousarray(self.rows_KL)
-        return np.asarray([place_of[row.tobytes()] for row in rows], dtype=np.intp)
+        return np.asarray([position_of[row.tobytes()] for row in rows], dtype=np.intp)
 
     def log_probs(self) -> FloatArray:
-        """Log of the beams' shares of the probability that all beams have together."""
+        """Log-probabilities (K,) of the beams, normalised over these beams."""
         if len(self.scores_K) == 0:
             return self.scores_K
         shifted = self.scores_K - self.scores_K.max()
@@ -126,11 +127,11 @@ class _Front:
     """Beams of one query after some levels, best first.
 
     Attributes:
-        node_K: Nodes in the level that they have reached.
+        node_K: Nodes in the level that the beams have reached.
         score_K: Summed scores.
         row_KL: Codes so far.
-        parent_K: Which beam of the level before each continues.
-        hub_K: Mean hubness under the nodes, where it counts.
+        parent_K: Number of the beam, in the level before, that each one continues.
+        hub_K: Mean hubness under the nodes; None without a node bonus.
     """
 
     node_K: IndexArray
@@ -145,16 +146,16 @@ def beam_search(
     scorer: Scorer,
     queries: int,
     width: int,
-    gains: NodeGains | None = None,
+    node_bonus: NodeBonus | None = None,
 ) -> list[Beams]:
-    """The best identifiers of the tree for each query.
+    """Find the best identifiers of the tree for each query.
 
     Args:
-        trie: Stored identifiers; its last level is the counter, which no scorer is asked for.
-        scorer: Scores of the semantic levels.
+        trie: Stored identifiers; the last level is the disambiguation token, which is not scored.
+        scorer: Scores the semantic levels.
         queries: B.
         width: Beams kept of each query at every level.
-        gains: Added to the score where a beam enters a node, whatever the query.
+        node_bonus: Added to the score of a beam that enters a node, whatever the query.
 
     Raises:
         ConfigError: `width` is under 1.
@@ -165,7 +166,7 @@ def beam_search(
     if len(trie) == 0 or queries == 0:
         return [Beams.none(depth)] * queries
     zero = np.zeros(1, dtype=np.intp)
-    hub = None if gains is None else gains.hub(-1, zero)
+    hub = None if node_bonus is None else node_bonus.hub(-1, zero)
     root = _Front(zero, np.zeros(1, np.float32), np.empty((1, 0), np.int32), zero, hub)
     fronts, each = [root] * queries, np.arange(queries)
     above = starts = np.arange(queries + 1)  # of each query's beams among those of all
@@ -181,7 +182,7 @@ def beam_search(
             tables = list(scorer(level, each, root.row_KL.repeat(queries, axis=0), each))
         # Query by query: the children of one query's beams stay in the processor's cache.
         fronts = [
-            _advance(trie, level, front, scores, width, gains)
+            _advance(trie, level, front, scores, width, node_bonus)
             for front, scores in zip(fronts, tables, strict=True)
         ]
         above, starts = starts, np.cumsum([0, *(len(front.node_K) for front in fronts)])
@@ -194,13 +195,13 @@ def _advance(
     front: _Front,
     table: FloatArray | None,
     width: int,
-    gains: NodeGains | None,
+    node_bonus: NodeBonus | None,
 ) -> _Front:
     """The best children of one query's beams.
 
     Args:
-        level: That the children are in.
-        table: Scores of its codes, (V,) or of each beam (K, V); None where it has none.
+        level: Level of the children.
+        table: Scores of the level's codes, (V,) or for each beam (K, V); None at the last level.
     """
     tokens = trie.levels[level].tokens
     if level:
@@ -218,13 +219,13 @@ def _advance(
             token_C = token_C + parent_C * table.shape[1]
         score_C += table.reshape(-1).take(token_C)
         finite = np.isfinite(score_C)
-        if not finite.all():  # codes of other spaces, and of far clusters: most of them, maybe
+        if not finite.all():  # -inf: codes of other spaces and of far clusters, often most
             seen = np.flatnonzero(finite)
             node_C, parent_C, score_C = node_C.take(seen), parent_C.take(seen), score_C.take(seen)
     hub_C: FloatArray | None = None
-    if gains is not None and front.hub_K is not None:
-        hub_C = gains.hub(level, node_C)
-        score_C += gains.enter(hub_C, front.hub_K.take(parent_C))
+    if node_bonus is not None and front.hub_K is not None:
+        hub_C = node_bonus.hub(level, node_C)
+        score_C += node_bonus.enter(hub_C, front.hub_K.take(parent_C))
     keep = _best(score_C, width)
     node_K, parent_K = node_C.take(keep), parent_C.take(keep)
     row_KL = np.empty((len(keep), level + 1), dtype=np.int32)
@@ -235,7 +236,7 @@ def _advance(
 
 
 def _best(score_C: FloatArray, width: int) -> IndexArray:
-    """Positions of the best `width` of finite scores, best first; ties by order."""
+    """Positions of the best `width` of finite scores, best first; ties in their order."""
     candidates = np.arange(len(score_C))
     if len(score_C) > width:
         # A partial sort is enough before the full one. Ties at the edge must stay in order, so all

@@ -1,19 +1,20 @@
-"""Queries to beams: one decoding per media space, merged per query.
+"""Decodes queries into identifiers: a beam search in each media space, joined for each query.
 
-Shape legend: B queries, D vector width, L levels.
+Shape legend: B queries, S tokens, W encoder width, D vector width, L levels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cart_qdrant.arrays.types import FloatArray, MaskArray
 from cart_qdrant.extras import require
-from cart_qdrant.generator.beam_search import Beams, PriorScorer, beam_search
-from cart_qdrant.generator.prior import NodeGains, prior_logits
+from cart_qdrant.generator.beam_search import Beams, PriorScorer, Scorer, beam_search
+from cart_qdrant.generator.prior import NodeBonus, prior_logits
 from cart_qdrant.identifiers.codec import Codec
 from cart_qdrant.identifiers.trie import Trie
 
@@ -25,70 +26,120 @@ if TYPE_CHECKING:
 
 WIDEST = 2_000
 """Beams of the prior at most; so many take it about two milliseconds."""
-
-
 CALIBRATED = 10_000
 """Items up to which the calibrated number of beams is enough."""
 
 
 def beams_for(calibrated: int, items: int) -> int:
-    """Beams for a collection: more with the cube root of its size, or ever less of what is near
-    would be named (docs/experiments.md)."""
+    """Beam width for a collection of that many items.
+
+    It grows with the cube root of the collection, or the beams would name an ever smaller part of
+    what is near (docs/experiments.md).
+    """
     growth = float(max(1.0, items / CALIBRATED) ** (1 / 3))
     return max(calibrated, min(WIDEST, round(calibrated * growth)))
 
 
-def decode(
-    trie: Trie,
-    codec: Codec,
-    media: Mapping[str, FloatArray],
-    *,
-    scale: float,
-    width: int,
-    gates: Sequence[float],
-    generator: Callable[[], Generator] | None = None,
-    hidden_states: Sequence[FloatArray] | Sequence[Tensor] | None = None,
-    mask_BS: MaskArray | Tensor | None = None,
-    gains: NodeGains | None = None,
-    widen: float = 1.0,
-) -> list[Beams]:
-    """Identifiers for each query, best first.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdentifierDecoder:
+    """Decodes queries into identifiers of one tree.
 
-    Args:
-        media: Query vectors (B, D) in each space that is reached.
-        scale: Multiplies inner products.
+    Attributes:
+        trie: The identifiers that can come out.
+        codec: Code vectors of each media space.
+        scale: Factor of the inner products of query and code vectors.
         width: Beams of a query in each space, by the prior and again by the correction.
-        gates: Weight of the generator's correction per level; all zero never runs it.
-        generator: Gives the generator when it is to run.
-        taps: Text states of the queries; without them a generator reads their vectors alone.
-        gains: Of the tree's nodes.
-        widen: Multiplies the prior's beams, up to `WIDEST`: where a filter lets only a part of the
-            items through, most beams name none of them.
+        gates: Weight of the generator's correction at each level; all zero never runs it.
+        generator: Returns the generator; called when a gate is open.
+        node_bonus: Added to the score of a beam that enters a node.
     """
-    per_space: list[list[Beams]] = []
-    wide = max(width, min(WIDEST, round(width * widen)))
-    for space, q_BD in media.items():
-        if space not in codec.quantizers:
-            continue
-        levels = prior_logits(codec, media, space, scale)
-        found = beam_search(trie, PriorScorer(levels), len(q_BD), wide, gains)
-        if generator is not None and any(gates):
-            require("train", "torch")
-            from cart_qdrant.generator.network import GeneratorScorer
 
-            scorer = GeneratorScorer.of(generator(), hidden_states, mask_BS, q_BD, levels, gates)
-            corrected = beam_search(trie, scorer, len(q_BD), width, gains)
-            found = [_union(a, b) for a, b in zip(corrected, found, strict=True)]
-        per_space.append(found)
-    if not per_space:
-        return []
-    return [_merge(found) for found in zip(*per_space, strict=True)]
+    trie: Trie
+    codec: Codec
+    scale: float
+    width: int
+    gates: Sequence[float]
+    generator: Callable[[], Generator] | None = None
+    node_bonus: NodeBonus | None = None
+
+    @property
+    def corrects(self) -> bool:
+        """Whether the generator corrects the prior."""
+        return self.generator is not None and any(self.gates)
+
+    def decode(
+        self,
+        media: Mapping[str, FloatArray],
+        hidden_states: Sequence[FloatArray] | Sequence[Tensor] | None = None,
+        mask_BS: MaskArray | Tensor | None = None,
+        *,
+        matching: int | None = None,
+    ) -> list[Beams]:
+        """Identifiers for each query, best first; an empty list where no space is reached.
+
+        Args:
+            media: Query vectors (B, D) in each media space that the queries reach.
+            hidden_states: Encoder states (B, S, W) of the queries; without them the generator
+                reads the query vectors alone.
+            mask_BS: True where there is a token.
+            matching: Items that a filter lets through, None without a filter. The fewer they are,
+                the more beams of the prior are kept (up to `WIDEST`): most name none of them.
+        """
+        wide = self.width
+        if matching is not None:
+            selectivity = len(self.trie) / max(1, matching)
+            wide = max(self.width, min(WIDEST, round(self.width * selectivity)))
+        per_space: list[list[Beams]] = []
+        for space, q_BD in media.items():
+            if space not in self.codec.quantizers:
+                continue
+            levels = prior_logits(self.codec, media, space, self.scale)
+            found = beam_search(self.trie, PriorScorer(levels), len(q_BD), wide, self.node_bonus)
+            if self.corrects:
+                scorer = self._corrected(levels, q_BD, hidden_states, mask_BS)
+                corrected = beam_search(self.trie, scorer, len(q_BD), self.width, self.node_bonus)
+                found = [_union(a, b) for a, b in zip(corrected, found, strict=True)]
+            per_space.append(found)
+        if not per_space:
+            return []
+        return [_merge(found) for found in zip(*per_space, strict=True)]
+
+    def scorer(
+        self,
+        space: str,
+        media: Mapping[str, FloatArray],
+        hidden_states: Sequence[FloatArray] | Sequence[Tensor] | None = None,
+        mask_BS: MaskArray | Tensor | None = None,
+    ) -> Scorer:
+        """The scorer of one space: the corrected prior if a gate is open, else the prior.
+
+        The arguments are those of `decode`.
+        """
+        levels = prior_logits(self.codec, media, space, self.scale)
+        if not self.corrects:
+            return PriorScorer(levels)
+        return self._corrected(levels, media[space], hidden_states, mask_BS)
+
+    def _corrected(
+        self,
+        levels_BV: Sequence[FloatArray],
+        q_BD: FloatArray,
+        hidden_states: Sequence[FloatArray] | Sequence[Tensor] | None,
+        mask_BS: MaskArray | Tensor | None,
+    ) -> Scorer:
+        require("train", "torch")
+        from cart_qdrant.generator.network import GeneratorScorer
+
+        assert self.generator is not None
+        return GeneratorScorer.of(
+            self.generator(), hidden_states, mask_BS, q_BD, levels_BV, self.gates
+        )
 
 
 def _union(corrected: Beams, prior: Beams) -> Beams:
     """Beams of both, each with the greater of its shares.
 
-    Items whose captions were learned would otherwise push new ones off the beams.
+    Items whose captions were learned would otherwise displace new ones from the beams.
     """
     both = Beams.joined([corrected, prior])
     _, first = np.unique(both.leaf_K, return_index=True)
@@ -97,5 +148,5 @@ def _union(corrected: Beams, prior: Beams) -> Beams:
 
 
 def _merge(found: Sequence[Beams]) -> Beams:
-    """Beams of several spaces: each space's shares count equally."""
+    """Beams of several spaces; each space's shares count equally."""
     return found[0] if len(found) == 1 else Beams.joined(found)

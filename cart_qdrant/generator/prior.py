@@ -1,5 +1,4 @@
-"""Prior of identifiers: what the code vectors say about a query vector, and the tree's nodes
-about every query.
+"""The prior of identifiers: what code vectors say about a query, and tree nodes about every query.
 
 Shape legend: B queries, V codes, D vector width, R nodes of one level.
 """
@@ -16,20 +15,24 @@ from cart_qdrant.identifiers.codec import Codec
 from cart_qdrant.identifiers.trie import Trie
 
 HUB = 0.8
-"""Share of hubness that is taken from an inner product in decoding (docs/experiments.md)."""
+"""Share of the hubness that decoding subtracts from an inner product (docs/experiments.md)."""
 
 
 def level_sizes(codec: Codec) -> list[int]:
-    """Codes per semantic level over all spaces."""
+    """Number of codes at each semantic level, over all media spaces."""
     return [codec.coarse, *([codec.codes] * (codec.levels - 1))]
 
 
 def prior_logits(
     codec: Codec, queries: Mapping[str, FloatArray], space: str, scale: float
 ) -> list[FloatArray]:
-    """Logits (B, V) of each level for decoding within one space.
+    """Logits (B, V) of each level for decoding within one media space.
 
     Codes of other spaces and spare codes are -inf.
+
+    Args:
+        queries: Query vectors (B, D) in each space.
+        scale: Factor of the inner products.
     """
     quantizer = codec.quantizers[space]
     q_BD = queries[space]
@@ -45,13 +48,18 @@ def prior_logits(
 
 
 @dataclass(frozen=True, slots=True)
-class NodeGains:
-    """What each node of a tree adds to a beam that enters it.
+class NodeBonus:
+    """What each node of a tree adds to the score of a beam that enters it, whatever the query.
 
-    Along a path they sum to `-weight * (hubness - mean of all)` of the identifier; on the way, to
-    that of the mean identifier under the node. A beam thus knows early which branches every query
-    leads to, which the code vectors alone do not tell (docs/experiments.md). They are told of the
-    nodes that are asked about: those of all would take longer than a search.
+    Along a path the bonuses sum to `-weight * (hubness - mean hubness)` of the identifier; at an
+    inner node, to that of the mean identifier under it. A beam thus knows early which branches
+    every query leads to, which the code vectors alone do not tell (docs/experiments.md). Bonuses
+    are computed for the nodes that a search visits: those of all nodes would take longer than the
+    search.
+
+    Attributes:
+        trie: The tree, with the hubness of its identifiers.
+        weight: Factor of the hubness.
     """
 
     trie: Trie
@@ -63,8 +71,8 @@ class NodeGains:
             return np.full(len(node_R), self.trie.hub_mean or 0.0, dtype=np.float32)
         return self.trie.hub(level, node_R)
 
-    def enter(self, hub_R: FloatArray, before_R: FloatArray) -> FloatArray:
-        """Gains (R,) of nodes of this hubness under nodes of that."""
-        gain = hub_R - before_R
-        gain *= -self.weight
-        return gain
+    def enter(self, hub_R: FloatArray, parent_hub_R: FloatArray) -> FloatArray:
+        """Bonuses (R,) of nodes, from their mean hubness and that of their parents."""
+        bonus = hub_R - parent_hub_R
+        bonus *= -self.weight
+        return bonus

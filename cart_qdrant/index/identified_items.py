@@ -13,7 +13,7 @@ import numpy as np
 
 from cart_qdrant.arrays.point_ids import key_of
 from cart_qdrant.arrays.types import IntArray
-from cart_qdrant.identifiers.item_table import ItemTable, file_number, kind_number
+from cart_qdrant.identifiers.item_table import ItemTable, file_number, modality_number
 from cart_qdrant.identifiers.trie import FreeCounters, Trie
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.points import has_identifier
@@ -72,7 +72,7 @@ class IdentifiedItems:
         if hub is None and self._list_unmeasured:
             self.unmeasured[id] = len(self._kinds)
         self._keys += key_of(id)
-        self._kinds.append(kind_number(payload.get("modality")))
+        self._kinds.append(modality_number(payload.get("modality")))
         self._files.append(file_number(payload.get("path", id)))
         self._codes.extend(row_L)
         for name, values in self._hubs.items():

@@ -1,4 +1,4 @@
-"""What a collection holds, in a few numbers and examples, for those who ask for the first time."""
+"""What a collection holds, in a few numbers and examples, for whoever searches it first."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from cart_qdrant.index.index import Index
 from cart_qdrant.index.points import is_ours
 from cart_qdrant.index.writer import MADE_BY
 from cart_qdrant.records import Modality
-from cart_qdrant.search.candidates import DESCRIBED
+from cart_qdrant.search.filters import HAS_CAPTION
 from cart_qdrant.storage import requests as qdrant
 
 SAMPLE = 200
-"""Points whose payloads are looked at for fields and examples."""
+"""Points whose payloads are read for fields and examples."""
 EXAMPLES = 5
 _LAID_OVER = frozenset({"path", "modality", "start", "end", "captions"})
 _OURS = _LAID_OVER | frozenset({"hash", "size", "mtime", "segments", "caption_digest", MADE_BY})
@@ -26,30 +26,30 @@ class Description:
     """What a collection holds.
 
     Attributes:
-        location: Where its points are.
-        embedder: What made its vectors.
-        trained: Whether queries were learned from captions.
-        items: Items of each kind.
-        described: Items with a caption vector.
+        location: Where the points are.
+        embedder: Name of the embedder of its vectors.
+        trained: Whether a model was trained on the captions.
+        items: Number of items of each modality.
+        with_caption: Number of items with a caption vector.
         fields: Payload fields to filter on, with some of their values.
-        captions: Some captions, as examples of what may be asked for.
+        captions: Some captions, as examples of what can be found.
     """
 
     location: str
     embedder: str
     trained: bool
     items: dict[str, int]
-    described: int
+    with_caption: int
     fields: dict[str, list[Any]]
     captions: list[str]
 
     def to_json(self) -> dict[str, Any]:
-        """One object."""
+        """The description as a JSON object."""
         return asdict(self)
 
 
 def describe(index: Index) -> Description:
-    """Count items by kind, and look at the payloads of some."""
+    """Count the items by modality, and read the payloads of some."""
     store = index.store
     items: dict[str, int] = {}
     for modality in Modality:
@@ -67,14 +67,14 @@ def describe(index: Index) -> Description:
         embedder=index.manifest.embedder.name,
         trained=index.manifest.generator is not None,
         items=items,
-        described=store.count(qdrant.Filter(must=[DESCRIBED])),
+        with_caption=store.count(qdrant.Filter(must=[HAS_CAPTION])),
         fields=_fields(payloads, index),
         captions=list(captions)[:EXAMPLES],
     )
 
 
 def _fields(payloads: list[dict[str, Any]], index: Index) -> dict[str, list[Any]]:
-    """Values of the fields that people have given, the shortest first."""
+    """Values of the fields that are not written by an index, the shortest first."""
     mine = {index.key}
     if index.manifest.identifiers is not None:
         mine.add(index.manifest.identifiers.field)
@@ -91,7 +91,7 @@ def _fields(payloads: list[dict[str, Any]], index: Index) -> dict[str, list[Any]
 
 
 def _flat(payload: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
-    """Scalars of a payload by dotted path."""
+    """Scalars of a payload with their dotted paths."""
     out: list[tuple[str, Any]] = []
     for key, value in payload.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,14 @@
-"""Why an item is a hit: the lanes that found it, its identifier read level by level, the caption.
+"""Why an item is a hit: the lists that found it, its identifier level by level, its caption.
+
+The object of `Hit.why` has the keys
+
+- `rank_in`: rank of the hit in each list that found it
+- `media_similarity`, `caption_similarity`: cosines of the query; null where none was compared
+- `hubness`: of the media vector
+- `modality_prior`: probability that the query is for the hit's modality; null where the index has
+  one modality group, or the query is no text
+- `matched_caption`: `text` and `similarity` of the nearest caption
+- `identifier_path`: the levels of the identifier, see `Step`
 
 Shape legend: H hits, L levels, V codes, D vector width.
 """
@@ -11,25 +21,19 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from cart_qdrant.arrays.types import FloatArray
-from cart_qdrant.extras import require
-from cart_qdrant.generator.beam_search import PriorScorer, Scorer
-from cart_qdrant.generator.prior import NodeGains, prior_logits
-from cart_qdrant.identifiers.codec import Codec
-from cart_qdrant.identifiers.trie import Trie
-from cart_qdrant.index.index import Index
+from cart_qdrant.arrays.types import FloatArray, IntArray
+from cart_qdrant.generator.decode import IdentifierDecoder
 from cart_qdrant.index.points import vector_of
 from cart_qdrant.records import Hit
-from cart_qdrant.search.candidates import Encoded, Pool
-from cart_qdrant.search.fusion import Calibration
-from cart_qdrant.search.trained import Trained
+from cart_qdrant.search.candidates import Candidates
+from cart_qdrant.search.encoding import EncodedQueries
+from cart_qdrant.search.loaded_index import LoadedIndex
 from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage.protocol import CAPTION
 
 SAMPLE = 200
-"""Items of a cluster that it is described by."""
+"""Items of a coarse cluster that it is described by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +41,11 @@ class Step:
     """One level of an identifier.
 
     Attributes:
-        code: The code chosen.
-        items: How many items share the identifier up to here.
+        code: The code at this level.
+        items: Number of items that share the identifier up to this level.
         log_prob: Log-probability of the code among those that the tree allows after the prefix;
-            None where the query does not reach the item's space, or its cluster is too far to be
-            looked at.
+            None where the query does not reach the item's media space, or its coarse cluster is
+            too far from the query to be scored.
         description: What the items of the coarse cluster are like: their most typical caption, or a
             label; None at the other levels.
     """
@@ -52,7 +56,7 @@ class Step:
     description: str | None
 
     def to_json(self) -> dict[str, Any]:
-        """One object."""
+        """One object of `identifier_path`."""
         return {
             "code": self.code,
             "items": self.items,
@@ -61,47 +65,49 @@ class Step:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class _Identified:
+    """A hit's identifier: its semantic codes, and their nodes in the tree as far as it has them."""
+
+    codes: list[int]
+    nodes: list[int]
+
+
 class Explainer:
-    """Explains hits of one index; what it reads of clusters it keeps."""
+    """Explains hits of one index; descriptions of clusters are kept once they were read."""
 
-    def __init__(
-        self,
-        index: Index,
-        trie: Trie | None,
-        codec: Codec | None,
-        model: Trained | None,
-        calibration: Calibration,
-        gains: NodeGains | None,
-    ) -> None:
-        self._index, self._trie, self._codec = index, trie, codec
-        self._model, self._calibration, self._gains = model, calibration, gains
-        self._words: dict[int, str | None] = {}
+    def __init__(self, loaded: LoadedIndex) -> None:
+        self._loaded, self._index = loaded, loaded.index
+        self._descriptions: dict[int, str | None] = {}
 
-    def explain(self, hits: Sequence[Hit], pool: Pool, encoded: Encoded) -> list[dict[str, Any]]:
-        """Why each of a query's hits is one.
+    def explain(
+        self, hits: Sequence[Hit], candidates: Candidates, encoded: EncodedQueries
+    ) -> list[dict[str, Any]]:
+        """Why each hit of a query is one, as the module's docstring lists.
 
         Args:
-            hits: Of one query.
-            pool: Its candidates.
-            encoded: The query alone, with the text states that the generator reads.
+            hits: Hits of one query.
+            candidates: Candidates of the query.
+            encoded: The query alone, with the hidden states that the generator reads.
         """
         matched: list[dict[str, Any] | None] = [None] * len(hits)
         if encoded.is_text:
-            matched = self._matched(hits, encoded.caption_BW[0])
+            matched = self._matched(hits, encoded.vectors.caption_BW[0])
         paths = self._paths(hits, encoded)
-        ranks = pool.ranks()
-        place_of = {str(id): place for place, id in enumerate(pool.ids)}
+        ranks = candidates.ranks()
+        position_of = {str(id): c for c, id in enumerate(candidates.ids)}
         out: list[dict[str, Any]] = []
-        for hit, found, steps in zip(hits, matched, paths, strict=True):
-            place = place_of[hit.id]
+        for hit, caption, steps in zip(hits, matched, paths, strict=True):
+            c = position_of[hit.id]
+            prior = candidates.modality_prior(c) if encoded.is_text else None
             out.append(
                 {
                     "rank_in": {name: of[hit.id] for name, of in ranks.items() if hit.id in of},
-                    "media_similarity": _rounded(pool.media_C[place]),
-                    "caption_similarity": _rounded(pool.caption_C[place]),
-                    "hubness": _rounded(pool.facts.hub_C[place]),
-                    "modality_prior": _rounded(pool.belief_of(place)) if encoded.is_text else None,
-                    "matched_caption": found,
+                    "media_similarity": _rounded(candidates.media_C[c]),
+                    "caption_similarity": _rounded(candidates.caption_C[c]),
+                    "hubness": _rounded(candidates.items.hub_C[c]),
+                    "modality_prior": _rounded(prior),
+                    "matched_caption": caption,
                     "identifier_path": [step.to_json() for step in steps],
                 }
             )
@@ -113,104 +119,88 @@ class Explainer:
         flat = list(dict.fromkeys(text for one in texts for text in one))
         if not flat:
             return [None] * len(hits)
-        if self._model is None:
+        model = self._loaded.model
+        if model is None:
             x = self._index.query_text_encoder().embed(flat) @ caption_W
         else:
-            x = self._model.encode(flat).text_BW @ caption_W
+            x = model.encode(flat).text_BW @ caption_W
         cosine = dict(zip(flat, x.tolist(), strict=True))
         out: list[dict[str, Any] | None] = []
         for one in texts:
             best = max(one, key=lambda text: cosine[text], default=None)
-            out.append(
-                None if best is None else {"text": best, "similarity": round(cosine[best], 4)}
-            )
+            similarity = None if best is None else round(cosine[best], 4)
+            out.append(None if best is None else {"text": best, "similarity": similarity})
         return out
 
-    def _paths(self, hits: Sequence[Hit], encoded: Encoded) -> list[list[Step]]:
-        info, trie, codec = self._index.manifest.identifiers, self._trie, self._codec
-        if info is None or trie is None or codec is None:
+    def _paths(self, hits: Sequence[Hit], encoded: EncodedQueries) -> list[list[Step]]:
+        """The identifier of each hit, level by level."""
+        info, decoder = self._index.manifest.identifiers, self._loaded.decoder
+        if info is None or decoder is None:
             return [[] for _ in hits]
-        out: list[list[Step]] = []
+        trie, codec = decoder.trie, decoder.codec
+        identified: list[_Identified] = []
         by_space: dict[str, list[int]] = {}
-        codes: list[list[int]] = []
-        paths: list[list[int]] = []
         for n, hit in enumerate(hits):
             cart = hit.payload.get(info.field)
-            codes.append([*cart["codes"]] if cart else [])
-            paths.append(trie.path(codes[n]))
+            codes = [*cart["codes"]] if cart else []
+            identified.append(_Identified(codes, trie.path(codes)))
             space = self._index.space(hit.modality)
             # A point may be newer than the tree that was loaded.
-            known = len(paths[n]) == codec.levels
-            if known and space in encoded.media and space in codec.quantizers:
+            known = len(identified[n].nodes) == codec.levels
+            if known and space in encoded.vectors.media and space in codec.quantizers:
                 by_space.setdefault(str(space), []).append(n)
         log_probs: dict[int, list[float | None]] = {}
         for space, rows in by_space.items():
-            codes_HL = np.asarray([codes[n] for n in rows], np.int32)
-            found = self._log_probs(space, codes_HL, [paths[n] for n in rows], encoded)
+            found = self._log_probs(decoder, space, [identified[n] for n in rows], encoded)
             log_probs |= dict(zip(rows, found, strict=True))
-        for n, (row, nodes) in enumerate(zip(codes, paths, strict=True)):
-            shares = log_probs.get(n)
-            out.append(
-                [
-                    Step(
-                        code=row[level],
-                        items=trie.leaves(level, node),
-                        log_prob=None if shares is None else shares[level],
-                        description=self._describe(row[0]) if level == 0 else None,
-                    )
-                    for level, node in enumerate(nodes)
-                ]
-            )
-        return out
+        return [
+            [
+                Step(
+                    code=one.codes[level],
+                    items=trie.leaves(level, node),
+                    log_prob=log_probs[n][level] if n in log_probs else None,
+                    description=self._describe(one.codes[0]) if level == 0 else None,
+                )
+                for level, node in enumerate(one.nodes)
+            ]
+            for n, one in enumerate(identified)
+        ]
 
     def _log_probs(
         self,
+        decoder: IdentifierDecoder,
         space: str,
-        codes_HL: npt.NDArray[np.int32],
-        paths: Sequence[list[int]],
-        encoded: Encoded,
+        rows: Sequence[_Identified],
+        encoded: EncodedQueries,
     ) -> list[list[float | None]]:
-        """Log-probability of each level's code among its siblings in the tree.
-
-        Args:
-            paths: Nodes of each row of codes.
-        """
-        assert self._trie is not None and self._codec is not None
-        trie, calibration = self._trie, self._calibration
-        levels = prior_logits(self._codec, encoded.media, space, calibration.scale)
-        scorer: Scorer = PriorScorer(levels)
-        if self._model is not None and any(calibration.gates):
-            require("train", "torch")
-            from cart_qdrant.generator.network import GeneratorScorer
-
-            scorer = GeneratorScorer.of(
-                self._model.generator, encoded.hidden_states, encoded.mask_BS, encoded.media[space],
-                levels, calibration.gates,
-            )  # fmt: skip
-        count = len(codes_HL)
-        out: list[list[float | None]] = [[] for _ in range(count)]
+        """Log-probability of each level's code among its siblings in the tree, for each hit."""
+        trie, vectors = decoder.trie, encoded.vectors
+        scorer = decoder.scorer(space, vectors.media, vectors.hidden_states, vectors.mask_BS)
+        # Hubness is measured with texts: other queries are decoded without the node bonus.
+        bonus = decoder.node_bonus if encoded.is_text else None
+        codes_HL: IntArray = np.asarray([one.codes for one in rows], np.int32)
+        out: list[list[float | None]] = [[] for _ in rows]
         for level in range(codes_HL.shape[1]):
-            query_R = np.zeros(1 if level == 0 else count, dtype=np.intp)
-            parent_R = np.zeros_like(query_R) if level < 2 else np.arange(count)
+            query_R = np.zeros(1 if level == 0 else len(rows), dtype=np.intp)
+            parent_R = np.zeros_like(query_R) if level < 2 else np.arange(len(rows))
             table = scorer(level, query_R, codes_HL[: len(query_R), :level], parent_R)
-            for n, nodes in enumerate(paths):
+            for n, one in enumerate(rows):
+                nodes = one.nodes
                 begin, end = trie.children(level, nodes[level - 1] if level else None)
                 scores = table[0 if len(table) == 1 else n][trie.levels[level].tokens[begin:end]]
-                # Hubness is that of texts: queries of other kinds are decoded without it.
-                if self._gains is not None and encoded.is_text:
-                    above = self._gains.hub(level - 1, np.asarray(nodes[level - 1 : level] or [0]))
-                    hubs = self._gains.hub(level, np.arange(begin, end))
-                    scores = scores + self._gains.enter(hubs, above)
+                if bonus is not None:
+                    above = bonus.hub(level - 1, np.asarray(nodes[level - 1 : level] or [0]))
+                    scores = scores + bonus.enter(bonus.hub(level, np.arange(begin, end)), above)
                 own = float(scores[nodes[level] - begin])
-                seen = np.isfinite(own)
-                out[n].append(own - float(np.logaddexp.reduce(scores)) if seen else None)
+                reached = np.isfinite(own)
+                out[n].append(own - float(np.logaddexp.reduce(scores)) if reached else None)
         return out
 
     def _describe(self, cluster: int) -> str | None:
-        """Words for a coarse cluster."""
-        if cluster not in self._words:
-            self._words[cluster] = self._typical(cluster) or self._label(cluster)
-        return self._words[cluster]
+        """Description of a coarse cluster."""
+        if cluster not in self._descriptions:
+            self._descriptions[cluster] = self._typical(cluster) or self._label(cluster)
+        return self._descriptions[cluster]
 
     def _typical(self, cluster: int) -> str | None:
         """The caption that is nearest to the mean of the cluster's captions."""
@@ -232,11 +222,12 @@ class Explainer:
         return str(found[int(np.argmax(x_ND @ x_ND.mean(axis=0)))][0])
 
     def _label(self, cluster: int) -> str | None:
-        """The text, of those that the embedder knows, that is nearest to the cluster's centre."""
+        """The text anchor that is nearest to the cluster's centre."""
         text_anchors = self._index.distilled_anchors()
-        if text_anchors is None or self._codec is None:
+        codec = self._loaded.codec
+        if text_anchors is None or codec is None:
             return None
-        for space, quantizer in self._codec.quantizers.items():
+        for space, quantizer in codec.quantizers.items():
             row = cluster - quantizer.offset
             if 0 <= row < len(quantizer.centers_KD):
                 names = text_anchors.name(quantizer.centers_KD[row : row + 1], space)

@@ -16,7 +16,10 @@ from typing import Any
 from cart_qdrant.errors import UsageError
 from cart_qdrant.records import Modality
 from cart_qdrant.storage import requests as qdrant
-from cart_qdrant.storage.protocol import CAPTION_TEXTS
+from cart_qdrant.storage.protocol import CAPTION, CAPTION_TEXTS
+
+HAS_CAPTION = qdrant.HasVectorCondition(has_vector=CAPTION)
+"""Holds for items that have a caption vector."""
 
 _EXPRESSION = re.compile(
     r"""\s*(?P<key>"[^"]+"(?:[.\[][^=!<>~]*)?|[^=!<>~"]+?)\s*
@@ -49,8 +52,8 @@ def parse_filter(
         modality: Only segments of this kind.
 
     Returns:
-        The filter, which stores take (`index.qdrant.to_client` makes the client's of it); None
-        when nothing is asked for.
+        The filter, which stores take (`storage.requests.to_client` converts it for the client);
+        None when nothing is asked for.
 
     Raises:
         UsageError: An expression cannot be read; an example is given.

@@ -1,13 +1,13 @@
-"""Fusion of the lanes into one score, and the router that picks a lane per query.
+"""Fusion of the lanes into one score, and the router that picks a lane for each query.
 
-Each kind of media is ranked by itself, and what kind a query is for is believed, see `verticals`:
-an item's score is `log pi(v | q) + log p(item | q, v)`. Within a kind, two experts share the
-candidates: one ranks items that have a caption, one those that have none, each a conditional logit
-(McFadden 1974), `p(item | q) = softmax_items(w . f)`. Which of them a query is for is another
-belief, a logistic model; the fused score is the mixture's log-probability. One linear model for
-all fails twice: a weight that lets captions decide for items that have one buries those that have
-none, and a few sounds are drowned among many photos (docs/experiments.md).
-Shape legend: C candidates of a query, F features, G verticals.
+Each modality group is ranked by itself, and the lists are joined by the modality prior: the score
+of an item is `log p(modality | query) + log p(item | query, modality)`. Within a group two experts
+share the candidates: one ranks the items with a caption, one those without, each a conditional
+logit (McFadden 1974), `p(item | query) = softmax_items(w . features)`. A logistic model gives the
+odds that an item with a caption is meant; the fused score is the log-probability of that mixture.
+One linear model for all items fails twice: a weight that lets captions decide for items that have
+one buries those that have none, and a few audio files drown among many photos
+(docs/experiments.md). Shape legend: C candidates of a query, F features, G modality groups.
 """
 
 from __future__ import annotations
@@ -17,138 +17,59 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from cart_qdrant.arrays.types import FloatArray, IndexArray
+from cart_qdrant.arrays.types import FloatArray, IndexArray, MaskArray
 from cart_qdrant.arrays.vectors import unit
+from cart_qdrant.search.candidate_features import CandidateFeatures, greatest_cosine
 
-LANES = ("generative", "dense", "fused")
-SINGLE = ("caption", "bm25")
-"""Lanes of one likeness to captions, which no router takes: for exact words, and to compare."""
+ROUTED_LANES = ("generative", "dense", "fused")
+"""Lanes that the router chooses from."""
+CAPTION_LANES = ("caption", "bm25")
+"""Lanes that rank by the captions alone. The router takes neither: they serve exact words, and
+comparisons."""
 RRF = 60
-"""Constant of the reciprocal ranks."""
-FLOOR = -12.0
-"""Log-probability under which beams are told apart no more, and of an item that none names."""
+"""Constant of reciprocal rank fusion."""
 STRATA = {"unseen": "items without a training caption", "seen": "items with training captions"}
 """Strata of the held-out queries, by what they ask for."""
 MEANINGFUL = 50
-"""Held-out queries under which a recall says nothing (its error is then 7 points)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What the lanes say about the candidates of one query.
-
-    Attributes:
-        media_C: Cosine of query and media vector; NaN where the tower does not reach the space.
-        caption_C: Cosine of query and caption vector; NaN where there is no caption.
-        beam_C: Log-probability of the identifier; NaN where no beam names it.
-        space_C: Number of the item's space.
-        hub_C: Hubness of the media vector; NaN where it is not known (before training).
-        caption_hub_C: That of the caption vector.
-        words_C: BM25 of the captions; NaN where they hold no word of the query.
-        vertical_C: Number of the item's vertical.
-        belief_G: log pi of each vertical.
-    """
-
-    media_C: FloatArray
-    caption_C: FloatArray
-    beam_C: FloatArray
-    space_C: npt.NDArray[np.intp]
-    hub_C: FloatArray
-    caption_hub_C: FloatArray
-    words_C: FloatArray
-    vertical_C: npt.NDArray[np.intp]
-    belief_G: FloatArray
-
-    @property
-    def captioned(self) -> npt.NDArray[np.bool_]:
-        """Items that have a caption (C,)."""
-        return ~np.isnan(self.caption_C)
-
-    @property
-    def best_caption(self) -> float:
-        """Cosine of the best caption; -1 where there is none."""
-        return best_of(self.caption_C)
-
-    @property
-    def named(self) -> npt.NDArray[np.bool_]:
-        """Items that some beam names (C,), however unlikely it is."""
-        return ~np.isnan(self.beam_C)
-
-    def features(self, hub_means: Sequence[float]) -> FloatArray:
-        """(C, F): for each space cosine, presence and lack of hubness; the same of the caption;
-        beam.
-
-        Args:
-            hub_means: Mean hubness in each space, and of captions: what is not known counts as.
-        """
-        columns: list[npt.NDArray[Any]] = []
-        for n, mean in enumerate(hub_means[:-1]):
-            here = (self.space_C == n) & ~np.isnan(self.media_C)
-            columns += [np.where(here, self.media_C, 0), (self.space_C == n).astype(np.float32)]
-            columns.append(np.where(here & ~np.isnan(self.hub_C), mean - self.hub_C, 0))
-        known = self.captioned
-        columns += [np.where(known, self.caption_C, 0), known.astype(np.float32)]
-        columns.append(np.nan_to_num(hub_means[-1] - self.caption_hub_C, nan=0.0) * known)
-        columns.append(np.maximum(np.nan_to_num(self.beam_C, nan=FLOOR), FLOOR) - FLOOR)
-        return np.stack(columns, axis=1).astype(np.float32)
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Which columns of `Evidence.features` are what, as masks (F,)."""
-
-    media: npt.NDArray[np.bool_]
-    caption: npt.NDArray[np.bool_]
-    presence: npt.NDArray[np.bool_]
-    hub: npt.NDArray[np.bool_]
-    beam: npt.NDArray[np.bool_]
-
-    @classmethod
-    def of(cls, spaces: int) -> Columns:
-        """Those of a number of media spaces."""
-        n = np.arange(3 * spaces + 4)
-        beam = n == len(n) - 1
-        kind = np.where(beam, -1, n % 3)
-        media = n < 3 * spaces
-        return cls(media, ~media & ~beam, kind == 1, kind == 2, beam)
+"""Held-out queries from which a recall means something (with fewer its error exceeds 7 points)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Fitted weights and router.
+    """Fitted weights of the lanes and of the router.
 
     Attributes:
         spaces: Names of the media spaces, in the order of the features.
-        dense: Weights of `Evidence.features` in the dense lane.
-        captioned: Those of the expert for items with a caption.
-        bare: Those of the expert for items without.
-        belief: Weights of `belief_features`, for the log-odds that an item with a caption is meant.
-        strong: Lane for queries that some caption answers well.
-        weak: Lane for the others.
-        threshold: Caption cosine from which a query counts as well answered.
+        dense: Weights of `CandidateFeatures.matrix` in the dense lane.
+        with_caption: Weights of the expert for items with a caption.
+        without_caption: Weights of the expert for items without a caption.
+        caption_odds: Weights of `caption_odds_features` for the log-odds that an item with a
+            caption is meant.
+        hub_means: Mean hubness in each media space, then of captions.
+        high_match_lane: Lane for queries that some caption matches well.
+        low_match_lane: Lane for the other queries.
+        match_threshold: Caption cosine from which a query counts as matched well.
         zero_shot: Share of the embedder's own text vectors in a query vector, see `blend`.
-        scale: Multiplies the prior's inner products.
+        scale: Factor of the inner products of the prior.
         gates: Weight of the generator's correction at each level.
         beams: Beam width.
-        hub_means: Mean hubness in each space, then of captions.
-        confidence: Slope and intercept from a fused score's log-odds to those of being right;
-            empty where too little was held out to fit them.
-        ece: Expected calibration error of the confidence, each half of the held-out queries
-            judged by a line fitted to the other; None where there is no confidence.
-        held_out: Recall on held-out queries, per stratum and lane; empty when nothing was held out.
+        confidence: Slope and intercept from the log-odds of a fused score to the log-odds that the
+            hit is right; empty where too little was held out to fit them.
+        ece: Expected calibration error of the confidence; each half of the held-out queries is
+            judged by the line fitted to the other. None where there is no confidence.
+        held_out: Recall on held-out queries by stratum and lane; empty where none were held out.
     """
 
     spaces: list[str]
     dense: list[float]
-    captioned: list[float]
-    bare: list[float]
-    belief: list[float]
+    with_caption: list[float]
+    without_caption: list[float]
+    caption_odds: list[float]
     hub_means: list[float]
-    strong: str = "dense"
-    weak: str = "dense"
-    threshold: float = 2.0
+    high_match_lane: str = "dense"
+    low_match_lane: str = "dense"
+    match_threshold: float = 2.0
     zero_shot: float = 0.0
     scale: float = 20.0
     gates: list[float] = field(default_factory=list)
@@ -157,91 +78,99 @@ class Calibration:
     ece: float | None = None
     held_out: dict[str, Any] = field(default_factory=dict)
 
-    def order(self, lane: str, evidence: Evidence, *, fill: bool) -> tuple[IndexArray, FloatArray]:
-        """Candidates by a lane, best first (at most C,), and the scores of all (C,).
+    def order(
+        self, lane: str, candidates: CandidateFeatures, *, fill: bool
+    ) -> tuple[IndexArray, FloatArray]:
+        """Candidates ordered by a lane, best first (at most C,), and the scores of all (C,).
 
         Args:
-            fill: Whether the generative lane goes on with what no beam names.
+            fill: Whether candidates that no beam names follow in the generative lane.
         """
-        scores = self.score(lane, evidence)
+        scores = self.score(lane, candidates)
         order = np.argsort(-scores, kind="stable")
         order = order[np.isfinite(scores[order])]
         if lane == "generative":
-            named = evidence.named[order]
+            named = candidates.named[order]
             order = np.concatenate([order[named], order[~named]]) if fill else order[named]
         return order, scores
 
-    def confidences(self, evidence: Evidence, files: IndexArray | None = None) -> FloatArray | None:
+    def confidences(
+        self, candidates: CandidateFeatures, files: IndexArray | None = None
+    ) -> FloatArray | None:
         """Probability (C,) that each candidate is what is meant; None where it is not known.
 
         Args:
-            evidence: With captions, as `auto` and `fused` collect it: what it is calibrated on.
-            files: Number of each candidate's file, where a file counts as one answer: the shares
-                of its segments are summed.
+            candidates: With captions compared, as `auto` and `fused` collect them: the confidence
+                is calibrated on these.
+            files: Number of each candidate's file, if a file counts as one answer: the
+                probabilities of its segments are summed.
         """
         if not self.confidence:
             return None
         slope, intercept = self.confidence
-        log_p = self.score("fused", evidence)
+        log_p = self.score("fused", candidates)
         if files is not None and len(files):
             log_p = np.log(np.bincount(files, np.exp(log_p)) + 1e-30)[files].astype(np.float32)
         odds = slope * log_odds(log_p) + intercept
         return np.asarray(1 / (1 + np.exp(-odds)), dtype=np.float32)
 
-    def score(self, lane: str, evidence: Evidence) -> FloatArray:
-        """Scores (C,) of a lane: cosine (weighted if dense and of one vertical), BM25, summed
-        reciprocal ranks, else log-probability; -inf where the lane says nothing."""
-        if lane in SINGLE:
-            found = {"caption": evidence.caption_C, "bm25": evidence.words_C}[lane]
+    def score(self, lane: str, candidates: CandidateFeatures) -> FloatArray:
+        """Scores (C,) of a lane; -inf where the lane says nothing.
+
+        `caption`: cosine; `bm25`: BM25; `rrf`: summed reciprocal ranks; `dense` within one modality
+        group: weighted cosine; all else: log-probability.
+        """
+        if lane in CAPTION_LANES:
+            found = {"caption": candidates.caption_C, "bm25": candidates.bm25_C}[lane]
             return np.nan_to_num(found, nan=-np.inf)
         if lane == "rrf":
-            return reciprocal_ranks([evidence.media_C, evidence.caption_C, evidence.words_C])
-        features_CF = evidence.features(self.hub_means)
-        there = np.unique(evidence.vertical_C)
+            return reciprocal_ranks([candidates.media_C, candidates.caption_C, candidates.bm25_C])
+        features_CF = candidates.matrix(self.hub_means)
+        groups = np.unique(candidates.group_C)
         if lane == "dense":
             scores = np.asarray(features_CF @ np.asarray(self.dense, np.float32), np.float32)
-            if len(there) < 2:
+            if len(groups) < 2:
                 return scores
         else:
-            scores = self.expert_scores(features_CF, evidence.captioned)
+            scores = self.expert_scores(features_CF, candidates.has_caption)
         out = np.empty_like(scores)
-        belief_G = evidence.belief_G
-        total = log_sum(belief_G[there]) if len(there) else 0.0
-        for v in there:
-            rows = evidence.vertical_C == v
+        log_prior_G = candidates.log_prior_G
+        total = log_sum(log_prior_G[groups]) if len(groups) else 0.0
+        for g in groups:
+            rows = candidates.group_C == g
             if lane == "dense":
                 within = scores[rows] - log_sum(scores[rows])
             else:
-                within = self._log_p(scores[rows], evidence.caption_C[rows])
-            out[rows] = within + (belief_G[v] - total)
+                within = self._mixture(scores[rows], candidates.caption_C[rows])
+            out[rows] = within + (log_prior_G[g] - total)
         return out
 
-    def _log_p(self, scores_C: FloatArray, caption_C: FloatArray) -> FloatArray:
-        """Log-probabilities (C,) of one vertical's candidates: the mixture of both experts."""
+    def _mixture(self, scores_C: FloatArray, caption_C: FloatArray) -> FloatArray:
+        """Log-probabilities (C,) of one group's candidates by the mixture of both experts."""
         has = ~np.isnan(caption_C)
         if has.all() or not has.any():
             return np.asarray(scores_C - log_sum(scores_C), np.float32)
-        there, bare = log_sum(scores_C[has]), log_sum(scores_C[~has])
-        features = belief_features(best_of(caption_C), there, bare)
-        odds = float(features @ np.asarray(self.belief))
+        with_caption, without = log_sum(scores_C[has]), log_sum(scores_C[~has])
+        features = caption_odds_features(greatest_cosine(caption_C), with_caption, without)
+        odds = float(features @ np.asarray(self.caption_odds))
         share = np.where(has, -np.logaddexp(0, -odds), -np.logaddexp(0, odds))
-        return np.asarray(scores_C - np.where(has, there, bare) + share, np.float32)
+        return np.asarray(scores_C - np.where(has, with_caption, without) + share, np.float32)
 
-    def expert_scores(
-        self, features_CF: FloatArray, captioned_C: npt.NDArray[np.bool_]
-    ) -> FloatArray:
-        """Scores (C,) by the expert that each candidate falls to."""
-        w_2F = np.asarray([self.bare, self.captioned], dtype=np.float32)
+    def expert_scores(self, features_CF: FloatArray, has_caption_C: MaskArray) -> FloatArray:
+        """Scores (C,) of each candidate by its expert."""
+        w_2F = np.asarray([self.without_caption, self.with_caption], dtype=np.float32)
         both_C2 = features_CF @ w_2F.T
-        return np.where(captioned_C, both_C2[:, 1], both_C2[:, 0])
+        return np.where(has_caption_C, both_C2[:, 1], both_C2[:, 0])
 
     def reads_beams(self) -> bool:
-        """Whether what `auto` and `fused` answer depends on the beams."""
-        return "generative" in (self.strong, self.weak) or bool(self.captioned[-1] or self.bare[-1])
+        """Whether the answers of `auto` and `fused` depend on the beams."""
+        lanes = (self.high_match_lane, self.low_match_lane)
+        return "generative" in lanes or bool(self.with_caption[-1] or self.without_caption[-1])
 
-    def route(self, evidence: Evidence) -> str:
-        """The lane for a query, by its best caption."""
-        return self.strong if evidence.best_caption >= self.threshold else self.weak
+    def route(self, candidates: CandidateFeatures) -> str:
+        """The lane for a query, chosen by its best caption."""
+        matched = candidates.best_caption >= self.match_threshold
+        return self.high_match_lane if matched else self.low_match_lane
 
     def to_json(self) -> dict[str, Any]:
         """JSON form."""
@@ -254,8 +183,11 @@ class Calibration:
 
 
 def reciprocal_ranks(lists: Sequence[FloatArray]) -> FloatArray:
-    """Reciprocal rank fusion (C,) of scores (C,), NaN where a list lacks a candidate
-    (Cormack et al. 2009)."""
+    """Reciprocal rank fusion (C,) (Cormack et al. 2009).
+
+    Args:
+        lists: Scores (C,) of each list; NaN where the list lacks a candidate.
+    """
     total = np.zeros(len(lists[0]), dtype=np.float32)
     for scores in lists:
         there = np.flatnonzero(~np.isnan(scores))
@@ -265,62 +197,58 @@ def reciprocal_ranks(lists: Sequence[FloatArray]) -> FloatArray:
 
 
 def blend(tower_BD: FloatArray, zero_shot_BD: FloatArray | None, share: float) -> FloatArray:
-    """Unit query vectors (B, D): the tower's, and a share of the untrained ones.
+    """Unit query vectors (B, D): those of the trained tower with a share of the zero-shot ones.
 
-    A tower that learned from a few captions knows their items and little else.
+    A tower that was trained on few captions knows their items and little else.
     """
     if zero_shot_BD is None or share == 0:
         return tower_BD
     return unit((1 - share) * tower_BD + share * zero_shot_BD)
 
 
-def belief_features(best_caption: float, captioned: float, bare: float) -> FloatArray:
-    """(4,): one, the best caption's cosine, and each expert's log-sum of scores over ten."""
-    return np.asarray([1.0, best_caption, captioned / 10, bare / 10], dtype=np.float32)
+def caption_odds_features(
+    best_caption: float, with_caption: float, without_caption: float
+) -> FloatArray:
+    """Features (4,): one, the best caption's cosine, each expert's log-sum of scores over ten."""
+    return np.asarray([1.0, best_caption, with_caption / 10, without_caption / 10], np.float32)
 
 
-BELIEF = [-8.0, 16.0, 0.0, 0.0]
-"""Where nothing could be held out: even odds at a cosine of one half."""
-CAPTIONED = (10.0, 17.0)
-"""Weights of media and caption cosine where no caption could be held out; as fitted on photos."""
-UNTRAINED = (6.0, 17.0)
-"""The same before training: text reaches media vectors less well then."""
+CAPTION_ODDS = [-8.0, 16.0, 0.0, 0.0]
+"""Weights where no caption could be held out: even odds at a cosine of one half."""
+TRAINED_WEIGHTS = (10.0, 17.0)
+"""Weights of media and caption cosine where no caption could be held out, as fitted on photos."""
+UNTRAINED_WEIGHTS = (6.0, 17.0)
+"""The same weights before training, when a text vector compares less well with media vectors."""
 
 
 def default_weights(spaces: int, media: float, caption: float = 0.0) -> list[float]:
-    """Weights of `Evidence.features` that are the same for each space."""
+    """Weights of `CandidateFeatures.matrix` that are equal in all media spaces."""
     return [media, 0.0, 0.0] * spaces + [caption, 0.0, 0.0, 0.0]
 
 
 def untrained(spaces: Sequence[str], levels: int, captions: bool) -> Calibration:
-    """Weights before any training: captions first where there are some, media vectors else."""
+    """The calibration before training: captions decide where there are some, else media vectors."""
     lane = "fused" if captions else "dense"
     return Calibration(
         spaces=list(spaces),
         dense=default_weights(len(spaces), 1.0),
-        captioned=default_weights(len(spaces), *UNTRAINED),
-        bare=default_weights(len(spaces), UNTRAINED[0]),
-        belief=list(BELIEF),
+        with_caption=default_weights(len(spaces), *UNTRAINED_WEIGHTS),
+        without_caption=default_weights(len(spaces), UNTRAINED_WEIGHTS[0]),
+        caption_odds=list(CAPTION_ODDS),
         hub_means=[0.0] * (len(spaces) + 1),
-        strong=lane,
-        weak=lane,
+        high_match_lane=lane,
+        low_match_lane=lane,
         gates=[0.0] * levels,
     )
 
 
 def log_odds(log_p_C: FloatArray) -> FloatArray:
-    """Of log-probabilities; bounded, so that what is certain stays finite."""
+    """Log-odds (C,) of log-probabilities, bounded so that certainty stays finite."""
     p = np.clip(np.exp(np.minimum(log_p_C, 0.0)), 1e-7, 1 - 1e-7)
     return np.asarray(np.log(p) - np.log1p(-p), dtype=np.float32)
 
 
-def best_of(caption_C: FloatArray) -> float:
-    """The greatest cosine of captions; -1 where there is none."""
-    found = caption_C[~np.isnan(caption_C)]
-    return float(found.max()) if len(found) else -1.0
-
-
 def log_sum(scores_C: FloatArray) -> float:
-    """Log of the summed exponentials."""
+    """Logarithm of the summed exponentials."""
     top = float(scores_C.max())
     return top + float(np.log(np.exp(scores_C - top).sum()))

@@ -1,7 +1,7 @@
-"""Queries that are more than a text: pictures, sounds, items of the index, and weighted mixes.
+"""Queries that are more than a text: image and audio files, items, vectors, and weighted mixes.
 
-A mix is one vector of the media space, the normalised sum of its parts' unit vectors; what is
-unwanted has a negative weight. It is searched as a text is: by beams through the tree, and densely.
+A mix is one vector in each media space, the normalised sum of the unit vectors of its parts;
+unwanted parts have a negative weight. It is searched as a text is: by beams and by dense vectors.
 Shape legend: D vector width.
 """
 
@@ -28,21 +28,21 @@ from cart_qdrant.records import Modality
 from cart_qdrant.search.lookup import find_record
 
 TOGETHER = 16
-"""Segments of a file embedded together."""
+"""Segments of a file that are embedded together."""
 Kind = Literal["text", "image", "audio", "like", "vector"]
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One thing that is asked for.
+    """One part of a query.
 
     Attributes:
-        kind: `text`; `image` or `audio`, a file (a film counts as its shots, a long sound as its
-            windows, averaged); `like`, an item of the index: its id, its path, or PATH@SECONDS;
-            `vector`, made elsewhere by the embedder of the index.
-        value: The text, path or item; what a vector is called.
-        weight: Not 0; negative for what is unwanted.
-        vector: The vector (D,), of the kind `vector` alone; it is made a unit vector.
+        kind: `text`; `image` or `audio`, a file (the vectors of a video's shots or of an audio
+            file's windows are averaged); `like`, an item of the index by its id, its path, or
+            PATH@SECONDS; `vector`, made elsewhere by the embedder of the index.
+        value: The text, the path or the item; the name of a vector.
+        weight: Not 0; negative for an unwanted part.
+        vector: The vector (D,) of a part of the kind `vector`; it is normalised.
     """
 
     kind: Kind
@@ -62,7 +62,7 @@ class Part:
             raise UsageError(f"A part of the kind {self.kind} has {found}.")
 
     def __str__(self) -> str:
-        """Without its sign."""
+        """The part without its sign, such as `0.3 [image beach.jpg]`."""
         size = abs(self.weight)
         weight = "" if size == 1 else f"{size:g} "
         return weight + (self.value if self.kind == "text" else f"[{self.kind} {self.value}]")
@@ -70,10 +70,10 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Parts that are asked for together.
+    """A query of several parts.
 
     Raises:
-        UsageError: There is none, or all are unwanted.
+        UsageError: There is no part, or all parts are unwanted.
     """
 
     parts: tuple[Part, ...]
@@ -84,17 +84,17 @@ class Query:
 
     @property
     def is_text(self) -> bool:
-        """Whether it is one text and nothing else."""
+        """Whether the query is one text and nothing else."""
         return len(self.parts) == 1 and self.parts[0].kind == "text"
 
     @property
     def words(self) -> str:
-        """All texts that are wanted."""
+        """All wanted texts, joined."""
         wanted = [part.value for part in self.parts if part.kind == "text" and part.weight > 0]
         return " ".join(wanted)
 
     def __str__(self) -> str:
-        """`0.7 a dog + [image beach.jpg] - snow`."""
+        """The query as a text, such as `0.7 a dog + [image beach.jpg] - snow`."""
         out = ""
         for part in self.parts:
             sign = ("+" if part.weight > 0 else "-") if out else "-" * (part.weight < 0)
@@ -107,8 +107,8 @@ class Mixed:
     """A query as vectors.
 
     Attributes:
-        media: Its unit vector (D,) in each space that all of its parts reach.
-        exclude: Points that it was made of: no answers to it.
+        media: Unit vector (D,) in each media space that all parts reach.
+        exclude: Ids of the items that the query names, which are no answers to it.
     """
 
     media: Mapping[str, FloatArray]
@@ -116,18 +116,18 @@ class Mixed:
 
 
 class TextVectors(Protocol):
-    """Unit vectors (D,) of a text in each media space that it reaches."""
+    """Embeds a text for a mix."""
 
     def __call__(self, text: str) -> Mapping[str, FloatArray]:
-        """See the class."""
+        """Unit vector (D,) of the text in each media space that it reaches."""
 
 
 class Mixer:
     """Makes vectors of queries for one index.
 
     Args:
-        index: The index; its embedder is loaded when a file is asked with.
-        text: What makes vectors of texts.
+        index: The index; its embedder is loaded when a part is a file.
+        text: Embeds texts.
     """
 
     def __init__(self, index: Index, text: TextVectors) -> None:
@@ -178,7 +178,7 @@ class Mixer:
         return Mixed(media, tuple(exclude))
 
     def _file(self, path: Path, kind: Kind) -> dict[str, FloatArray]:
-        """The mean vector of a file's segments of a kind."""
+        """The mean vector of a file's segments: of its audio, or of its images and shots."""
         if not path.exists():
             raise UsageError(f"There is no file {path}.")
         info = self._index.manifest.embedder
@@ -193,7 +193,7 @@ class Mixer:
         sum_D = np.zeros(embedder.dim, dtype=np.float32)
         space: str | None = None
         try:
-            # A long film is never held as a whole.
+            # A long video is never held in memory as a whole.
             while clips := [clip for _, clip in islice(found, TOGETHER)]:
                 space = embedder.spaces.get(clips[0].modality)
                 if space is None:
@@ -207,7 +207,7 @@ class Mixer:
         return {space: unit(sum_D)}
 
     def _vector(self, vector: tuple[float, ...]) -> dict[str, FloatArray]:
-        """The unit vector, in every space: which one it is of is not known."""
+        """The unit vector in every media space, since its own is not known."""
         info = self._index.manifest.embedder
         x_D = np.asarray(vector, dtype=np.float32)
         norm = float(np.linalg.norm(x_D)) if len(x_D) else 0.0
@@ -221,10 +221,10 @@ class Mixer:
         return dict.fromkeys(sorted(set(info.spaces.values())), x_D / norm)
 
     def _item(self, name: str) -> tuple[dict[str, FloatArray], str]:
-        """The vector of a stored item, and its id."""
+        """The vector of a stored item in its media space, and its id."""
         record = find_record(self._index, name)
         vector = vector_of(record)
         space = self._index.space((record.payload or {}).get("modality", ""))
         if vector is None or space is None:
-            raise UsageError(f"The item {name!r} has no vector.", "Mend it: cartq ingest")
+            raise UsageError(f"The item {name!r} has no vector.", "Repair it: cartq ingest")
         return {space: np.asarray(vector, dtype=np.float32)}, str(record.id)

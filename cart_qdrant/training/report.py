@@ -32,9 +32,9 @@ class TrainReport:
             "identifiers": {"unique_ratio": round(self.unique_ratio, 4)},
             "seconds": round(self.seconds, 1),
             "router": {
-                "high_caption_match": self.calibration.strong,
-                "low_caption_match": self.calibration.weak,
-                "threshold": self.calibration.threshold,
+                "high_caption_match": self.calibration.high_match_lane,
+                "low_caption_match": self.calibration.low_match_lane,
+                "threshold": self.calibration.match_threshold,
             },
             "gates": self.calibration.gates,
             "held_out": self.calibration.held_out,

@@ -11,7 +11,8 @@ from qdrant_client import models
 from cart_qdrant.index.identify import refit
 from cart_qdrant.index.index import Index
 from cart_qdrant.records import Modality, Segment
-from cart_qdrant.search.retriever import Lane, Retriever
+from cart_qdrant.search.lanes import Lane
+from cart_qdrant.search.retriever import Retriever
 from cart_qdrant.training.train import train
 from tests.conftest import PatchEmbedder, short_training
 

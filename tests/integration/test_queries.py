@@ -11,8 +11,9 @@ from PIL import Image
 
 from cart_qdrant.errors import MediaError, UsageError
 from cart_qdrant.records import Modality
+from cart_qdrant.search.lanes import LANES, MIXED_LANES
 from cart_qdrant.search.query import Mixer, Part, Query
-from cart_qdrant.search.retriever import LANES, MIXED, Retriever
+from cart_qdrant.search.retriever import Retriever
 from cart_qdrant_cli.search import _query
 from tests import media_factory as media
 
@@ -29,7 +30,7 @@ def worse(small_media: Path, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("lane", MIXED)
+@pytest.mark.parametrize("lane", MIXED_LANES)
 def test_a_worse_copy_finds_its_picture(trained: Path, worse: Path, lane) -> None:
     with Retriever.open(trained) as retriever:
         result = retriever.search(asked(Part("image", str(worse))), lane=lane)
@@ -77,7 +78,7 @@ def test_an_item_finds_others_but_not_itself(trained: Path) -> None:
 def test_a_mix_is_the_sum_of_its_parts(trained: Path, worse: Path) -> None:
     text, picture = Part("text", "a dog", 0.7), Part("image", str(worse), 0.3)
     with Retriever.open(trained) as retriever:
-        mixer = Mixer(retriever._index, retriever._text_vectors)
+        mixer = Mixer(retriever._index, retriever._searcher._encoding.text_vectors)
         a, b = (mixer.mix(asked(Part(p.kind, p.value))).media["visual"] for p in (text, picture))
         both = mixer.mix(asked(text, picture)).media
         less = mixer.mix(asked(text, Part("image", str(worse), -0.3))).media["visual"]
@@ -132,7 +133,7 @@ def test_bad_parts_are_told_in_one_line(
         sound = Part("audio", bell)
         assert "image" in refused(picture, sound) and "reaches audio" in refused(picture, sound)
         assert "cancel" in refused(picture, Part("image", str(worse), -1))
-        for lane in set(LANES) - set(MIXED):
+        for lane in set(LANES) - set(MIXED_LANES):
             assert "texts alone" in refused(picture, lane=lane)
         assert "--min-confidence" in refused(picture, min_confidence=0.5)
     for bad in (lambda: Part("text", " "), lambda: Part("text", "a", 0.0), lambda: Query(())):

@@ -16,13 +16,15 @@ from cart_qdrant.errors import IndexMissingError, MismatchError, UsageError
 from cart_qdrant.evaluation.evaluate import EvalQuery, evaluate, load_queries
 from cart_qdrant.files import file_hash
 from cart_qdrant.generator.beam_search import Beams
-from cart_qdrant.identifiers.item_table import KINDS, ItemTable
+from cart_qdrant.identifiers.item_table import MODALITIES, ItemTable
 from cart_qdrant.index.identifier_files import load_table, load_trie
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.manifest import Artifact
+from cart_qdrant.search.encoding import QueryEncoding
 from cart_qdrant.search.filters import parse_filter
-from cart_qdrant.search.item_features import FactFinder
-from cart_qdrant.search.retriever import LANES, Retriever
+from cart_qdrant.search.item_features import ItemFeatureReader
+from cart_qdrant.search.lanes import LANES
+from cart_qdrant.search.retriever import Retriever
 
 
 @pytest.mark.parametrize("lane", LANES)
@@ -69,10 +71,10 @@ def test_a_hit_has_the_similarity_that_its_lane_compared(trained: Path, lane) ->
 def test_lanes_of_captions_need_no_query_in_media_space(
     small_index: Path, monkeypatch: pytest.MonkeyPatch, lane
 ) -> None:
-    def fail(_: Retriever, queries: list[str], text_BW: object) -> dict[str, object]:
+    def fail(_: QueryEncoding, queries: list[str], text_BW: object) -> dict[str, object]:
         raise AssertionError(queries)
 
-    monkeypatch.setattr(Retriever, "_untrained", fail)
+    monkeypatch.setattr(QueryEncoding, "_untrained", fail)
     with Retriever.open(small_index) as retriever:
         result = retriever.search("a dog on a surfboard", lane=lane)
         assert result.hits[0].path.endswith("picture-0.png")
@@ -109,7 +111,7 @@ def keep_of_table(root: Path, change: Callable[[ItemTable], ItemTable] | None) -
 def every_second(table: ItemTable) -> ItemTable:
     """As if half of the points had come since it was written."""
     return ItemTable(
-        table.key_N[::2].copy(), table.leaf_N[::2].copy(), table.kind_N[::2].copy(),
+        table.key_N[::2].copy(), table.leaf_N[::2].copy(), table.modality_N[::2].copy(),
         table.file_N[::2].copy(), table.caption_hub_N[::2].copy(),
     )  # fmt: skip
 
@@ -145,11 +147,11 @@ def test_a_point_that_got_another_identifier_is_known_by_its_payload(trained: Pa
         named = Beams(trie.rows()[leaf], np.zeros(1, np.float32), leaf)
         spaces = sorted(set(index.manifest.embedder.spaces.values()))
         for known in (table, replace(table, leaf_N=old)):
-            finder = FactFinder(index, trie, known, dict.fromkeys(KINDS, 0), spaces)
-            facts, (share,) = finder.of(ids, key, [(named, np.asarray([0, 1]))])
+            reader = ItemFeatureReader(index, trie, known, dict.fromkeys(MODALITIES, 0), spaces)
+            features, (share,) = reader.read(ids, key, [(named, np.asarray([0, 1]))])
             assert share[0] == 0 and np.isnan(share[1])
             carts = [(r.payload or {})[info.field] for r in (one, other)]
-            assert facts.hub_C.tolist() == pytest.approx([c["hub"]["media"] for c in carts])
+            assert features.hub_C.tolist() == pytest.approx([c["hub"]["media"] for c in carts])
 
 
 def test_training_flips_to_new_identifiers(small_index: Path, trained: Path) -> None:

@@ -90,7 +90,7 @@ def test_the_collection_is_described(small_index: Path) -> None:
     with Retriever.open(small_index) as retriever:
         found = call(make_server(retriever), "describe_collection").structured_content
     assert found["items"]["image"] == 10 and set(found["items"]) == {"image", "video", "audio"}
-    assert found["described"] >= 2 and not found["trained"] and found["embedder"] == "lite"
+    assert found["with_caption"] >= 2 and not found["trained"] and found["embedder"] == "lite"
     assert "a dog on a surfboard" in found["captions"]
 
 

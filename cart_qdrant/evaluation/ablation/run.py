@@ -23,7 +23,7 @@ from cart_qdrant.evaluation.ablation.measures import (
 )
 from cart_qdrant.evaluation.ablation.results import GrowthResult, VariantResult
 from cart_qdrant.evaluation.ablation.variants import AblationOptions, Variant, variants
-from cart_qdrant.generator.beam_search import places
+from cart_qdrant.generator.beam_search import positions
 from cart_qdrant.generator.network import Generator, GeneratorConfig
 from cart_qdrant.generator.prior import level_sizes
 from cart_qdrant.identifiers.codec import (
@@ -85,7 +85,7 @@ def fit_variant(
         data.query_PD, codes_NL, data.scale if variant.prior else 0.0,
     )  # fmt: skip
     generator = _generator(pairs, variant, options, seed) if variant.correct else None
-    return FittedVariant(pairs, Trie.build(rows_NL), places(rows_NL), generator, options.beams)
+    return FittedVariant(pairs, Trie.build(rows_NL), positions(rows_NL), generator, options.beams)
 
 
 def _vectors(data: AblationData, variant: Variant, seed: int) -> Vectors:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from cart_qdrant.arrays.types import IndexArray
-from cart_qdrant.search.fusion import LANES, MEANINGFUL, Calibration
+from cart_qdrant.search.fusion import MEANINGFUL, ROUTED_LANES, Calibration
 from cart_qdrant.training.calibration.candidate_features import (
     Examples,
     HeldOut,
@@ -60,23 +60,30 @@ def _best(base: Calibration, examples: Examples) -> tuple[Calibration, Routing, 
     """The weights and the routing of highest gain, and what they reach; the defaults where there
     are too few queries to choose by."""
     many = len(examples) >= MEANINGFUL
-    mixed = any(e.captioned.any() and not e.captioned.all() for e in examples.evidence)
+    mixed = any(e.has_caption.any() and not e.has_caption.all() for e in examples.candidates)
     best: tuple[Calibration, Routing, Ranks] | None = None
     for beams in (False, True) if many else (False,):
         fitted = fit_lanes(base, examples, beams=beams)
         dense = dense_ranks(fitted, examples)
         for shift in ODDS_SHIFTS if mixed and many else ODDS_SHIFTS[:1]:
-            one = replace(fitted, belief=[fitted.belief[0] + shift, *fitted.belief[1:]])
+            one = replace(
+                fitted, caption_odds=[fitted.caption_odds[0] + shift, *fitted.caption_odds[1:]]
+            )
             fused, generative = fused_ranks(one, examples)
             found = {"dense": dense, "fused": fused, "generative": generative}
-            ranks = {lane: found[lane] for lane in LANES}
-            routing = choose_routing(ranks, examples, None if many else base.strong)
+            ranks = {lane: found[lane] for lane in ROUTED_LANES}
+            routing = choose_routing(ranks, examples, None if many else base.high_match_lane)
             if best is not None:
                 # Decoding beams for their score alone costs more than all else together.
                 costlier = beams and not best[0].reads_beams()
                 if routing.gain <= best[1].gain + (CLEAR_GAIN if costlier else 1e-9):
                     continue
-            one = replace(one, strong=routing.high, weak=routing.low, threshold=routing.threshold)
+            one = replace(
+                one,
+                high_match_lane=routing.high,
+                low_match_lane=routing.low,
+                match_threshold=routing.threshold,
+            )
             best = (one, routing, ranks)
     assert best is not None
     return best

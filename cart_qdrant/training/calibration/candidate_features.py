@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cart_qdrant.arrays.types import FloatArray, IndexArray, IntArray, MaskArray
-from cart_qdrant.generator.beam_search import Beams, places
-from cart_qdrant.search.fusion import Calibration, Evidence
+from cart_qdrant.generator.beam_search import Beams, positions
+from cart_qdrant.search.candidate_features import CandidateFeatures
+from cart_qdrant.search.fusion import Calibration
 
 CANDIDATES = 100
 """Candidates taken from each ranking."""
@@ -71,14 +72,14 @@ class Examples:
     """Held-out queries of all strata, each with its candidates: what a calibration is fitted to.
 
     Attributes:
-        evidence: Features of each query's candidates, as a search computes them.
+        candidates: Features of each query's candidates, as a search computes them.
         features: The same as matrices (C, F).
         targets: Row of the right item among the candidates of each query.
         stratum_B: Name of each query's stratum.
         weight_B: Weight of each query.
     """
 
-    evidence: list[Evidence]
+    candidates: list[CandidateFeatures]
     features: list[FloatArray]
     targets: list[int]
     stratum_B: npt.NDArray[np.str_]
@@ -90,7 +91,7 @@ class Examples:
     @property
     def best_captions(self) -> FloatArray:
         """Cosine of each query's best caption; -1 where no candidate has one."""
-        return np.asarray([one.best_caption for one in self.evidence])
+        return np.asarray([one.best_caption for one in self.candidates])
 
 
 def collect_examples(
@@ -102,23 +103,23 @@ def collect_examples(
     queries. Weighed by their shares of the collection, the few items without a caption would lose
     their first ranks to the many that have one (docs/experiments.md).
     """
-    item_of = places(items.rows_NL)
-    evidence: list[Evidence] = []
+    item_of = positions(items.rows_NL)
+    candidates: list[CandidateFeatures] = []
     targets: list[int] = []
     names: list[str] = []
     for name, held_out in strata.items():
         for query in range(len(held_out.item_B)):
             found, target = candidate_features(held_out, query, items, base.spaces, item_of)
-            evidence.append(found)
+            candidates.append(found)
             targets.append(target)
             names.append(name)
     if not targets:
         return None
     weight_B = np.asarray([1 / len(strata[name].item_B) for name in names])
-    groups = [int(e.vertical_C[t]) for e, t in zip(evidence, targets, strict=True)]
+    groups = [int(e.group_C[t]) for e, t in zip(candidates, targets, strict=True)]
     weight_B *= _group_weights(np.asarray(groups))
-    features = [one.features(base.hub_means) for one in evidence]
-    return Examples(evidence, features, targets, np.asarray(names), weight_B)
+    features = [one.matrix(base.hub_means) for one in candidates]
+    return Examples(candidates, features, targets, np.asarray(names), weight_B)
 
 
 def candidate_features(
@@ -127,7 +128,7 @@ def candidate_features(
     items: Items,
     spaces: Sequence[str],
     item_of: Mapping[bytes, int],
-) -> tuple[Evidence, int]:
+) -> tuple[CandidateFeatures, int]:
     """Candidates of a held-out query as a search would find them, with the right item added.
 
     Args:
@@ -161,14 +162,14 @@ def candidate_features(
     chosen = np.unique(np.concatenate([*found, [right]]))
     # Other segments of the right file are neither wrong answers nor the item that is asked for.
     chosen = chosen[(items.file_N[chosen] != items.file_N[right]) | (chosen == right)]
-    evidence = Evidence(
+    candidates = CandidateFeatures(
         media[chosen], caption[chosen], beam[chosen], items.space_N[chosen],
         items.hub_N[chosen], held_out.caption_hub_N[chosen],
         # The store's BM25 scores would know the captions that are held out.
         np.full(len(chosen), np.nan, dtype=np.float32),
         items.group_N[chosen], held_out.log_prior_BG[query],
     )  # fmt: skip
-    return evidence, int(np.searchsorted(chosen, right))
+    return candidates, int(np.searchsorted(chosen, right))
 
 
 def _top(scores_N: FloatArray, k: int) -> IndexArray:

@@ -21,10 +21,12 @@ def fit_confidence(calibration: Calibration, examples: Examples) -> Calibration:
     """The calibration with the line from a fused score's log-odds to those of being right, and with
     the error of that line: each half of the queries is judged by a line fitted to the other."""
     odds, right, owner = [], [], []
-    for n, (evidence, target) in enumerate(zip(examples.evidence, examples.targets, strict=True)):
-        lane = calibration.route(evidence)
-        top = calibration.order(lane, evidence, fill=True)[0][:HITS]
-        odds.append(log_odds(calibration.score("fused", evidence))[top])
+    for n, (candidates, target) in enumerate(
+        zip(examples.candidates, examples.targets, strict=True)
+    ):
+        lane = calibration.route(candidates)
+        top = calibration.order(lane, candidates, fill=True)[0][:HITS]
+        odds.append(log_odds(calibration.score("fused", candidates))[top])
         right.append(top == target)
         owner.append(np.full(len(top), n))
     x, y, query = np.concatenate(odds)[:, None], np.concatenate(right), np.concatenate(owner)

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 
 from cart_qdrant.arrays.types import FloatArray, IndexArray, IntArray
-from cart_qdrant.generator.beam_search import Beams, places
-from cart_qdrant.generator.decode import decode
+from cart_qdrant.generator.beam_search import Beams, positions
+from cart_qdrant.generator.decode import IdentifierDecoder
 from cart_qdrant.generator.network import Generator
-from cart_qdrant.generator.prior import NodeGains
+from cart_qdrant.generator.prior import NodeBonus
 from cart_qdrant.identifiers.trie import Trie
 from cart_qdrant.search.fusion import Calibration
 from cart_qdrant.training.generator_data import GeneratorData, reachable, read_hidden_states
@@ -77,27 +77,27 @@ class GateSelection:
 
     Attributes:
         base: Scale of the prior, beam width and fitted gates.
-        gains: Node bonus of the tree.
+        node_bonus: Node bonus of the tree.
     """
 
     generator: Generator
     data: GeneratorData
     trie: Trie
     base: Calibration
-    gains: NodeGains
+    node_bonus: NodeBonus
 
     def beams(self, stratum: Stratum, gates: Sequence[float]) -> list[Beams]:
         """Beams of each query of a stratum, decoded with some gates."""
+        decoder = IdentifierDecoder(
+            trie=self.trie, codec=self.data.codec, scale=self.base.scale, width=self.base.beams,
+            gates=gates, generator=lambda: self.generator, node_bonus=self.node_bonus,
+        )  # fmt: skip
         out: list[Beams] = []
         for begin in range(0, len(stratum.rows), BLOCK):
             here = slice(begin, begin + BLOCK)
             hidden_states, mask = read_hidden_states(self.data, stratum.rows[here])
-            out += decode(
-                self.trie, self.data.codec, {space: q[here] for space, q in stratum.media.items()},
-                scale=self.base.scale, width=self.base.beams, gates=gates,
-                generator=lambda: self.generator, hidden_states=hidden_states, mask_BS=mask,
-                gains=self.gains,
-            )  # fmt: skip
+            media = {space: q[here] for space, q in stratum.media.items()}
+            out += decoder.decode(media, hidden_states, mask)
         return out
 
     def select(
@@ -115,7 +115,7 @@ class GateSelection:
             return gates, beams
         none = [0.0] * len(gates)
         prior = {name: self.beams(one, none) for name, one in strata.items()}
-        item_of = places(rows_NL)
+        item_of = positions(rows_NL)
         gain = sum(
             one.share
             * (self._recall(one, beams[name], item_of) - self._recall(one, prior[name], item_of))

@@ -69,11 +69,11 @@ def _fit_unconstrained(
     return out
 
 
-def fit_belief(
+def fit_caption_odds(
     features_B4: FloatArray, captioned_B: MaskArray, weight_B: FloatArray
 ) -> list[float]:
-    """Intercept and weights of a logistic regression on `belief_features`: whether an item with a
-    caption is asked for."""
+    """Intercept and weights of a logistic regression on `caption_odds_features`: whether an item
+    with a caption is asked for."""
     model = LogisticRegression(C=100.0, max_iter=1000)
     scaled = weight_B * (len(weight_B) / weight_B.sum())
     model.fit(features_B4[:, 1:], captioned_B, sample_weight=scaled)

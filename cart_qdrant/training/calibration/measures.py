@@ -26,7 +26,7 @@ def recall(rank_B: IndexArray, chosen_B: MaskArray, k: int) -> float:
 
 def dense_ranks(calibration: Calibration, examples: Examples) -> IndexArray:
     """Rank of each query's right item in the dense lane (B,)."""
-    pairs = zip(examples.evidence, examples.targets, strict=True)
+    pairs = zip(examples.candidates, examples.targets, strict=True)
     return np.asarray([rank_of(calibration.score("dense", e), t) for e, t in pairs])
 
 
@@ -34,10 +34,10 @@ def fused_ranks(calibration: Calibration, examples: Examples) -> tuple[IndexArra
     """Rank of each query's right item by the fused score (B,): among all candidates, and among
     those that a beam names, which is the generative lane."""
     fused, generative = [], []
-    for evidence, target in zip(examples.evidence, examples.targets, strict=True):
-        scores = calibration.score("fused", evidence)
+    for candidates, target in zip(examples.candidates, examples.targets, strict=True):
+        scores = calibration.score("fused", candidates)
         fused.append(rank_of(scores, target))
-        generative.append(rank_of(np.where(evidence.named, scores, -np.inf), target))
+        generative.append(rank_of(np.where(candidates.named, scores, -np.inf), target))
     return np.asarray(fused), np.asarray(generative)
 
 
@@ -45,11 +45,11 @@ def ranks_among_an_eighth(calibration: Calibration, examples: Examples) -> dict[
     """Rank (B,) of each query's right item among a random eighth of its candidates, by lane."""
     rng = np.random.default_rng(0)
     found: dict[str, list[int]] = {"dense": [], "generative": []}
-    for evidence, target in zip(examples.evidence, examples.targets, strict=True):
-        kept = rng.random(len(evidence.space_C)) < 1 / 8
+    for candidates, target in zip(examples.candidates, examples.targets, strict=True):
+        kept = rng.random(len(candidates.space_C)) < 1 / 8
         kept[target] = True
-        named = kept & evidence.named
+        named = kept & candidates.named
         for lane, among in (("dense", kept), ("generative", named)):
-            scores = np.where(among, calibration.score(lane, evidence), -np.inf)
+            scores = np.where(among, calibration.score(lane, candidates), -np.inf)
             found[lane].append(rank_of(scores, target))
     return {lane: np.asarray(ranks) for lane, ranks in found.items()}

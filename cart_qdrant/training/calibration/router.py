@@ -12,7 +12,7 @@ from itertools import product
 import numpy as np
 
 from cart_qdrant.arrays.types import FloatArray, IndexArray, MaskArray
-from cart_qdrant.search.fusion import LANES
+from cart_qdrant.search.fusion import ROUTED_LANES
 from cart_qdrant.training.calibration.candidate_features import Examples
 
 CLEAR_GAIN = 0.02
@@ -73,7 +73,7 @@ def choose_routing(
 def _routings(best_caption_B: FloatArray, usual: str | None) -> Iterator[Routing]:
     """All that are tried: single lanes first, then pairs at the quantiles of the best captions."""
     edges = [-2.0, *np.quantile(best_caption_B, np.linspace(0.05, 0.95, 19)), 2.0]
-    pairs = sorted(product(LANES, LANES), key=lambda pair: pair[0] != pair[1])
+    pairs = sorted(product(ROUTED_LANES, ROUTED_LANES), key=lambda pair: pair[0] != pair[1])
     if usual is not None:
         pairs = [(usual, usual)]
     for high, low in pairs:

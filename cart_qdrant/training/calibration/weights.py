@@ -11,17 +11,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cart_qdrant.arrays.types import FloatArray, IndexArray, MaskArray
+from cart_qdrant.search.candidate_features import FeatureColumns, greatest_cosine
 from cart_qdrant.search.fusion import (
-    CAPTIONED,
+    TRAINED_WEIGHTS,
     Calibration,
-    Columns,
-    belief_features,
-    best_of,
+    caption_odds_features,
     default_weights,
     log_sum,
 )
 from cart_qdrant.training.calibration.candidate_features import Examples
-from cart_qdrant.training.calibration.maximum_likelihood import fit_belief, fit_weights
+from cart_qdrant.training.calibration.maximum_likelihood import fit_caption_odds, fit_weights
 
 FEW = 20
 """Number of held-out queries below which nothing is fitted to them."""
@@ -36,25 +35,25 @@ def fit_lanes(base: Calibration, examples: Examples, *, beams: bool) -> Calibrat
         beams: Whether the experts may use the beams' log-probability.
     """
     spaces = len(base.spaces)
-    column = Columns.of(spaces)
+    column = FeatureColumns.of(spaces)
     fit = _LaneFit.of(examples, spaces, column)
     dense = default_weights(1, base.scale)  # a single cosine ranks the same under every weight
-    if len(examples.evidence[0].belief_G) > 1:
+    if len(examples.candidates[0].log_prior_G) > 1:
         everything = np.arange(len(examples))
         allowed = column.media & ~column.hub & ~column.presence
         dense = fit.weights(everything, fit.same_group, allowed)
     # Whether an item has a caption is the same for all items of an expert.
     free = ~column.beam | beams
-    captioned = fit.expert(True, free & ~(column.caption & column.presence))
-    bare = fit.expert(False, free & ~column.caption)
+    with_caption = fit.expert(True, free & ~(column.caption & column.presence))
+    without_caption = fit.expert(False, free & ~column.caption)
     calibration = replace(
         base,
         dense=dense,
-        captioned=captioned or default_weights(spaces, *CAPTIONED),
-        bare=bare or dense,
+        with_caption=with_caption or default_weights(spaces, *TRAINED_WEIGHTS),
+        without_caption=without_caption or dense,
     )
     odds = fit.caption_odds(calibration)
-    return calibration if odds is None else replace(calibration, belief=odds)
+    return calibration if odds is None else replace(calibration, caption_odds=odds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +76,11 @@ class _LaneFit:
     queries_S: IndexArray
 
     @classmethod
-    def of(cls, examples: Examples, spaces: int, column: Columns) -> _LaneFit:
-        evidence, targets = examples.evidence, examples.targets
-        group = [e.vertical_C == e.vertical_C[t] for e, t in zip(evidence, targets, strict=True)]
-        space_B = np.asarray([e.space_C[t] for e, t in zip(evidence, targets, strict=True)])
-        captioned = [e.captioned for e in evidence]
+    def of(cls, examples: Examples, spaces: int, column: FeatureColumns) -> _LaneFit:
+        candidates, targets = examples.candidates, examples.targets
+        group = [e.group_C == e.group_C[t] for e, t in zip(candidates, targets, strict=True)]
+        space_B = np.asarray([e.space_C[t] for e, t in zip(candidates, targets, strict=True)])
+        captioned = [e.has_caption for e in candidates]
         wants = np.asarray([has[t] for has, t in zip(captioned, targets, strict=True)])
         queries_S = np.bincount(space_B[space_B >= 0], minlength=spaces)
         return cls(examples, ~column.presence, group, captioned, wants, queries_S)
@@ -113,17 +112,19 @@ class _LaneFit:
         if min(wants.sum(), (~wants).sum()) < FEW:
             return None
         rows, used = [], []
-        for n, evidence in enumerate(self.examples.evidence):
+        for n, candidates in enumerate(self.examples.candidates):
             group = self.same_group[n]
             has = self.captioned[n][group]
             if has.any() and not has.all():
                 scores = calibration.expert_scores(self.examples.features[n][group], has)
-                best = best_of(evidence.caption_C[group])
-                rows.append(belief_features(best, log_sum(scores[has]), log_sum(scores[~has])))
+                best = greatest_cosine(candidates.caption_C[group])
+                rows.append(
+                    caption_odds_features(best, log_sum(scores[has]), log_sum(scores[~has]))
+                )
                 used.append(n)
         if len(np.unique(wants[used])) < 2:
             return None
-        return fit_belief(np.stack(rows), wants[used], self.examples.weight_B[used])
+        return fit_caption_odds(np.stack(rows), wants[used], self.examples.weight_B[used])
 
 
 def _share_weights(features_CF: FloatArray, queries_S: IndexArray) -> FloatArray:

@@ -14,7 +14,7 @@ import torch
 
 from cart_qdrant.arrays.types import FloatArray, IndexArray
 from cart_qdrant.generator.beam_search import Beams
-from cart_qdrant.generator.prior import HUB, NodeGains
+from cart_qdrant.generator.prior import HUB, NodeBonus
 from cart_qdrant.identifiers.hubness import CAPTION
 from cart_qdrant.index.index import TEXT_DIM
 from cart_qdrant.search.fusion import Calibration, untrained
@@ -100,8 +100,8 @@ class _Stage:
             for name, rows in asked.items()
         }
         identifiers, generator = self.identifiers, self.generator
-        gains = NodeGains(identifiers.trie, base.scale * HUB)
-        selection = GateSelection(generator.network, generator.data, identifiers.trie, base, gains)
+        node_bonus = NodeBonus(identifiers.trie, base.scale * HUB)
+        selection = GateSelection(generator.network, generator.data, identifiers.trie, base, node_bonus)
         gates, beams = selection.select(strata, identifiers.rows_NL)
         return calibrate(
             self._held_out(strata, beams, prior), self._items(prior), replace(base, gates=gates)
@@ -180,7 +180,7 @@ class _Stage:
             self.identifiers.rows_NL,
             corpus.file_N,
             self.identifiers.hub_N,
-            np.asarray([prior.of[m] for m in corpus.modality_N.tolist()], np.intp),
+            np.asarray([prior.group_of[m] for m in corpus.modality_N.tolist()], np.intp),
         )
 
 

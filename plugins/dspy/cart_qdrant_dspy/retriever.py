@@ -9,8 +9,10 @@ from qdrant_client import models
 
 from cart_qdrant.errors import MissingExtraError
 from cart_qdrant.records import Hit
+from cart_qdrant.search.lanes import Lane
+from cart_qdrant.search.options import SearchOptions
 from cart_qdrant.search.result import SearchResult
-from cart_qdrant.search.retriever import Lane, Retriever, SearchOptions
+from cart_qdrant.search.retriever import Retriever
 
 try:
     import dspy

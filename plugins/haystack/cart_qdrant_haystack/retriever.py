@@ -9,7 +9,9 @@ from typing import Any
 from cart_qdrant.errors import MissingExtraError
 from cart_qdrant.records import Hit
 from cart_qdrant.search.filters import merge_filters
-from cart_qdrant.search.retriever import Lane, Retriever, SearchOptions
+from cart_qdrant.search.lanes import Lane
+from cart_qdrant.search.options import SearchOptions
+from cart_qdrant.search.retriever import Retriever
 from cart_qdrant_haystack.filters import to_filter
 
 try:

@@ -12,8 +12,9 @@ from qdrant_client import models
 
 from cart_qdrant.errors import CartError, MissingExtraError, UsageError
 from cart_qdrant.records import Hit
+from cart_qdrant.search.lanes import Lane
 from cart_qdrant.search.result import SearchResult
-from cart_qdrant.search.retriever import Lane, Retriever
+from cart_qdrant.search.retriever import Retriever
 
 try:
     from langchain_core.callbacks import (

@@ -9,9 +9,10 @@ from qdrant_client import models
 
 from cart_qdrant.errors import MissingExtraError
 from cart_qdrant.records import Hit, Modality
+from cart_qdrant.search.lanes import Lane
 from cart_qdrant.search.query import Part, Query
 from cart_qdrant.search.result import SearchResult
-from cart_qdrant.search.retriever import Lane, Retriever
+from cart_qdrant.search.retriever import Retriever
 
 try:
     from llama_index.core.retrievers import BaseRetriever

@@ -80,7 +80,7 @@ class CollectionAnswer(BaseModel):
     """What there is to search."""
 
     items: dict[str, int] = Field(description="Searchable items of each kind.")
-    described: int = Field(description="Items with a caption.")
+    with_caption: int = Field(description="Items with a caption.")
     trained: bool
     embedder: str
     fields: dict[str, list[Any]] = Field(
@@ -178,7 +178,7 @@ def make_server(retriever: Retriever) -> MCPServer[Any]:
         with _told():
             found = await asyncio.to_thread(retriever.describe)
         return CollectionAnswer(
-            items=found.items, described=found.described, trained=found.trained,
+            items=found.items, with_caption=found.with_caption, trained=found.trained,
             embedder=found.embedder, fields=found.fields, captions=found.captions,
         )  # fmt: skip
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from cart_qdrant.arrays.types import FloatArray, IntArray
 from cart_qdrant.errors import ConfigError
 from cart_qdrant.generator.beam_search import Beams, PriorScorer, beam_search
-from cart_qdrant.generator.decode import beams_for, decode
-from cart_qdrant.generator.prior import NodeGains
+from cart_qdrant.generator.decode import IdentifierDecoder, beams_for
+from cart_qdrant.generator.prior import NodeBonus
 from cart_qdrant.identifiers.codec import Counters, IdentifierConfig, fit_codec
 from cart_qdrant.identifiers.trie import Trie
 
@@ -191,41 +191,40 @@ def test_a_width_under_one_is_refused() -> None:
 
 
 @given(rows, seeds, queries, st.integers(0, 99))
-def test_gains_of_the_nodes_sum_to_the_hubness_of_the_identifier(
+def test_bonuses_of_the_nodes_sum_to_the_hubness_of_the_identifier(
     stored: list[Row], seed: int, count: int, hubs: int
 ) -> None:
     hub = dict(zip(stored, np.random.default_rng(hubs).random(len(stored)).tolist(), strict=True))
     trie = Trie.build(stored, hub_N=[hub[row] for row in stored])
-    gains, scorer = NodeGains(trie, 3.0), PrefixScorer(seed, count)
+    bonus, scorer = NodeBonus(trie, 3.0), PrefixScorer(seed, count)
     mean = float(np.mean(list(hub.values())))
-    for query, beams in enumerate(beam_search(trie, scorer, count, len(trie), gains)):
+    for query, beams in enumerate(beam_search(trie, scorer, count, len(trie), bonus)):
         wanted = {row: scorer.score(query, row[:-1]) - 3 * (hub[row] - mean) for row in hub}
         assert_enumeration(beams, wanted)
 
 
-def test_a_tree_without_hubness_gains_nothing() -> None:
+def test_a_tree_without_hubness_has_no_bonus() -> None:
     trie, scorer = Trie.build([(0, 1, 2, 0), (0, 1, 1, 0)]), prior(0, 1)
     (free,) = beam_search(trie, scorer, 1, 2)
-    (gained,) = beam_search(trie, scorer, 1, 2, NodeGains(trie, 3.0))
+    (gained,) = beam_search(trie, scorer, 1, 2, NodeBonus(trie, 3.0))
     np.testing.assert_array_equal(free.rows_KL, gained.rows_KL)
     np.testing.assert_array_equal(free.scores_K, gained.scores_K)
 
 
-def test_a_filter_widens_the_beams_of_the_prior() -> None:
+def test_a_selective_filter_widens_the_beams_of_the_prior() -> None:
     x = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     codec = fit_codec({"visual": x}, IdentifierConfig(method="rkmeans"))
     codes = codec.quantizers["visual"].encode(x)
     u = Counters().assign(codes)
     trie = Trie.build(np.concatenate([codes, u[:, None]], axis=1))
+    decoder = IdentifierDecoder(trie=trie, codec=codec, scale=20, width=4, gates=[0.0] * 4)
     found = {
-        widen: decode(
-            trie, codec, {"visual": x[:3]}, scale=20, width=4, gates=[0.0] * 4, widen=widen
-        )
-        for widen in (0.1, 1.0, 2.5, 1e9)
+        matching: decoder.decode({"visual": x[:3]}, matching=matching)
+        for matching in (None, 600, 60, 24, 0)
     }
-    assert {w: [len(b.scores_K) for b in beams] for w, beams in found.items()} == {
-        0.1: [4] * 3, 1.0: [4] * 3, 2.5: [10] * 3, 1e9: [60] * 3
+    assert {n: [len(b.scores_K) for b in beams] for n, beams in found.items()} == {
+        None: [4] * 3, 600: [4] * 3, 60: [4] * 3, 24: [10] * 3, 0: [60] * 3
     }  # fmt: skip
 
 

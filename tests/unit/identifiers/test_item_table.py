@@ -34,7 +34,7 @@ def test_each_row_is_found_by_its_id_and_nothing_else(
     assert (row_N >= 0).tolist() == alone
     kept = np.flatnonzero(alone)
     np.testing.assert_array_equal(made.leaf_N[row_N[kept]], kept)
-    np.testing.assert_array_equal(made.kind_N[row_N[kept]], kept % 3)
+    np.testing.assert_array_equal(made.modality_N[row_N[kept]], kept % 3)
     np.testing.assert_array_equal(made.file_N[row_N[kept]], kept.astype(np.uint64) + 2**63)
     np.testing.assert_array_equal(made.caption_hub_N[row_N[kept]], (kept / 2).astype(np.float32))
     unknown = [one for one in other if key_of(one) not in keys]

@@ -17,7 +17,7 @@ from cart_qdrant.errors import MismatchError
 from cart_qdrant.files import folder_hash
 from cart_qdrant.identifiers.codec import Counters
 from cart_qdrant.identifiers.hubness import QueryBank
-from cart_qdrant.identifiers.item_table import KINDS, file_number
+from cart_qdrant.identifiers.item_table import MODALITIES, file_number
 from cart_qdrant.index.health import check
 from cart_qdrant.index.identifier_files import load_codec, load_table, load_trie
 from cart_qdrant.index.identify import (
@@ -76,7 +76,7 @@ def assert_in_step(index: Index) -> None:
         payload = record.payload or {}
         cart = payload[info.field]
         assert trie.rows()[table.leaf_N[row]].tolist() == [*cart["codes"], cart["disambiguation"]]
-        assert KINDS[table.kind_N[row]] == payload["modality"]
+        assert MODALITIES[table.modality_N[row]] == payload["modality"]
         assert table.file_N[row] == file_number(payload["path"])
         wanted = cart.get("hub", {}).get("caption", np.nan)
         assert table.caption_hub_N[row] == pytest.approx(wanted, nan_ok=True)

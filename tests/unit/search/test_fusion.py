@@ -10,49 +10,43 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cart_qdrant.search.fusion import (
-    FLOOR,
-    Calibration,
-    Columns,
-    Evidence,
-    blend,
-    untrained,
-)
+from cart_qdrant.search.candidate_features import FLOOR, CandidateFeatures, FeatureColumns
+from cart_qdrant.search.fusion import Calibration, blend, untrained
 
 
-def evidence(
+def candidates(
     media: list[float],
     caption: list[float],
     hub: list[float] | None = None,
     caption_hub: list[float] | None = None,
-    words: list[float] | None = None,
-    vertical: list[int] | None = None,
-    belief: list[float] | None = None,
-) -> Evidence:
+    bm25: list[float] | None = None,
+    group: list[int] | None = None,
+    prior: list[float] | None = None,
+) -> CandidateFeatures:
     n = len(media)
     unknown = [float("nan")] * n
-    return Evidence(
+    return CandidateFeatures(
         np.asarray(media, np.float32),
         np.asarray(caption, np.float32),
         np.full(n, np.nan, np.float32),
         np.zeros(n, np.intp),
         np.asarray(hub or unknown, np.float32),
         np.asarray(caption_hub or unknown, np.float32),
-        np.asarray(words or unknown, np.float32),
-        np.asarray(vertical or [0] * n, np.intp),
-        np.log(np.asarray(belief or [1.0], np.float32)),
+        np.asarray(bm25 or unknown, np.float32),
+        np.asarray(group or [0] * n, np.intp),
+        np.log(np.asarray(prior or [1.0], np.float32)),
     )
 
 
 def test_a_missing_caption_is_no_cosine_of_zero() -> None:
-    features = evidence([0.5, 0.5], [float("nan"), 0.0]).features([0.0, 0.0])
+    features = candidates([0.5, 0.5], [float("nan"), 0.0]).matrix([0.0, 0.0])
     assert features[0].tolist() == [0.5, 1, 0, 0, 0, 0, 0]
     assert features[1].tolist() == [0.5, 1, 0, 0, 1, 0, 0]
 
 
 def test_hubness_that_is_not_known_counts_as_the_mean() -> None:
     nan = float("nan")
-    features = evidence([0.5] * 3, [0.1, 0.1, nan], [0.5, nan, 0.0], [0.5, nan, 0.9]).features(
+    features = candidates([0.5] * 3, [0.1, 0.1, nan], [0.5, nan, 0.0], [0.5, nan, 0.9]).matrix(
         [0.25, 0.75]
     )
     assert features[:, 2].tolist() == [-0.25, 0, 0.25]
@@ -60,46 +54,48 @@ def test_hubness_that_is_not_known_counts_as_the_mean() -> None:
 
 
 def test_columns_are_those_of_the_features() -> None:
-    column = Columns.of(2)
+    column = FeatureColumns.of(2)
     assert column.media.tolist() == [True] * 6 + [False] * 4
     assert column.caption.tolist() == [False] * 6 + [True] * 3 + [False]
     assert np.flatnonzero(column.presence).tolist() == [1, 4, 7]
     assert np.flatnonzero(column.hub).tolist() == [2, 5, 8]
     assert np.flatnonzero(column.beam).tolist() == [9]
-    assert len(column.beam) == evidence([0.0], [0.0]).features([0.0] * 3).shape[1]
+    assert len(column.beam) == candidates([0.0], [0.0]).matrix([0.0] * 3).shape[1]
 
 
 def test_reciprocal_ranks_count_only_lists_that_have_the_item() -> None:
     nan = float("nan")
-    found = evidence([0.9, 0.8, nan], [nan, 0.2, 0.7], words=[nan, nan, 3.0])
+    found = candidates([0.9, 0.8, nan], [nan, 0.2, 0.7], bm25=[nan, nan, 3.0])
     scores = untrained(["s"], 2, captions=True).score("rrf", found)
     assert scores == pytest.approx([1 / 61, 1 / 62 + 1 / 62, 1 / 61 + 1 / 61])
 
 
 def test_a_lane_of_words_leaves_out_what_has_none() -> None:
-    found = evidence([0.9, 0.8, 0.7], [0.1, float("nan"), 0.3], words=[1.0, 2.0, float("nan")])
+    found = candidates([0.9, 0.8, 0.7], [0.1, float("nan"), 0.3], bm25=[1.0, 2.0, float("nan")])
     calibration = untrained(["s"], 2, captions=True)
     assert calibration.order("bm25", found, fill=False)[0].tolist() == [1, 0]
     assert calibration.order("caption", found, fill=False)[0].tolist() == [2, 0]
 
 
 def test_a_hub_loses_to_what_is_as_near_and_asked_less() -> None:
-    calibration = replace(untrained(["s"], 2, captions=False), bare=[20.0, 0.0, 16.0, 0, 0, 0, 0])
-    found = evidence([0.5, 0.49], [float("nan")] * 2, [0.6, 0.4])
+    calibration = replace(
+        untrained(["s"], 2, captions=False), without_caption=[20.0, 0.0, 16.0, 0, 0, 0, 0]
+    )
+    found = candidates([0.5, 0.49], [float("nan")] * 2, [0.6, 0.4])
     assert calibration.order("dense", found, fill=True)[0].tolist() == [0, 1]
     assert calibration.order("fused", found, fill=True)[0].tolist() == [1, 0]
 
 
 def test_an_unlikely_beam_still_names_its_item() -> None:
     """Under the floor it counts as little as no beam, but the item stays a candidate."""
-    found = Evidence(
+    found = CandidateFeatures(
         np.zeros(3, np.float32), np.zeros(3, np.float32),
         np.asarray([-1, FLOOR - 8, np.nan], np.float32), np.zeros(3, np.intp),
         np.zeros(3, np.float32), np.zeros(3, np.float32), np.zeros(3, np.float32),
         np.zeros(3, np.intp), np.zeros(1, np.float32),
     )  # fmt: skip
     assert found.named.tolist() == [True, True, False]
-    assert found.features([0.0, 0.0])[:, -1].tolist() == [11, 0, 0]
+    assert found.matrix([0.0, 0.0])[:, -1].tolist() == [11, 0, 0]
     calibration = untrained(["s"], 2, captions=True)
     assert set(calibration.order("generative", found, fill=False)[0]) == {0, 1}
     assert calibration.order("generative", found, fill=True)[0].tolist()[2] == 2
@@ -110,15 +106,15 @@ def test_route_follows_the_best_caption(threshold: float, best: float) -> None:
     calibration = Calibration(
         spaces=["s"],
         dense=[],
-        captioned=[],
-        bare=[],
-        belief=[],
+        with_caption=[],
+        without_caption=[],
+        caption_odds=[],
         hub_means=[0.0, 0.0],
-        strong="fused",
-        weak="dense",
-        threshold=threshold,
+        high_match_lane="fused",
+        low_match_lane="dense",
+        match_threshold=threshold,
     )
-    found = calibration.route(evidence([0.0, 0.0], [best, -1.0]))
+    found = calibration.route(candidates([0.0, 0.0], [best, -1.0]))
     assert found == ("fused" if best >= threshold else "dense")
 
 
@@ -129,10 +125,10 @@ def test_route_follows_the_best_caption(threshold: float, best: float) -> None:
     )
 )  # fmt: skip
 def test_fused_scores_are_log_probabilities(items: list[tuple[float, float | None, int]]) -> None:
-    found = evidence(
+    found = candidates(
         [media for media, _, _ in items],
         [float("nan") if caption is None else caption for _, caption, _ in items],
-        vertical=[vertical for _, _, vertical in items], belief=[0.5, 0.3, 0.2],
+        group=[group for _, _, group in items], prior=[0.5, 0.3, 0.2],
     )  # fmt: skip
     scores = untrained(["s"], 2, captions=True).score("fused", found)
     assert np.exp(scores).sum() == pytest.approx(1, abs=1e-4)
@@ -140,23 +136,23 @@ def test_fused_scores_are_log_probabilities(items: list[tuple[float, float | Non
 
 def test_a_good_caption_wins_and_a_poor_one_does_not_hide_items_without() -> None:
     calibration = untrained(["s"], 2, captions=True)
-    good = calibration.score("fused", evidence([0.1, 0.3], [0.8, float("nan")]))
-    poor = calibration.score("fused", evidence([0.1, 0.3], [0.2, float("nan")]))
+    good = calibration.score("fused", candidates([0.1, 0.3], [0.8, float("nan")]))
+    poor = calibration.score("fused", candidates([0.1, 0.3], [0.2, float("nan")]))
     assert good[0] > good[1]
     assert poor[0] < poor[1]
 
 
-def test_what_is_believed_of_a_vertical_is_shared_by_its_items() -> None:
+def test_the_prior_of_a_group_is_shared_by_its_items() -> None:
     """However many they are, and however their cosines compare."""
     nan = float("nan")
-    found = evidence(
-        [0.9, 0.8, 0.8, 0.8, 0.1], [nan] * 5, vertical=[0, 0, 0, 0, 1], belief=[0.4, 0.6]
+    found = candidates(
+        [0.9, 0.8, 0.8, 0.8, 0.1], [nan] * 5, group=[0, 0, 0, 0, 1], prior=[0.4, 0.6]
     )
     for lane in ("dense", "fused"):
         p = np.exp(untrained(["s"], 2, captions=False).score(lane, found))
         assert p[4] == pytest.approx(0.6, abs=1e-4)
         assert p[:4].sum() == pytest.approx(0.4, abs=1e-4)
-    alone = evidence([0.9, 0.8], [nan] * 2, vertical=[0, 0], belief=[0.4, 0.6])
+    alone = candidates([0.9, 0.8], [nan] * 2, group=[0, 0], prior=[0.4, 0.6])
     p = np.exp(untrained(["s"], 2, captions=False).score("fused", alone))
     assert p.sum() == pytest.approx(1, abs=1e-4)
 

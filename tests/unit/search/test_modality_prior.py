@@ -1,4 +1,4 @@
-"""The belief of what kind of media a query is for."""
+"""The prior of which modality a query is for."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ def test_a_query_is_for_what_its_words_are_said_of() -> None:
     found, queries = fitted({"image": 300, "video": 40, "audio": 40})
     assert len(found) == 3
     for modality, q in queries.items():
-        assert int(found.log_priors(q)[0].argmax()) == found.of[modality]
+        assert int(found.log_priors(q)[0].argmax()) == found.group_of[modality]
 
 
 def test_rare_media_are_believed_more_than_they_are_many() -> None:
     found, _ = fitted({"image": 400, "audio": 100}, {"image": 400, "audio": 4, "video": 0})
     nothing = np.exp(found.log_priors(np.zeros((1, 8), np.float32))[0])
-    assert nothing[found.of["audio"]] > 4 / 404
+    assert nothing[found.group_of["audio"]] > 4 / 404
 
 
 def test_media_with_few_texts_go_with_the_others_of_their_space() -> None:
     found, _ = fitted({"image": 100, "video": LEAST - 1, "audio": 5})
-    assert found.of["video"] == found.of["image"] != found.of["audio"]
+    assert found.group_of["video"] == found.group_of["image"] != found.group_of["audio"]
     found, _ = fitted({"image": 100, "video": LEAST, "audio": 0})
-    assert found.of["audio"] == found.of["image"] != found.of["video"]
+    assert found.group_of["audio"] == found.group_of["image"] != found.group_of["video"]
     found, _ = fitted({"image": 100, "video": 0, "audio": 0})
-    assert len(found) == 1 and set(found.of.values()) == {0}
+    assert len(found) == 1 and set(found.group_of.values()) == {0}
 
 
 def test_a_text_that_segments_share_counts_once() -> None:
@@ -67,7 +67,7 @@ def test_a_text_that_segments_share_counts_once() -> None:
 
 
 @given(st.lists(st.floats(-50, 50, width=32), min_size=8, max_size=8))
-def test_beliefs_are_probabilities_and_nothing_is_ruled_out(q: list[float]) -> None:
+def test_priors_are_probabilities_and_nothing_is_ruled_out(q: list[float]) -> None:
     found, _ = fitted({"image": 30, "audio": 30})
     p = np.exp(found.log_priors(np.asarray([q], np.float32))[0])
     assert p.sum() == pytest.approx(1, abs=1e-5)
@@ -78,6 +78,6 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     found, queries = fitted({"image": 30, "video": 30, "audio": 30})
     found.save(tmp_path / "v.safetensors")
     again = ModalityPrior.load(tmp_path / "v.safetensors")
-    assert again.of == found.of
+    assert again.group_of == found.group_of
     for q in queries.values():
         assert np.array_equal(again.log_priors(q), found.log_priors(q))

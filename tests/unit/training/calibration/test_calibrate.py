@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.generator.beam_search import Beams
-from cart_qdrant.search.fusion import Evidence, untrained
+from cart_qdrant.search.candidate_features import CandidateFeatures
+from cart_qdrant.search.fusion import untrained
 from cart_qdrant.training.calibration.calibrate import calibrate
 from cart_qdrant.training.calibration.candidate_features import HeldOut, Items
 
@@ -45,7 +46,7 @@ def test_a_seldom_asked_space_is_weighed_as_the_most_asked_one() -> None:
     )  # fmt: skip
     found = calibrate({"new": held}, items, untrained(["visual", "audio"], 1, False))
     assert found.dense[:3] == found.dense[3:6] and found.dense[0] > 0
-    assert found.bare[:3] == found.bare[3:6]
+    assert found.without_caption[:3] == found.without_caption[3:6]
 
 
 def test_routed_is_never_worse_than_dense_on_held_out_queries() -> None:
@@ -81,7 +82,7 @@ def test_routed_is_never_worse_than_dense_on_held_out_queries() -> None:
     assert found.held_out["known"]["fused"]["R@1"] > found.held_out["known"]["dense"]["R@1"]
     assert found.ece is not None and found.ece < 0.1
     cosines, unknown = np.asarray([0.9, 0.1], np.float32), np.full(2, np.nan, np.float32)
-    two = Evidence(
+    two = CandidateFeatures(
         cosines, np.asarray([0.9, 0.0], np.float32), unknown, np.zeros(2, np.intp),
         unknown, unknown, unknown, np.zeros(2, np.intp), np.zeros(1, np.float32),
     )  # fmt: skip
@@ -105,7 +106,7 @@ def test_a_few_held_out_queries_do_not_choose_a_routing() -> None:
     base = untrained(["s"], 1, captions=True)
     found = calibrate({"new": held}, searched(x, rows), base)
     assert found.confidence == [] and found.ece is None
-    assert found.strong == found.weak != "generative"
-    assert found.belief == base.belief
+    assert found.high_match_lane == found.low_match_lane != "generative"
+    assert found.caption_odds == base.caption_odds
     measured = found.held_out["new"]
     assert measured["auto"]["R@1"] >= measured["dense"]["R@1"]

@@ -1,7 +1,6 @@
 """What a search loads of a trained model: query encoder, calibration, modality prior, generator.
 
-None of it needs torch, which takes a second to import, but the generator; that is loaded when it
-is first asked for.
+Only the generator needs torch, which takes a second to import; it is loaded when it first runs.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ if TYPE_CHECKING:
     from cart_qdrant.generator.network import Generator
 
 
-class Trained:
-    """See the module's docstring.
+class TrainedModel:
+    """A trained model for searching.
 
     Args:
-        folder: The trained model's, as `Model.save` has written it.
+        folder: Folder of the model, as training wrote it; it holds the tokenizer, too.
 
     Raises:
-        MismatchError: It was written by a version with other parts.
+        MismatchError: The folder has other parts than this version reads.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,7 +51,7 @@ class Trained:
             raise other_parts(folder, error) from error
 
     def encode(self, texts: Sequence[str], *, hidden_states: bool = False) -> EncodedTexts:
-        """See `QuickEncoder.encode`."""
+        """Vectors of texts, as `OnnxQueryEncoder.encode` computes them."""
         return self._encoder.encode(texts, hidden_states=hidden_states)
 
     @property
@@ -60,7 +59,7 @@ class Trained:
         """The generator, loaded once.
 
         Raises:
-            MismatchError: It was written by a version with other parts.
+            MismatchError: Its file holds another architecture's weights.
         """
         with self._lock:
             return self._generator
