@@ -49,7 +49,7 @@ def test_saved_and_loaded_is_the_same(
     path = tmp_path_factory.mktemp("table") / "items.safetensors"
     made.save(path)
     found = ItemTable.load(path)
-    for name in ("key_N", "leaf_N", "kind_N", "file_N", "caption_hub_N"):
+    for name in ("key_N", "leaf_N", "modality_N", "file_N", "caption_hub_N"):
         np.testing.assert_array_equal(getattr(found, name), getattr(made, name))
     assert found.nbytes == made.nbytes == 33 * len(ids)
     assert found.rows(keys_of(ids)).tolist() == made.rows(keys_of(ids)).tolist()
