@@ -31,7 +31,7 @@ from cart_qdrant_cli.search import open_retriever
 
 if TYPE_CHECKING:
     from cart_qdrant.evaluation.evaluate import EvalQuery, LaneScore
-    from cart_qdrant.search.lanes import Lane
+    from cart_qdrant.search import lanes as search_lanes
     from cart_qdrant.storage.requests import AnyFilter
 
 KS = (1, 5, 10)
@@ -149,7 +149,7 @@ def evaluate(
     rows = load_queries(queries)
     comparing = embedders is not None or granularity is not None
     asked = lane or ([Lane.DENSE, Lane.AUTO] if comparing else [Lane.AUTO])
-    lanes = cast("list[Lane]", distinct([one.value for one in asked]))
+    lanes = cast("list[search_lanes.Lane]", distinct([one.value for one in asked]))
     ks = sorted(set(k or KS))
     if comparing:
         _compare(
@@ -207,7 +207,7 @@ def _compare(
     granularity: str | None,
     profile: Profile | None,
     *,
-    lanes: list[Lane],
+    lanes: list[search_lanes.Lane],
     ks: list[int],
     filter: AnyFilter | None,
     json: bool,
