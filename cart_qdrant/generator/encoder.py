@@ -72,13 +72,13 @@ class OnnxQueryEncoder:
         wanted = ["text", "caption", *(f"media.{space}" for space in self.spaces)]
         flat = len(wanted)
         wanted += [f"tap{n}" for n in range(1, HIDDEN_STATES + 1)] if hidden_states else []
-        batches, place_B = self._graph.run(texts, wanted)
-        columns = list(zip(*(batch.outputs for batch in batches), strict=True))
-        text_BW, caption_BW, *media = (np.concatenate(c)[place_B] for c in columns[:flat])
+        found = self._graph.run(texts, wanted)
+        columns = list(zip(*(one.outputs for one in found), strict=True))
+        text_BW, caption_BW, *media = (np.concatenate(column) for column in columns[:flat])
         return EncodedTexts(
             text_BW,
             caption_BW,
             dict(zip(self.spaces, media, strict=True)),
-            tuple(padded(column)[place_B] for column in columns[flat:]) if hidden_states else None,
-            padded([batch.mask_BS for batch in batches])[place_B],
+            tuple(map(padded, columns[flat:])) if hidden_states else None,
+            padded([one.mask_BS for one in found]),
         )

@@ -30,19 +30,17 @@ log = logging.getLogger(__name__)
 
 THREADS = 2
 """Cores that encode one text, where there are as many."""
-BATCH_SIZE = 16
-"""Texts of similar length that are encoded in one batch."""
 GRAPH_VERSION = 1
 """Version of the cached graphs; a graph of another version is written again."""
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """The outputs of a graph for some of the texts.
+class Encoded:
+    """The outputs of a graph for one text.
 
     Attributes:
-        outputs: One array for each output that was asked for, (B, ...) or (B, S, ...).
-        mask_BS: True where there is a token.
+        outputs: One array for each output that was asked for, (1, ...) or (1, S, ...).
+        mask_BS: True where there is a token; B is 1.
     """
 
     outputs: list[FloatArray]
@@ -62,42 +60,26 @@ class TextGraph:
         self._tokenizer = load_tokenizer(folder)
         self.outputs = [output.name for output in self._session.get_outputs()]
 
-    def run(
-        self, texts: Sequence[str], wanted: Sequence[str]
-    ) -> tuple[list[Batch], npt.NDArray[np.intp]]:
-        """Encode texts; those of similar length share a batch.
+    def run(self, texts: Sequence[str], wanted: Sequence[str]) -> list[Encoded]:
+        """Encode texts, each by itself: int8 activations share one scale in a batch, and a text's
+        vector would depend on its companions (cosine .988, docs/experiments.md).
 
         Args:
             texts: Any number of texts.
             wanted: Names of the outputs to compute.
-
-        Returns:
-            The batches, and the position of each text in their concatenation.
         """
-        ids = [found.ids for found in self._tokenizer.encode_batch(list(texts))]
-        order = sorted(range(len(ids)), key=lambda n: len(ids[n]))
-        groups = [order[n : n + BATCH_SIZE] for n in range(0, len(order), BATCH_SIZE)]
-
-        def one(group: list[int]) -> Batch:
-            return self._run([ids[n] for n in group], wanted)
-
+        found = self._tokenizer.encode_batch(list(texts))
         side_by_side = _cores() // THREADS
-        if len(groups) < 2 or side_by_side < 2:
-            batches = [one(group) for group in groups]
-        else:
-            with ThreadPoolExecutor(side_by_side) as pool:
-                batches = list(pool.map(one, groups))
-        return batches, np.argsort(order)
+        if len(found) < 2 or side_by_side < 2:
+            return [self._run(one.ids, wanted) for one in found]
+        with ThreadPoolExecutor(side_by_side) as pool:
+            return list(pool.map(lambda one: self._run(one.ids, wanted), found))
 
-    def _run(self, ids: Sequence[Sequence[int]], wanted: Sequence[str]) -> Batch:
-        longest = max(map(len, ids))
-        ids_BS = np.zeros((len(ids), longest), dtype=np.int32)
-        mask_BS = np.zeros((len(ids), longest), dtype=np.int32)
-        for row, one in enumerate(ids):
-            ids_BS[row, : len(one)] = one
-            mask_BS[row, : len(one)] = 1
+    def _run(self, ids: Sequence[int], wanted: Sequence[str]) -> Encoded:
+        ids_BS = np.asarray([ids], dtype=np.int32)
+        mask_BS = np.ones_like(ids_BS)
         found = self._session.run(list(wanted), {"ids": ids_BS, "mask": mask_BS})
-        return Batch(found, mask_BS.astype(bool))
+        return Encoded(found, mask_BS.astype(bool))
 
 
 class OnnxTextEncoder:
@@ -120,8 +102,7 @@ class OnnxTextEncoder:
 
     def embed(self, texts: Sequence[str]) -> FloatArray:
         """Sentence vectors (B, W), L2-normalised."""
-        batches, place_B = self._graph.run(texts, ["text"])
-        return np.concatenate([batch.outputs[0] for batch in batches])[place_B]
+        return np.concatenate([one.outputs[0] for one in self._graph.run(texts, ["text"])])
 
 
 def _cached_path(folder: Path) -> Path:

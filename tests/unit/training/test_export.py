@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from cart_qdrant.embedders.text.folder import text_encoder_folder
-from cart_qdrant.embedders.text.onnx_encoder import BATCH_SIZE
 from cart_qdrant.generator.encoder import OnnxQueryEncoder
 from cart_qdrant.training.export import write_query_graph
 from cart_qdrant.training.query_encoder import QueryEncoder
@@ -70,7 +69,7 @@ def test_states_are_those_of_the_encoder(encoder: QueryEncoder, quick: OnnxQuery
 
 
 def test_batches_come_back_in_order(quick: OnnxQueryEncoder) -> None:
-    texts = [f"{'very ' * (n % 7)}old picture number {n}" for n in range(2 * BATCH_SIZE + 3)]
+    texts = [f"{'very ' * (n % 7)}old picture number {n}" for n in range(2 * 16 + 3)]
     together = quick.encode(texts, hidden_states=True)
     assert together.hidden_states is not None
     for n in (0, 5, len(texts) - 1):

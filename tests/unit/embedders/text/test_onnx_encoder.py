@@ -10,7 +10,7 @@ import pytest
 
 from cart_qdrant.embedders.text import onnx_graph as bert_graph
 from cart_qdrant.embedders.text.folder import text_encoder_folder
-from cart_qdrant.embedders.text.onnx_encoder import BATCH_SIZE, OnnxTextEncoder
+from cart_qdrant.embedders.text.onnx_encoder import OnnxTextEncoder
 
 TEXTS = ["a dog on a surfboard", "Two children.", "the sound of a chainsaw " * 4]
 
@@ -27,9 +27,11 @@ def test_vectors_are_those_of_the_text_encoder_within_int8(text_encoder: Any) ->
     assert (wanted * found).sum(axis=1).min() > 0.98
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
     assert (found @ found.T)[0, 2] < 0.9
-    many = [f"{'very ' * (n % 7)}old picture number {n}" for n in range(2 * BATCH_SIZE + 3)]
+    many = [f"{'very ' * (n % 7)}old picture number {n}" for n in range(35)]
     wanted, found = text_encoder.embed(many), quick.embed(many)
     assert (wanted * found).sum(axis=1).min() > 0.97
+    alone = np.concatenate([quick.embed([text]) for text in many])
+    np.testing.assert_array_equal(found, alone)
 
 
 def test_the_graph_is_written_once_and_anew_when_it_is_damaged(
