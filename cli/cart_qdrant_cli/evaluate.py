@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from cart_qdrant.errors import UsageError
 from cart_qdrant.extras import require
+from cart_qdrant.records import Modality
 from cart_qdrant_cli.options import (
     CollectionOption,
     FilterOption,
@@ -30,6 +33,7 @@ from cart_qdrant_cli.output import grid, plain, print_json, remark, reporting, s
 from cart_qdrant_cli.search import open_retriever
 
 if TYPE_CHECKING:
+    from cart_qdrant.evaluation.compare import Comparison
     from cart_qdrant.evaluation.evaluate import EvalQuery, LaneScore
     from cart_qdrant.search import lanes as search_lanes
     from cart_qdrant.storage.requests import AnyFilter
@@ -127,46 +131,65 @@ def evaluate(
     verbose: VerboseOption = False,
 ) -> None:
     """Measure recall, MRR and latency on your own queries, or the effect of each part."""
+    target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
     if ablation:
         if queries is not None:
             raise UsageError(
                 f"--ablate has queries of its own, but {queries} was given.",
                 "Leave one of them out.",
             )
-        target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
         _ablate(target, out, seeds, pairs, json=json)
         return
     if queries is None:
         raise UsageError(
             "No queries were given.", "cartq eval QUERIES.jsonl, or cartq eval --ablate"
         )
-    from cart_qdrant.evaluation.evaluate import evaluate as measure
-    from cart_qdrant.evaluation.evaluate import load_queries
-    from cart_qdrant.search.filters import parse_filter
-
-    target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
-    wanted = parse_filter(filters or (), modality)
-    rows = load_queries(queries)
     comparing = embedders is not None or granularity is not None
     asked = lane or ([Lane.DENSE, Lane.AUTO] if comparing else [Lane.AUTO])
-    lanes = cast("list[search_lanes.Lane]", distinct([one.value for one in asked]))
-    ks = sorted(set(k or KS))
+    task = _Task(queries, distinct([one.value for one in asked]), k, filters, modality)
     if comparing:
-        _compare(
-            target, rows, embedders, granularity, profile,
-            lanes=lanes, ks=ks, filter=wanted, json=json,
-        )  # fmt: skip
-        return
-    if profile is not None:
+        _compare(target, task, embedders, granularity, profile, json=json)
+    elif profile is not None:
         raise UsageError(
             "--train is for a comparison, but there is none.", "Add --embedders or --granularity."
         )
-    with open_retriever(target) as retriever, reporting("queries") as reporter:
-        scores = measure(retriever, rows, lanes=lanes, ks=ks, filter=wanted, reporter=reporter)
-    if json:
-        print_json({"queries": len(rows), "lanes": [score.to_json() for score in scores]})
     else:
-        show_scores(stdout(), scores, ks, several=any(len(row.relevant) > 1 for row in rows))
+        _measure(target, task, json=json)
+
+
+class _Task:
+    """What is measured: queries of a file, in some lanes, among the items of a filter."""
+
+    def __init__(
+        self,
+        queries: Path,
+        lanes: list[str],
+        k: list[int] | None,
+        filters: list[str] | None,
+        modality: Modality | None,
+    ) -> None:
+        from cart_qdrant.evaluation.evaluate import load_queries
+        from cart_qdrant.search.filters import parse_filter
+
+        self.filter: AnyFilter | None = parse_filter(filters or (), modality)
+        self.queries: list[EvalQuery] = load_queries(queries)
+        self.lanes = cast("list[search_lanes.Lane]", lanes)
+        self.ks = sorted(set(k or KS))
+
+
+def _measure(target: Target, task: _Task, *, json: bool) -> None:
+    from cart_qdrant.evaluation.evaluate import evaluate as measure
+
+    with open_retriever(target) as retriever, reporting("queries") as reporter:
+        scores = measure(
+            retriever, task.queries, lanes=task.lanes, ks=task.ks, filter=task.filter,
+            reporter=reporter,
+        )  # fmt: skip
+    if json:
+        print_json({"queries": len(task.queries), "lanes": [score.to_json() for score in scores]})
+    else:
+        several = any(len(row.relevant) > 1 for row in task.queries)
+        show_scores(stdout(), scores, task.ks, several=several)
 
 
 def _ablate(target: Target, out: Path, seeds: int, pairs: int, *, json: bool) -> None:
@@ -202,14 +225,11 @@ def _ablate(target: Target, out: Path, seeds: int, pairs: int, *, json: bool) ->
 
 def _compare(
     target: Target,
-    queries: list[EvalQuery],
+    task: _Task,
     embedders: str | None,
     granularity: str | None,
     profile: Profile | None,
     *,
-    lanes: list[search_lanes.Lane],
-    ks: list[int],
-    filter: AnyFilter | None,
     json: bool,
 ) -> None:
     from cart_qdrant.evaluation.compare import Setup, compare, stored_files
@@ -227,14 +247,20 @@ def _compare(
     with reporting("files") as reporter:
         found = []
         for one in compare(
-            files, queries, setups, lanes=lanes, ks=ks, filter=filter, reporter=reporter,
+            files, task.queries, setups, lanes=task.lanes, ks=task.ks, filter=task.filter,
+            reporter=reporter,
             profile=None if profile is None else profile.value,
         ):  # fmt: skip
             found.append(one)
             reporter.say(f"{one.setup.embedder}: {one.segments} items")
     if json:
-        print_json({"queries": len(queries), "setups": [one.to_json() for one in found]})
+        print_json({"queries": len(task.queries), "setups": [one.to_json() for one in found]})
         return
+    stdout().print(_comparison(found, task.ks))
+
+
+def _comparison(found: Sequence[Comparison], ks: Sequence[int]) -> Table:
+    """One row for each lane of each setup."""
     columns = (
         "windows", "dim", "items", "embed s", "lane", *(f"R@{k}" for k in ks), "MRR@10", "p50 ms"
     )  # fmt: skip
@@ -248,7 +274,7 @@ def _compare(
                 *(f"{100 * score.recall[k]:.1f}" for k in ks),
                 f"{score.mrr_10:.3f}", f"{score.p50_ms:.1f}",
             )  # fmt: skip
-    stdout().print(table)
+    return table
 
 
 def show_scores(
