@@ -1,11 +1,11 @@
 """Find video moments, sounds and images by text: generative retrieval with dense rerank on Qdrant.
 
-The tree, in the order in which data flows:
+The rooms, in the order in which data flows (CONTRIBUTING.md has them all):
 
 - `index/`: media -> segments -> vectors and captions -> identifiers -> Qdrant points
-- `learn/`: captions -> pairs -> query tower and generator -> calibration
+- `training/`: captions -> pairs -> query tower and generator -> calibration
 - `search/`: query -> beams -> payload filter and dense lanes -> hits
-- leaves: `config`, `errors`, `records`, `metrics`, `persistence`
+- leaves: `config`, `errors`, `extras`, `files`, `progress`, `records`
 
 Importing this package imports none of torch, PyAV, Pillow or Qdrant.
 """

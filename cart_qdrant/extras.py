@@ -20,14 +20,14 @@ _NAMED = 3
 
 
 def missing(extra: str, *modules: str) -> list[str]:
-    """Those packages of an extra that are not installed; nothing is imported.
+    """Those packages of an extra that are not installed; no package is imported for it.
 
     Args:
         extra: Extra of `cart-qdrant`, such as `media`.
-        modules: Top-level import names, such as `av` and `PIL`; all of the extra's in `MODULES`
-            where none is given.
+        modules: Import names, such as `av` and `PIL`; all of the extra's in `MODULES` where none is
+            given. The parents of a name with dots, such as `mcp.server.mcpserver`, are imported.
     """
-    return [name for name in modules or MODULES[extra] if find_spec(name) is None]
+    return [name for name in modules or MODULES[extra] if not _is_installed(name)]
 
 
 def require(extra: str, *modules: str) -> None:
@@ -44,6 +44,13 @@ def require(extra: str, *modules: str) -> None:
         raise MissingExtraError(
             f"{named}{more} {verb} not installed, but needed here.", install(extra)
         )
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # a parent of the name
+        return False
 
 
 def install(extra: str) -> str:

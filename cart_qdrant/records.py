@@ -1,4 +1,4 @@
-"""Plain typed records that the parts of the package hand to each other.
+"""Typed records that the rooms of the package pass to each other.
 
 Shape suffixes used everywhere: B batch, N items, D vector width, K beams or coarse clusters,
 L levels of an identifier, V codes per level, S sequence length, C channels, H height, W width,
@@ -16,7 +16,7 @@ NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://github.com/cart-qdrant/segme
 
 
 class Modality(StrEnum):
-    """What a segment is made of."""
+    """The kind of media of a segment."""
 
     IMAGE = "image"
     VIDEO = "video"
@@ -24,7 +24,7 @@ class Modality(StrEnum):
 
 
 class CaptionSource(StrEnum):
-    """Where a caption came from, best first. See `Caption.is_weak`."""
+    """Where a caption came from, most trusted first (`Caption.is_weak`, `Caption.trust`)."""
 
     EXPLICIT = "explicit"  # --captions FILE
     METADATA = "metadata"  # metadata.jsonl / metadata.csv beside the media
@@ -39,48 +39,50 @@ class CaptionSource(StrEnum):
 
 
 WEAK_SOURCES = frozenset({CaptionSource.FILENAME, CaptionSource.LABEL})
+"""Sources of guesses, which are used only where an item has no other caption."""
 MADE_SOURCES = frozenset({CaptionSource.SPEECH, CaptionSource.GENERATED, CaptionSource.LABEL})
-"""Made by `cartq caption`: no file beside the media holds them."""
+"""Sources of captions that `cartq caption` makes; no file beside the media holds them."""
 
 TRUST = {
     source: 0.3 if source in WEAK_SOURCES else 0.7 if source in MADE_SOURCES else 1.0
     for source in CaptionSource
 }
-"""Weight of a text in training, by its source."""
+"""Weight of a caption in training, by its source."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """A text about a file, or about a stretch of it when it has times (seconds)."""
+    """A text about a file, or about the part of it from `start` to `end` (seconds) where given."""
 
     text: str
     source: CaptionSource
     start: float | None = None
     end: float | None = None
     by: str | None = None
-    """The model that made it."""
+    """Name of the model that made the caption; None where no model did."""
     confidence: float | None = None
-    """Share of other items that it fits worse than its own; None where it was not compared."""
+    """Share of the other items that the caption fits worse than its own; None where it was not
+    compared with them."""
 
     @property
     def is_weak(self) -> bool:
-        """Whether the text is a guess: used only where nothing better is known."""
+        """Whether the caption is a guess, used only where the item has no other."""
         return self.source in WEAK_SOURCES
 
     @property
     def trust(self) -> float:
-        """Weight in training, in (0, 1]."""
-        sure = 1.0 if self.confidence is None else max(self.confidence, 0.05)
-        return TRUST[self.source] * sure
+        """Weight of the caption in training, in (0, 1]."""
+        confidence = 1.0 if self.confidence is None else max(self.confidence, 0.05)
+        return TRUST[self.source] * confidence
 
     def covers(self, start: float, end: float) -> bool:
-        """Whether the caption speaks about the stretch from `start` to `end` (seconds)."""
+        """Whether the caption describes some of the time from `start` to `end` (seconds)."""
         if self.start is None or self.end is None:
             return True
         return self.start < end and self.end > start
 
     def to_payload(self) -> dict[str, Any]:
-        """The form stored in Qdrant."""
+        """The JSON object that is stored in Qdrant."""
         out: dict[str, Any] = {"text": self.text, "source": str(self.source)}
         if self.start is not None and self.end is not None:
             out["start"], out["end"] = self.start, self.end
@@ -92,7 +94,7 @@ class Caption:
 
     @classmethod
     def from_payload(cls, payload: dict[str, Any]) -> Caption:
-        """Inverse of `to_payload`."""
+        """The caption of such an object, the inverse of `to_payload`."""
         return cls(
             text=payload["text"],
             source=CaptionSource(payload["source"]),
@@ -105,7 +107,7 @@ class Caption:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of a file that is embedded and found as one item.
+    """A part of a file, or a whole one, that is embedded and found as one item.
 
     `path` is POSIX, relative to the folder that holds the index. `start` and `end` are seconds;
     both are 0 for an image.
@@ -118,9 +120,9 @@ class Segment:
 
     @property
     def id(self) -> str:
-        """Deterministic UUIDv5 of path, modality and times, so ingesting twice changes nothing."""
+        """UUIDv5 of path, modality and times, so that a second ingest changes nothing."""
         name = "\n".join((self.path, self.modality, f"{self.start:.3f}", f"{self.end:.3f}"))
-        # A name that is not UTF-8 reaches us with surrogate escapes.
+        # Python reads a file name that is not UTF-8 with surrogate escapes.
         return str(uuid.uuid5(NAMESPACE, name.encode("utf-8", "backslashreplace").decode()))
 
 
@@ -132,18 +134,18 @@ class Failure:
     reason: str
 
     def to_json(self) -> dict[str, str]:
-        """The object of the `--json` contracts."""
+        """The object of a failure in the output of `--json`."""
         return {"path": self.path, "reason": self.reason}
 
 
 @dataclass(frozen=True, slots=True)
 class Identifier:
-    """`(k, v1 .. vM, u)`: coarse cluster, residual codes, and a counter that makes it unique."""
+    """Semantic codes of an item, and a disambiguation token that makes them unique."""
 
     codes: tuple[int, ...]
-    """The semantic part: coarse cluster, then one residual code per level."""
+    """Coarse cluster, then one residual code a level."""
     u: int
-    """Counter among items with the same semantic part."""
+    """Disambiguation token: number of the item among those with the same codes."""
 
     @property
     def id(self) -> str:
@@ -151,7 +153,7 @@ class Identifier:
         return "-".join(map(str, (*self.codes, self.u)))
 
     def to_payload(self) -> dict[str, Any]:
-        """The `cart` payload field; `p1` is the coarse cluster, as a text."""
+        """The value of the payload field `cart`; `p1` is the coarse cluster as a string."""
         return {
             "id": self.id,
             "p1": str(self.codes[0]),
@@ -161,13 +163,13 @@ class Identifier:
 
     @classmethod
     def from_payload(cls, payload: dict[str, Any]) -> Identifier:
-        """Inverse of `to_payload`."""
+        """The identifier of such a field, the inverse of `to_payload`."""
         return cls(tuple(int(c) for c in payload["codes"]), int(payload["disambiguation"]))
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One stored segment, with all that is known of it."""
+    """One stored segment with its identifier, its captions and its payload."""
 
     id: str
     path: str
@@ -181,7 +183,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One answer of a search."""
+    """One segment that a search found, with its scores."""
 
     rank: int
     id: str
@@ -193,21 +195,27 @@ class Hit:
     lane: str
     identifier: str | None
     caption: str | None
-    """Of its captions the one that shares most words with the query, else the best source's."""
+    """The caption that shares most words with the query, else that of the most trusted source."""
     payload: dict[str, Any] = field(repr=False)
     confidence: float | None = None
-    """Probability that this is what was meant; None where nothing was held out to tell it by."""
+    """Calibrated probability that the hit is relevant; None where the index has no calibration."""
     why: dict[str, Any] | None = field(default=None, repr=False)
-    """Why it is a hit (the object of `search.explain`); None unless the search was to explain."""
+    """The explanation of `search.explain`; None unless the search was asked to explain."""
     moment: tuple[float, float] | None = None
-    """Seconds that the caption speaks about; None unless it shares a word with the query."""
+    """Start and end (seconds) of the caption; None unless it has times and shares a word with the
+    query."""
     similarity: float | None = None
-    """Cosine of the query's and the media vector where the lane compared them, else that of the
-    caption's vector; None where the lane compared neither."""
+    """Cosine of the query with the media vector, else with the caption vector; None where the lane
+    compared it with neither."""
+
+    @property
+    def text(self) -> str:
+        """Text of a document of another framework: the caption, or the path where there is none."""
+        return self.caption or self.path
 
     def metadata(self) -> dict[str, Any]:
-        """Metadata of the hit as a document of another framework; caption, id and score have fields
-        of their own there."""
+        """Metadata of a document of another framework, which has fields of its own for caption, id
+        and score."""
         return {
             "path": self.path,
             "modality": str(self.modality),
@@ -221,7 +229,7 @@ class Hit:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """The object of the `--json` contract."""
+        """The object of a hit in the output of `search --json`."""
         why = {} if self.why is None else {"why": self.why}
         return {
             "rank": self.rank,
@@ -250,5 +258,5 @@ def clock(seconds: float) -> str:
 
 
 def text_key(text: str) -> str:
-    """What two captions share when they say the same: case and spaces do not count."""
+    """Key under which captions count as the same text: case and spaces do not matter."""
     return " ".join(text.casefold().split())

@@ -109,7 +109,8 @@ class _Read:
 
 
 class _Layer(nn.Module):
-    """Causal self-attention over the prefix, fused cross-attention over the taps, feed-forward."""
+    """Causal self-attention over the prefix, fused cross-attention over the hidden states, then
+    feed-forward."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""K-means on many vectors: Lloyd's steps as products of matrices, weak clusters seeded anew.
+"""K-means on many vectors: Lloyd's steps as products of matrices, weak clusters seeded again.
 
 K-means++ takes lone vectors for centres. In hundreds of dimensions such a centre is far from all
 others, whatever they have in common, so that one centre near the mean takes them all
@@ -16,7 +16,7 @@ from cart_qdrant.extras import require
 from cart_qdrant.identifiers.quantizer import Places, nearest
 
 STEPS = 20
-"""Lloyd's steps at most; weak clusters are seeded anew in the first half of them."""
+"""Lloyd's steps at most; weak clusters are seeded again in the first half of them."""
 WEAK = 0.5
 """Vectors of a weak cluster over those of a mean one, at most."""
 SPLIT = 0.1

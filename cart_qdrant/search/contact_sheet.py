@@ -1,4 +1,4 @@
-"""A contact sheet of hits: one HTML file without scripts or other files, to look at or to send."""
+"""Writes hits as a contact sheet: one HTML file of thumbnails without scripts or other files."""
 
 from __future__ import annotations
 
@@ -84,11 +84,11 @@ def contact_sheet(
     A file that is missing or cannot be decoded becomes a grey tile that says so.
 
     Args:
-        query: What was searched for: the title.
-        hits: Best first.
+        query: The query, which becomes the title.
+        hits: Hits, best first.
         base: Folder that the hits' paths are relative to.
-        out: The HTML file; replaced at once when the page is complete.
-        took_ms: Milliseconds of the search, shown if given.
+        out: The HTML file; it is replaced only when the page is complete.
+        took_ms: Milliseconds that the search took; shown where given.
 
     Returns:
         `out`.
@@ -148,7 +148,7 @@ def _picture(hit: Hit, path: Path) -> str:
 
 
 def _text(text: str) -> str:
-    """Escaped for text and quoted attributes; bytes of a name that are not UTF-8 become `?`."""
+    """The text, escaped for HTML; bytes of a file name that are not UTF-8 become `?`."""
     return escape(text.encode("utf-8", "replace").decode(), quote=True)
 
 

@@ -1,4 +1,4 @@
-"""What a collection holds, in a few numbers and examples, for whoever searches it first."""
+"""Describes a collection to those who search it for the first time: numbers, fields, examples."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ from cart_qdrant.storage import requests as qdrant
 SAMPLE = 200
 """Points whose payloads are read for fields and examples."""
 EXAMPLES = 5
-_LAID_OVER = frozenset({"path", "modality", "start", "end", "captions"})
-_OURS = _LAID_OVER | frozenset({"hash", "size", "mtime", "segments", "caption_digest", MADE_BY})
+"""Values of a field, and captions, that a description shows at most."""
+_ATTACHED_FIELDS = frozenset({"path", "modality", "start", "end", "captions"})
+_OWN_FIELDS = _ATTACHED_FIELDS | frozenset(
+    {"hash", "size", "mtime", "segments", "caption_digest", MADE_BY}
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a collection holds.
+    """Numbers and examples of what a collection holds.
 
     Attributes:
-        location: Where the points are.
+        location: Folder or URL of the store of the points.
         embedder: Name of the embedder of its vectors.
-        trained: Whether a model was trained on the captions.
+        trained: Whether a generator was trained on the captions.
         items: Number of items of each modality.
         with_caption: Number of items with a caption vector.
-        fields: Payload fields to filter on, with some of their values.
-        captions: Some captions, as examples of what can be found.
+        fields: Payload fields that filters can use, with some of their values.
+        captions: Some captions, as examples of what a query can find.
     """
 
     location: str
@@ -74,15 +77,15 @@ def describe(index: Index) -> Description:
 
 
 def _fields(payloads: list[dict[str, Any]], index: Index) -> dict[str, list[Any]]:
-    """Values of the fields that are not written by an index, the shortest first."""
-    mine = {index.key}
+    """Values of the payload fields that the index did not write, shortest first."""
+    own = {index.key}
     if index.manifest.identifiers is not None:
-        mine.add(index.manifest.identifiers.field)
-    ours = _LAID_OVER if index.attachment is not None else _OURS
+        own.add(index.manifest.identifiers.field)
+    written = _ATTACHED_FIELDS if index.attachment is not None else _OWN_FIELDS
     found: dict[str, dict[Any, None]] = {}
     for payload in payloads:
         for key, value in _flat(payload):
-            if key not in ours and key.split(".")[0] not in mine:
+            if key not in written and key.split(".")[0] not in own:
                 found.setdefault(key, {}).setdefault(value)
     return {
         key: sorted(values, key=lambda value: (len(str(value)), str(value)))[:EXAMPLES]
@@ -91,7 +94,7 @@ def _fields(payloads: list[dict[str, Any]], index: Index) -> dict[str, list[Any]
 
 
 def _flat(payload: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
-    """Scalars of a payload with their dotted paths."""
+    """Dotted path and value of each scalar of a payload."""
     out: list[tuple[str, Any]] = []
     for key, value in payload.items():
         if isinstance(value, Mapping):

@@ -1,6 +1,6 @@
-"""User filters: `year=2020`, `date>=2020-06-01`, `camera=gopro,dji`, `caption~surf`, all combined.
+"""Parses filters of users: `year=2020`, `date>=2020-06-01`, `camera=gopro,dji`, `caption~surf`.
 
-Payload columns come from CSV as text and from JSON with types, so a value that looks like a
+Payload fields come from CSV as text and from JSON with types, so a value that looks like a
 number, a boolean or a date matches both forms. Quotes (`year="2020"`) ask for the text alone, and
 keep commas.
 """
@@ -19,7 +19,7 @@ from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage.protocol import CAPTION, CAPTION_TEXTS
 
 HAS_CAPTION = qdrant.HasVectorCondition(has_vector=CAPTION)
-"""Holds for items that have a caption vector."""
+"""Condition that an item has a caption vector."""
 
 _EXPRESSION = re.compile(
     r"""\s*(?P<key>"[^"]+"(?:[.\[][^=!<>~]*)?|[^=!<>~"]+?)\s*
@@ -44,25 +44,25 @@ def parse_filter(
 
     `key=a,b` means any of the values, `key!=a,b` none of them (a point without the key matches),
     `key~words` that the text has all these words (`caption~words`: one of an item's captions has
-    them). `key` may be a path: `cart.p1`, `tags[]`,
-    `captions[].text`. Dates are UTC; a day without time is the whole day.
+    them). `key` may be a path: `cart.p1`, `tags[]`, `captions[].text`. Dates are UTC; a day without
+    a time means the whole day.
 
     Args:
-        expressions: Such as `year>=2020`.
-        modality: Only segments of this kind.
+        expressions: Conditions, such as `year>=2020`.
+        modality: Only segments of this modality match.
 
     Returns:
         The filter, which stores take (`storage.requests.to_client` converts it for the client);
-        None when nothing is asked for.
+        None where no condition is given.
 
     Raises:
-        UsageError: An expression cannot be read; an example is given.
+        UsageError: An expression cannot be parsed; the message has an example.
     """
     must: list[qdrant.AnyCondition] = []
     must_not: list[qdrant.AnyCondition] = []
     if modality is not None:
-        kind = qdrant.MatchValue(value=str(modality))
-        must.append(qdrant.FieldCondition(key="modality", match=kind))
+        match = qdrant.MatchValue(value=str(modality))
+        must.append(qdrant.FieldCondition(key="modality", match=match))
     for expression in expressions:
         found = _EXPRESSION.fullmatch(expression)
         if found is None:
@@ -78,7 +78,7 @@ def parse_filter(
             words = qdrant.MatchText(text=value.strip('"'))
             if not words.text.strip():
                 raise _bad(expression, "it has no words")
-            # What people write; the texts are within objects.
+            # Captions are stored as objects, and their texts are what users mean.
             where = CAPTION_TEXTS if key == "caption" else key
             must.append(qdrant.FieldCondition(key=where, match=words))
         else:
@@ -97,49 +97,6 @@ def merge_filters(*filters: qdrant.AnyFilter | None) -> qdrant.AnyFilter | None:
     return qdrant.Filter(must=list(given))
 
 
-def value_is(key: str, value: object) -> qdrant.AnyCondition:
-    """A field equals a text, a truth value or a number; of a list, one of its values does.
-
-    Raises:
-        UsageError: The value is none of these.
-    """
-    # Qdrant's equality finds no floats, and whether the payload holds some is not known.
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return qdrant.FieldCondition(key=key, range=qdrant.Range(gte=value, lte=value))
-    if not isinstance(value, str | bool):
-        raise UsageError(f"The filter on {key} compares with {value!r}, which is no single value.")
-    return qdrant.FieldCondition(key=key, match=qdrant.MatchValue(value=value))
-
-
-def value_in(key: str, values: object) -> qdrant.AnyCondition:
-    """A field equals one of some values, as `value_is` says.
-
-    Raises:
-        UsageError: No list of values, or an empty one.
-    """
-    if not isinstance(values, list) or not values:
-        raise UsageError(f"The filter on {key} needs a list of values, not {values!r}.")
-    return qdrant.Filter(should=[value_is(key, value) for value in values])
-
-
-def value_compares(key: str, side: str, value: object) -> qdrant.AnyCondition:
-    """A field is a number or a date on one side (`gt`, `gte`, `lt`, `lte`) of another.
-
-    Raises:
-        UsageError: The value is neither.
-    """
-    instant = _instant(value) if isinstance(value, str) else None
-    if instant is not None:
-        return qdrant.FieldCondition(key=key, range=qdrant.DatetimeRange(**{side: instant}))
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UsageError(
-            f"The filter on {key} compares the size of {value!r}, and needs a number or an ISO "
-            "date.",
-            "Other texts are equal, or in a list, or not.",
-        )
-    return qdrant.FieldCondition(key=key, range=qdrant.Range(**{side: value}))
-
-
 def _bad(expression: str, why: str) -> UsageError:
     return UsageError(
         f"Filter {expression!r} cannot be read: {why}.",
@@ -148,7 +105,7 @@ def _bad(expression: str, why: str) -> UsageError:
 
 
 def _path(key: str, expression: str) -> str:
-    """A key as a JSON path: parts with unusual characters are quoted."""
+    """A key as a JSON path, whose parts with special characters are quoted."""
     parts = _PATH_PART.findall(key)
     if "".join(parts) != key or key.startswith((".", "[")) or key.endswith(".") or ".." in key:
         raise _bad(expression, f"{key!r} is not a payload key")
@@ -192,10 +149,10 @@ def _equals(key: str, value: str, *, quoted: bool) -> list[qdrant.AnyCondition]:
     elif number is not None:
         same = qdrant.Range(gte=number, lte=number)
         out.append(qdrant.FieldCondition(key=key, range=same))
-    elif _DAY.fullmatch(value) and (start := _instant(value)) is not None:
+    elif _DAY.fullmatch(value) and (start := parse_instant(value)) is not None:
         day = qdrant.DatetimeRange(gte=start, lt=_next_day(start))
         out.append(qdrant.FieldCondition(key=key, range=day))
-    elif (instant := _instant(value)) is not None:
+    elif (instant := parse_instant(value)) is not None:
         moment = qdrant.DatetimeRange(gte=instant, lte=instant)
         out.append(qdrant.FieldCondition(key=key, range=moment))
     return out
@@ -205,7 +162,7 @@ def _range(key: str, op: str, value: str, expression: str) -> qdrant.AnyConditio
     limit: Any = _number(value)
     if limit is not None:
         return qdrant.FieldCondition(key=key, range=qdrant.Range(**{_RANGES[op]: limit}))
-    limit = _instant(value)
+    limit = parse_instant(value)
     if limit is None:
         raise _bad(expression, f"{value!r} is neither a number nor an ISO date like 2020-06-01")
     if _DAY.fullmatch(value) and op in ("<=", ">"):
@@ -227,7 +184,7 @@ def _next_day(day: datetime) -> datetime:
         return datetime.max.replace(tzinfo=UTC)
 
 
-def _instant(value: str) -> datetime | None:
+def parse_instant(value: str) -> datetime | None:
     """An ISO date or time, in UTC where it names no zone; None when it is not one."""
     if not _DAY.match(value):
         return None

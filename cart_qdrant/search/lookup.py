@@ -1,4 +1,4 @@
-"""Items of an index by name: an id, a path, or PATH@SECONDS."""
+"""Looks up an item of an index by its name: an id, a path, or PATH@SECONDS."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from cart_qdrant.storage.protocol import MEDIA
 
 
 def find_record(index: Index, name: str) -> qdrant.AnyRecord:
-    """The point of an item, with its media vector. Of a file without a moment, its first segment.
+    """The point of an item, with its media vector; the name of a file means its first segment.
 
     Raises:
-        UsageError: There is none.
+        UsageError: No item of the index has this name.
     """
     record = _by_id(index, name) or _by_path(index, name)
     if record is None:
@@ -29,16 +29,16 @@ def find_record(index: Index, name: str) -> qdrant.AnyRecord:
 
 
 def find_item(index: Index, name: str) -> Item:
-    """An item with all that is known of it.
+    """An item with its captions, its identifier and its payload.
 
     Raises:
-        UsageError: There is none.
+        UsageError: No item of the index has this name, or the item has an unknown modality.
     """
     record = find_record(index, name)
     payload = record.payload or {}
     if payload.get("modality") not in list(Modality):
         raise UsageError(
-            f"The item {name!r} is of the kind {payload.get('modality')!r}, which is none of "
+            f"The item {name!r} has the modality {payload.get('modality')!r}, which is none of "
             f"{', '.join(Modality)}."
         )
     info = index.manifest.identifiers
@@ -65,7 +65,7 @@ def _by_id(index: Index, name: str) -> qdrant.AnyRecord | None:
 
 
 def _by_path(index: Index, name: str) -> qdrant.AnyRecord | None:
-    """The segment of a file that holds a moment; its first one without a moment."""
+    """The segment of a file that is nearest to a moment; the first one where none is named."""
     whole = _segments(index, name)
     if whole:
         return whole[0]
@@ -79,15 +79,15 @@ def _by_path(index: Index, name: str) -> qdrant.AnyRecord | None:
     def distance(record: qdrant.AnyRecord) -> tuple[float, float]:
         payload = record.payload or {}
         begin, end = float(payload["start"]), float(payload["end"])
-        # Pictures before sound, where both hold the moment.
-        sound = payload["modality"] == Modality.AUDIO
-        return max(begin - moment, moment - end, 0.0), float(sound)
+        # Video before audio, where both hold the moment.
+        is_audio = payload["modality"] == Modality.AUDIO
+        return max(begin - moment, moment - end, 0.0), float(is_audio)
 
     return min(segments, key=distance, default=None)
 
 
 def _segments(index: Index, path: str) -> list[qdrant.AnyRecord]:
-    """A file's points in time order, named as stored, or as seen from here."""
+    """Points of a file in time order; its path is as stored, or seen from the current folder."""
     for name in dict.fromkeys([path, relative_name(Path(path), index.folder.base)]):
         match = qdrant.FieldCondition(key="path", match=qdrant.MatchValue(value=name))
         found = list(index.store.scroll(qdrant.Filter(must=[match]), with_vectors=[MEDIA]))
@@ -97,6 +97,6 @@ def _segments(index: Index, path: str) -> list[qdrant.AnyRecord]:
 
 
 def _order(record: qdrant.AnyRecord) -> tuple[float, bool]:
-    """Time, and pictures before the sound that goes with them."""
+    """Sort key of a segment: its start, and video before the audio of the same time."""
     payload = record.payload or {}
     return float(payload["start"]), payload["modality"] == Modality.AUDIO

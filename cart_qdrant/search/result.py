@@ -1,4 +1,4 @@
-"""What a search gives back."""
+"""The result of a search: the hits of one query and how they were found."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from cart_qdrant.records import Hit
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """Answers to one query.
+    """Hits of one query.
 
     Attributes:
-        lane: The lane that answered; with `auto`, the one the router chose.
-        took_ms: Milliseconds for `encode`, `decode`, `resolve` and `total`; of a batch, its share.
-        remarks: What the user should know, such as a lane that could not be used.
+        query: The query, as text.
+        lane: The lane that ranked the hits; with `auto`, the one that the router chose.
+        index_version: Version of the index that was searched.
+        took_ms: Milliseconds of `encode`, `decode`, `resolve` and `total`; a query of a batch has
+            its share of the batch.
+        hits: Hits, best first.
+        remarks: Sentences for the user, such as that a lane could not be used.
     """
 
     query: str
@@ -26,7 +30,7 @@ class SearchResult:
     remarks: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """The `--json` contract."""
+        """The object of `search --json`."""
         return {
             "query": self.query,
             "lane": self.lane,

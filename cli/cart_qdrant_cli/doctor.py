@@ -40,27 +40,32 @@ EXAMPLES = examples("cartq doctor", "cartq doctor --fix", "cartq doctor --json")
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What was found.
+    """What the checks of an index found.
 
     Attributes:
         health: State of the identifiers; None where they cannot be read, or there are none.
         broken: Artefacts that are missing or were changed, each with what is wrong.
-        signs: Training diagnostics that call for attention, each with its remedy; no failures.
+        diagnostics: Training diagnostics that need attention, each with its remedy; no failures.
     """
 
     health: Health | None
     broken: dict[str, str]
-    signs: list[str]
+    diagnostics: list[str]
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether no file is broken and the identifiers pass."""
         return not self.broken and (self.health is None or self.health.passed)
 
     def to_json(self) -> dict[str, Any]:
-        """One object."""
+        """The object of `doctor --json`."""
         out = {} if self.health is None else health_json(self.health)
-        return {**out, "passed": self.passed, "broken": self.broken, "signs": self.signs}
+        return {
+            **out,
+            "passed": self.passed,
+            "broken": self.broken,
+            "diagnostics": self.diagnostics,
+        }
 
 
 def doctor(
@@ -127,12 +132,13 @@ def diagnose(index: Index) -> Diagnosis:
         except MismatchError as error:
             broken[name] = error.what
     health = None if "books" in broken else check(index)
-    signs = [] if manifest.generator is None else read_diagnostics(manifest.generator.summary)
-    return Diagnosis(health, broken, signs)
+    trained = manifest.generator
+    diagnostics = [] if trained is None else read_diagnostics(trained.summary)
+    return Diagnosis(health, broken, diagnostics)
 
 
 def repair(index: Index, found: Diagnosis, reporter: Reporter) -> None:
-    """Make again what the stored vectors suffice for; reports what they do not."""
+    """Make again what can be made from the stored vectors, and report what cannot."""
     from cart_qdrant.index.identify import assign_new, refit
 
     if "statistics" in found.broken:
@@ -166,7 +172,7 @@ def _show(found: Diagnosis) -> None:
         show_health(console, found.health)
     elif not found.broken:
         console.print("The index is empty.")
-    for line in found.signs:
+    for line in found.diagnostics:
         console.print(Text.assemble(("! ", "bold yellow"), plain(line)))
     if found.broken:
         console.print(Text.assemble(verdict(False), "  Repair: cartq doctor --fix"))

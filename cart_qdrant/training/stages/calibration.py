@@ -22,6 +22,7 @@ from cart_qdrant.search.modality_prior import ModalityPrior
 from cart_qdrant.training.calibration.calibrate import calibrate
 from cart_qdrant.training.calibration.candidate_features import HeldOut, Items
 from cart_qdrant.training.calibration.gate_selection import GateSelection, Stratum, fit_gates
+from cart_qdrant.training.calibration.modality_prior import fit_modality_prior
 from cart_qdrant.training.corpus import caption_vectors
 from cart_qdrant.training.generator_fit import corrections
 from cart_qdrant.training.stages.state import (
@@ -53,12 +54,12 @@ def calibrate_search(
 
 
 def _modality_prior(run: Run, data: TrainingData, tower: TrainedTower) -> ModalityPrior:
-    """The modality that a query asks for, learned from the training texts."""
+    """The prior of the modality that a query asks for, fitted to the training texts."""
     corpus, train_P = data.corpus, data.split.train_P
     modality_P = corpus.modality_N[corpus.item_P[train_P]]
     pairs = set(zip(corpus.modality_N.tolist(), corpus.file_N.tolist(), strict=True))
     files = Counter(modality for modality, _ in pairs)
-    return ModalityPrior.fit(
+    return fit_modality_prior(
         [corpus.texts[p] for p in train_P],
         modality_P.tolist(),
         lambda rows: tower.queries.caption(train_P[rows]),

@@ -11,6 +11,10 @@ with Retriever.open(".cartq") as engine:
 ```
 """
 
-from cart_qdrant_dspy.retriever import CartQdrantRM
+from cart_qdrant.extras import require
+
+require("dspy", "dspy")
+
+from cart_qdrant_dspy.retriever import CartQdrantRM  # noqa: E402 - it imports the host
 
 __all__ = ["CartQdrantRM"]

@@ -1,29 +1,24 @@
-"""The retriever."""
+"""`CartQdrantRM`: a retrieval model of DSPy that searches an index."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
+import dspy
 from qdrant_client import models
 
-from cart_qdrant.errors import MissingExtraError
 from cart_qdrant.records import Hit
 from cart_qdrant.search.lanes import Lane
 from cart_qdrant.search.options import SearchOptions
 from cart_qdrant.search.result import SearchResult
 from cart_qdrant.search.retriever import Retriever
 
-try:
-    import dspy
-except ImportError as error:
-    raise MissingExtraError("DSPy is not installed.", 'pip install "cart-qdrant[dspy]"') from error
-
 
 class Passages(dspy.Prediction):  # type: ignore[misc]
     """Hits of one query: `passages` (texts for a prompt), `hits`, `scores`.
 
-    Iterates over passages with `long_text`, as `dspy.Retrieve` reads those of a configured `rm`.
+    Iterating gives predictions with `long_text`, which is what `dspy.Retrieve` reads from an `rm`.
     """
 
     def __iter__(self) -> Iterator[Any]:
@@ -31,7 +26,7 @@ class Passages(dspy.Prediction):  # type: ignore[misc]
 
 
 def to_passage(hit: Hit) -> str:
-    """A hit for a prompt: where it is, its seconds, its caption."""
+    """The text of a hit for a prompt: its path, its seconds and its caption."""
     where = hit.path if hit.end <= hit.start else f"{hit.path} {hit.start:.1f}-{hit.end:.1f} s"
     return f"{where}: {hit.caption}" if hit.caption else where
 
@@ -40,10 +35,10 @@ class CartQdrantRM:
     """Finds segments of media by text; for `dspy.configure(rm=...)`, a module, or a tool.
 
     Args:
-        retriever: An open engine; the caller closes it.
-        k: Passages returned.
-        lane: Who answers, see `cart_qdrant.Retriever.search`.
-        filter: Condition on the payload; all lanes obey it.
+        retriever: An open `Retriever`, which the caller closes.
+        k: Number of passages that a query returns.
+        lane: Lane that answers, as in `cart_qdrant.Retriever.search`.
+        filter: Condition on the payload, which every lane obeys.
     """
 
     def __init__(
@@ -54,7 +49,7 @@ class CartQdrantRM:
         lane: Lane = "auto",
         filter: models.Filter | None = None,
     ) -> None:
-        self._engine, self.k, self._lane, self._filter = retriever, k, lane, filter
+        self._retriever, self.k, self._lane, self._filter = retriever, k, lane, filter
 
     def __call__(self, query: str, k: int | None = None) -> Passages:
         """Passages of a query, best first."""
@@ -62,13 +57,13 @@ class CartQdrantRM:
 
     def forward(self, query: str, k: int | None = None) -> Passages:
         """Passages of a query, best first."""
-        return _passages(self._engine.search(query, **self._wanted(k)))
+        return _passages(self._retriever.search(query, **self._options(k)))
 
     async def aforward(self, query: str, k: int | None = None) -> Passages:
-        """`forward`, without blocking the event loop."""
-        return _passages(await self._engine.asearch(query, **self._wanted(k)))
+        """Passages of a query, best first, without blocking the event loop."""
+        return _passages(await self._retriever.asearch(query, **self._options(k)))
 
-    def _wanted(self, k: int | None) -> SearchOptions:
+    def _options(self, k: int | None) -> SearchOptions:
         return {"k": self.k if k is None else k, "lane": self._lane, "filter": self._filter}
 
 

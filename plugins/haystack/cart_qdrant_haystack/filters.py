@@ -1,21 +1,22 @@
-"""Filters of Haystack as conditions of Qdrant."""
+"""Converts filters of Haystack to filters of Qdrant."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from cart_qdrant.errors import UsageError
-from cart_qdrant.search.filters import value_compares, value_in, value_is
+from cart_qdrant.search.host_filters import field_condition
 from cart_qdrant.storage import requests as qdrant
-
-_RANGES = {">": "gt", ">=": "gte", "<": "lt", "<=": "lte"}
 
 
 def to_filter(given: dict[str, Any] | None) -> qdrant.AnyFilter | None:
-    """A filter of Haystack as one of Qdrant; `meta.` before a field may be left out.
+    """Convert a filter of Haystack; the prefix `meta.` of a field may be left out.
+
+    Returns:
+        The filter of Qdrant; None where no filter is given.
 
     Raises:
-        UsageError: An operator that Haystack does not know, or a value of the wrong kind.
+        UsageError: Haystack has no such operator, or a value has the wrong type for it.
     """
     if not given:
         return None
@@ -29,14 +30,8 @@ def to_filter(given: dict[str, Any] | None) -> qdrant.AnyFilter | None:
         if operator in ("AND", "NOT"):
             every = qdrant.Filter(must=inner)
             return every if operator == "AND" else qdrant.Filter(must_not=[every])
-    key, value = str(given.get("field", "")).removeprefix("meta."), given.get("value")
-    if operator in ("==", "!="):
-        one = value_is(key, value)
-    elif operator in ("in", "not in"):
-        one = value_in(key, value)
-    elif operator in _RANGES:
-        one = value_compares(key, _RANGES[operator], value)
-    else:
-        raise UsageError(f"The filter {given} has the operator {operator!r}.", "See Haystack's.")
-    negative = operator in ("!=", "not in")
-    return qdrant.Filter(must_not=[one]) if negative else qdrant.Filter(must=[one])
+        raise UsageError(
+            f"The filter {given} joins conditions by {operator!r}.", "Join them by AND, OR or NOT."
+        )
+    key = str(given.get("field", "")).removeprefix("meta.")
+    return qdrant.Filter(must=[field_condition(key, operator, given.get("value"))])

@@ -1,4 +1,4 @@
-"""The component."""
+"""`CartQdrantRetriever`: a component of Haystack that searches an index."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 import threading
 from typing import Any
 
-from cart_qdrant.errors import MissingExtraError
+from haystack import Document, component, default_from_dict, default_to_dict
+
 from cart_qdrant.records import Hit
 from cart_qdrant.search.filters import merge_filters
 from cart_qdrant.search.lanes import Lane
@@ -14,19 +15,10 @@ from cart_qdrant.search.options import SearchOptions
 from cart_qdrant.search.retriever import Retriever
 from cart_qdrant_haystack.filters import to_filter
 
-try:
-    from haystack import Document, component, default_from_dict, default_to_dict
-except ImportError as error:
-    raise MissingExtraError(
-        "Haystack is not installed.", 'pip install "cart-qdrant[haystack]"'
-    ) from error
-
 
 def to_document(hit: Hit) -> Document:
-    """A hit as a document: its best caption, or its path where it has none."""
-    return Document(
-        id=hit.id, content=hit.caption or hit.path, meta=hit.metadata(), score=hit.score
-    )
+    """Convert a hit to a document; its content is the caption, or the path where there is none."""
+    return Document(id=hit.id, content=hit.text, meta=hit.metadata(), score=hit.score)
 
 
 @component
@@ -34,11 +26,11 @@ class CartQdrantRetriever:
     """Finds segments of media by text.
 
     Args:
-        index: Folder of the index; it is opened by the first run, or `warm_up`.
-        top_k: Documents returned.
-        lane: Who answers, see `cart_qdrant.Retriever.search`.
-        filters: Condition on the payload, in Haystack's form; those of a run join it.
-        retriever: An open engine to use instead; it is not serialised, and the caller closes it.
+        index: Folder of the index, which `warm_up` or the first run opens.
+        top_k: Number of documents that a query returns.
+        lane: Lane that answers, as in `cart_qdrant.Retriever.search`.
+        filters: Filter of Haystack on the payload; the filters of a run must hold beside it.
+        retriever: An open `Retriever` to use instead; the caller closes it. It is not serialised.
     """
 
     def __init__(
@@ -51,21 +43,21 @@ class CartQdrantRetriever:
     ) -> None:
         self.index, self.top_k, self.lane, self.filters = index, top_k, lane, filters
         self._only = to_filter(filters)
-        self._given, self._engine = retriever, retriever
+        self._given, self._retriever = retriever, retriever
         self._opening = threading.Lock()
 
     def warm_up(self) -> None:
-        """Open the index."""
+        """Open the index before the first run."""
         self._opened()
 
     def close(self) -> None:
-        """Close the index that this component has opened; the next run opens it again."""
-        if self._engine is not None and self._engine is not self._given:
-            self._engine.close()
-            self._engine = None
+        """Close the index if this component opened it; the next run opens it again."""
+        if self._retriever is not None and self._retriever is not self._given:
+            self._retriever.close()
+            self._retriever = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The component for a pipeline's file."""
+        """The component as a dictionary, which the file of a pipeline holds."""
         found: dict[str, Any] = default_to_dict(
             self, index=self.index, top_k=self.top_k, lane=self.lane, filters=self.filters
         )
@@ -73,7 +65,7 @@ class CartQdrantRetriever:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> CartQdrantRetriever:
-        """Inverse of `to_dict`."""
+        """The component of such a dictionary, the inverse of `to_dict`."""
         made: CartQdrantRetriever = default_from_dict(cls, data)
         return made
 
@@ -82,24 +74,24 @@ class CartQdrantRetriever:
         self, query: str, filters: dict[str, Any] | None = None, top_k: int | None = None
     ) -> dict[str, list[Document]]:
         """Documents of a query, best first."""
-        found = self._opened().search(query, **self._wanted(filters, top_k))
+        found = self._opened().search(query, **self._options(filters, top_k))
         return {"documents": [to_document(hit) for hit in found.hits]}
 
     @component.output_types(documents=list[Document])
     async def run_async(
         self, query: str, filters: dict[str, Any] | None = None, top_k: int | None = None
     ) -> dict[str, list[Document]]:
-        """`run`, without blocking the event loop."""
-        engine = await asyncio.to_thread(self._opened)
-        found = await engine.asearch(query, **self._wanted(filters, top_k))
+        """Documents of a query, best first, without blocking the event loop."""
+        retriever = await asyncio.to_thread(self._opened)
+        found = await retriever.asearch(query, **self._options(filters, top_k))
         return {"documents": [to_document(hit) for hit in found.hits]}
 
     def _opened(self) -> Retriever:
         with self._opening:
-            if self._engine is None:
-                self._engine = Retriever.open(self.index)
-            return self._engine
+            if self._retriever is None:
+                self._retriever = Retriever.open(self.index)
+            return self._retriever
 
-    def _wanted(self, filters: dict[str, Any] | None, top_k: int | None) -> SearchOptions:
+    def _options(self, filters: dict[str, Any] | None, top_k: int | None) -> SearchOptions:
         only = merge_filters(self._only, to_filter(filters))
         return {"k": self.top_k if top_k is None else top_k, "lane": self.lane, "filter": only}

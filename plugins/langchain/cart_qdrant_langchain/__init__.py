@@ -9,6 +9,10 @@ with Retriever.open(".cartq") as engine:
 ```
 """
 
-from cart_qdrant_langchain.retriever import CartQdrantRetriever
+from cart_qdrant.extras import require
+
+require("langchain", "langchain_core")
+
+from cart_qdrant_langchain.retriever import CartQdrantRetriever  # noqa: E402 - it imports the host
 
 __all__ = ["CartQdrantRetriever"]

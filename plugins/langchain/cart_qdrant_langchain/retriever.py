@@ -1,4 +1,4 @@
-"""The retriever."""
+"""`CartQdrantRetriever`: a retriever of LangChain that searches an index."""
 
 from __future__ import annotations
 
@@ -7,39 +7,33 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForRetrieverRun,
+    CallbackManagerForRetrieverRun,
+)
+from langchain_core.documents import Document
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import RunnableConfig
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 from qdrant_client import models
 
-from cart_qdrant.errors import CartError, MissingExtraError, UsageError
+from cart_qdrant.errors import CartError, UsageError
 from cart_qdrant.records import Hit
 from cart_qdrant.search.lanes import Lane
 from cart_qdrant.search.result import SearchResult
 from cart_qdrant.search.retriever import Retriever
 
-try:
-    from langchain_core.callbacks import (
-        AsyncCallbackManagerForRetrieverRun,
-        CallbackManagerForRetrieverRun,
-    )
-    from langchain_core.documents import Document
-    from langchain_core.retrievers import BaseRetriever
-    from langchain_core.runnables import RunnableConfig
-except ImportError as error:
-    raise MissingExtraError(
-        "langchain-core is not installed.", 'pip install "cart-qdrant[langchain]"'
-    ) from error
-
-_answered: ContextVar[tuple[int, Mapping[str, SearchResult]]] = ContextVar(
-    "_answered", default=(0, {})
+_batch_results: ContextVar[tuple[int, Mapping[str, SearchResult]]] = ContextVar(
+    "_batch_results", default=(0, {})
 )
-"""A retriever's id, and the answers of its batch for the runs of the queries."""
+"""`id` of the retriever that searches a batch, and the results of the batch by query."""
 
 
 def to_document(hit: Hit) -> Document:
-    """A hit as a document: its best caption, or its path where it has none."""
+    """Convert a hit to a document; its content is the caption, or the path where there is none."""
     return Document(
         id=hit.id,
-        page_content=hit.caption or hit.path,
+        page_content=hit.text,
         metadata={**hit.metadata(), "score": hit.score},
     )
 
@@ -48,13 +42,13 @@ class CartQdrantRetriever(BaseRetriever):
     """Finds segments of media by text.
 
     Attributes:
-        retriever: An open engine; the caller closes it.
-        k: Documents returned; `invoke(query, k=3)` asks for another number once.
-        lane: Who answers, see `cart_qdrant.Retriever.search`.
-        filter: A `qdrant_client.models.Filter`, or the same as a dict; all lanes obey it.
-        score_threshold: Documents of a lower score are left out. Scores of different lanes do not
-            compare: those of `auto` are log-probabilities.
-        min_confidence: Documents that are less likely to be meant are left out (`auto`, `fused`).
+        retriever: An open `Retriever`, which the caller closes.
+        k: Number of documents that a query returns; `invoke(query, k=3)` overrides it once.
+        lane: Lane that answers, as in `cart_qdrant.Retriever.search`.
+        filter: A `qdrant_client.models.Filter`, or its dictionary, which every lane obeys.
+        score_threshold: Documents of a lower score are left out. Scores of different lanes are not
+            comparable: those of `auto` are log-probabilities.
+        min_confidence: Documents of a lower confidence are left out (lanes `auto` and `fused`).
     """
 
     retriever: Retriever
@@ -69,7 +63,7 @@ class CartQdrantRetriever(BaseRetriever):
     @field_validator("filter", mode="before")
     @classmethod
     def _as_filter(cls, given: object) -> object:
-        """A filter of a dict; what is no condition is told here, not by the store."""
+        """Convert a dictionary to a filter, so that an invalid one fails before a search."""
         if not isinstance(given, dict):
             return given
         try:
@@ -84,9 +78,9 @@ class CartQdrantRetriever(BaseRetriever):
         run_manager: CallbackManagerForRetrieverRun,  # noqa: ARG002 - of the interface
         **kwargs: Any,
     ) -> list[Document]:
-        found = self._answered_already(query)
+        found = self._batch_result(query)
         if found is None:
-            found = self.retriever.search(query, **self._wanted(kwargs))
+            found = self.retriever.search(query, **self._options(kwargs))
         return self._documents(found)
 
     async def _aget_relevant_documents(
@@ -96,9 +90,9 @@ class CartQdrantRetriever(BaseRetriever):
         run_manager: AsyncCallbackManagerForRetrieverRun,  # noqa: ARG002 - of the interface
         **kwargs: Any,
     ) -> list[Document]:
-        found = self._answered_already(query)
+        found = self._batch_result(query)
         if found is None:
-            found = await self.retriever.asearch(query, **self._wanted(kwargs))
+            found = await self.retriever.asearch(query, **self._options(kwargs))
         return self._documents(found)
 
     def batch(
@@ -109,12 +103,12 @@ class CartQdrantRetriever(BaseRetriever):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[list[Document]]:
-        """Documents of many queries, searched together; each is a run of its own to callbacks."""
+        """Documents of many queries, searched together; callbacks see one run for each query."""
         try:
-            found = self.retriever.search_many(inputs, **self._wanted(kwargs))
+            found = self.retriever.search_many(inputs, **self._options(kwargs))
         except CartError:
-            found = []  # each run tells its own error
-        with self._answering(found):
+            found = []  # each run then searches by itself, and raises its own error
+        with self._sharing(found):
             return super().batch(inputs, config, return_exceptions=return_exceptions, **kwargs)
 
     async def abatch(
@@ -125,40 +119,40 @@ class CartQdrantRetriever(BaseRetriever):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[list[Document]]:
-        """`batch`, without blocking the event loop."""
+        """Documents of many queries like `batch`, without blocking the event loop."""
         try:
-            found = await self.retriever.asearch_many(inputs, **self._wanted(kwargs))
+            found = await self.retriever.asearch_many(inputs, **self._options(kwargs))
         except CartError:
             found = []
-        with self._answering(found):
+        with self._sharing(found):
             return await super().abatch(
                 inputs, config, return_exceptions=return_exceptions, **kwargs
             )
 
     @contextmanager
-    def _answering(self, found: Sequence[SearchResult]) -> Iterator[None]:
-        """Runs inside take what was found, and search for the rest."""
-        token = _answered.set((id(self), {result.query: result for result in found}))
+    def _sharing(self, found: Sequence[SearchResult]) -> Iterator[None]:
+        """Give these results to the runs inside, which search only for other queries."""
+        token = _batch_results.set((id(self), {result.query: result for result in found}))
         try:
             yield
         finally:
-            _answered.reset(token)
+            _batch_results.reset(token)
 
-    def _answered_already(self, query: str) -> SearchResult | None:
-        owner, found = _answered.get()
+    def _batch_result(self, query: str) -> SearchResult | None:
+        owner, found = _batch_results.get()
         return found.get(query) if owner == id(self) else None
 
-    def _wanted(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments of a search.
+    def _options(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Keyword arguments of a search.
 
         Raises:
-            UsageError: One that is not known.
+            UsageError: The caller gives an argument other than `k`.
         """
         unknown = sorted(set(kwargs) - {"k"})
         if unknown:
             raise UsageError(
-                f"CartQdrantRetriever is asked with {', '.join(unknown)}, but knows k.",
-                "Set it when the retriever is made.",
+                f"CartQdrantRetriever is called with {', '.join(unknown)}, but takes only k.",
+                "Set other options when the retriever is made.",
             )
         return {
             "k": kwargs.get("k", self.k), "lane": self.lane, "filter": self.filter,
@@ -166,5 +160,5 @@ class CartQdrantRetriever(BaseRetriever):
         }  # fmt: skip
 
     def _documents(self, found: SearchResult) -> list[Document]:
-        least = self.score_threshold
-        return [to_document(hit) for hit in found.hits if least is None or hit.score >= least]
+        lowest = self.score_threshold
+        return [to_document(hit) for hit in found.hits if lowest is None or hit.score >= lowest]

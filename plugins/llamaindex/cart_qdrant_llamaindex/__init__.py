@@ -9,6 +9,10 @@ with Retriever.open(".cartq") as engine:
 ```
 """
 
-from cart_qdrant_llamaindex.retriever import CartQdrantRetriever
+from cart_qdrant.extras import require
+
+require("llamaindex", "llama_index.core")
+
+from cart_qdrant_llamaindex.retriever import CartQdrantRetriever  # noqa: E402 - it imports the host
 
 __all__ = ["CartQdrantRetriever"]

@@ -1,4 +1,4 @@
-"""Metadata filters as conditions of Qdrant."""
+"""Converts metadata filters of LlamaIndex to filters of Qdrant."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from llama_index.core.vector_stores.types import (
     MetadataFilters,
 )
 
-from cart_qdrant.errors import UsageError
-from cart_qdrant.search.filters import value_compares, value_in, value_is
+from cart_qdrant.search.host_filters import field_condition
 from cart_qdrant.storage import requests as qdrant
 
-_RANGES = {
-    FilterOperator.GT: "gt",
-    FilterOperator.GTE: "gte",
-    FilterOperator.LT: "lt",
-    FilterOperator.LTE: "lte",
+_SAME = {
+    # Of a list, Qdrant's equality means one of its values.
+    FilterOperator.CONTAINS: "==",
+    FilterOperator.ANY: "in",
+    FilterOperator.NIN: "not in",
 }
+"""Operators that have another name in `field_condition`."""
 
 
 def to_filter(filters: MetadataFilters) -> qdrant.Filter:
-    """The same condition on the payload.
+    """Convert metadata filters to a filter of Qdrant on the payload.
 
     Raises:
-        UsageError: An operator that Qdrant has no like of, or a value of the wrong kind.
+        UsageError: Qdrant has no condition for an operator, or a value has the wrong type for it.
     """
     found = [
         to_filter(one) if isinstance(one, MetadataFilters) else _condition(one)
@@ -40,22 +40,11 @@ def to_filter(filters: MetadataFilters) -> qdrant.Filter:
 
 def _condition(one: MetadataFilter) -> qdrant.AnyCondition:
     key, operator, value = one.key, one.operator, one.value
-    if operator in _RANGES:
-        return value_compares(key, _RANGES[operator], value)
-    if operator in (FilterOperator.EQ, FilterOperator.CONTAINS):
-        # Of a list, Qdrant's equality means one of its values.
-        return value_is(key, value)
-    if operator == FilterOperator.NE:
-        return qdrant.Filter(must_not=[value_is(key, value)])
-    if operator in (FilterOperator.IN, FilterOperator.ANY):
-        return value_in(key, value)
-    if operator == FilterOperator.NIN:
-        return qdrant.Filter(must_not=[value_in(key, value)])
     if operator == FilterOperator.ALL:
         values = value if isinstance(value, list) else [value]
-        return qdrant.Filter(must=[value_is(key, each) for each in values])
+        return qdrant.Filter(must=[field_condition(key, "==", each) for each in values])
     if operator == FilterOperator.TEXT_MATCH:
         return qdrant.FieldCondition(key=key, match=qdrant.MatchText(text=str(value)))
     if operator == FilterOperator.IS_EMPTY:
         return qdrant.IsEmptyCondition(is_empty=qdrant.PayloadField(key=key))
-    raise UsageError(f"Qdrant has no filter like {operator.value!r} (of {key}).")
+    return field_condition(key, _SAME.get(operator, operator.value), value)

@@ -1,40 +1,32 @@
-"""The retriever."""
+"""`CartQdrantRetriever`: a retriever of LlamaIndex that searches an index."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from llama_index.core.retrievers import BaseRetriever
+from llama_index.core.schema import ImageNode, NodeWithScore, QueryBundle, TextNode
+from llama_index.core.vector_stores.types import MetadataFilters
 from qdrant_client import models
 
-from cart_qdrant.errors import MissingExtraError
 from cart_qdrant.records import Hit, Modality
 from cart_qdrant.search.lanes import Lane
 from cart_qdrant.search.query import Part, Query
 from cart_qdrant.search.result import SearchResult
 from cart_qdrant.search.retriever import Retriever
-
-try:
-    from llama_index.core.retrievers import BaseRetriever
-    from llama_index.core.schema import ImageNode, NodeWithScore, QueryBundle, TextNode
-    from llama_index.core.vector_stores.types import MetadataFilters
-
-    from cart_qdrant_llamaindex.filters import to_filter
-except ImportError as error:
-    raise MissingExtraError(
-        "llama-index-core is not installed.", 'pip install "cart-qdrant[llamaindex]"'
-    ) from error
+from cart_qdrant_llamaindex.filters import to_filter
 
 
 def to_node(hit: Hit, base: Path | None = None) -> NodeWithScore:
-    """A hit as a scored node; its id is the segment's.
+    """Convert a hit to a node with a score; its id is the id of the segment.
 
     Args:
-        base: Folder that paths of the index are relative to.
+        base: Folder that the path of the hit is relative to.
     """
     given: dict[str, Any] = {
         "id_": hit.id,
-        "text": hit.caption or hit.path,
+        "text": hit.text,
         "metadata": hit.metadata(),
     }
     node: TextNode
@@ -46,18 +38,18 @@ def to_node(hit: Hit, base: Path | None = None) -> NodeWithScore:
 
 
 class CartQdrantRetriever(BaseRetriever):
-    """Finds segments of media by text, picture, or vector.
+    """Finds segments of media by text, image or vector.
 
-    Of a `QueryBundle`, `embedding` is searched as it is; else `custom_embedding_strs` (or the query
-    itself) and the picture at `image_path` are searched together.
+    The `embedding` of a `QueryBundle` is searched as it is. Without one,
+    `custom_embedding_strs` (or the query string) and the image at `image_path` are searched together.
 
     Args:
-        retriever: An open engine; the caller closes it.
-        k: Nodes returned.
-        lane: Who answers, see `cart_qdrant.Retriever.search`; queries that are more than a text
-            have `auto`, `dense` and `generative`.
-        filter: Condition on the payload, of Qdrant or of LlamaIndex; all lanes obey it.
-        min_confidence: Nodes that are less likely to be meant are left out (`auto`, `fused`).
+        retriever: An open `Retriever`, which the caller closes.
+        k: Number of nodes that a query returns.
+        lane: Lane that answers, as in `cart_qdrant.Retriever.search`; queries that are more
+            than a text can use `auto`, `dense` and `generative`.
+        filter: Filter of Qdrant or of LlamaIndex on the payload, which every lane obeys.
+        min_confidence: Nodes of a lower confidence are left out (lanes `auto` and `fused`).
     """
 
     def __init__(
@@ -70,24 +62,24 @@ class CartQdrantRetriever(BaseRetriever):
         min_confidence: float = 0.0,
     ) -> None:
         super().__init__()
-        self._engine = retriever
+        self._retriever = retriever
         condition = to_filter(filter) if isinstance(filter, MetadataFilters) else filter
-        self._wanted: dict[str, Any] = {
+        self._options: dict[str, Any] = {
             "k": k, "lane": lane, "filter": condition, "min_confidence": min_confidence
         }  # fmt: skip
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return self._nodes(self._engine.search(to_query(query_bundle), **self._wanted))
+        return self._nodes(self._retriever.search(to_query(query_bundle), **self._options))
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return self._nodes(await self._engine.asearch(to_query(query_bundle), **self._wanted))
+        return self._nodes(await self._retriever.asearch(to_query(query_bundle), **self._options))
 
     def _nodes(self, found: SearchResult) -> list[NodeWithScore]:
-        return [to_node(hit, self._engine.base) for hit in found.hits]
+        return [to_node(hit, self._retriever.base) for hit in found.hits]
 
 
 def to_query(bundle: QueryBundle) -> str | Query:
-    """What a bundle asks for."""
+    """Convert a query bundle to a query of an index."""
     if bundle.embedding is not None:
         return Query((Part("vector", bundle.query_str or "vector", 1.0, tuple(bundle.embedding)),))
     texts = [text for text in bundle.embedding_strs if text.strip()]

@@ -9,6 +9,10 @@ with Retriever.open(".cartq") as engine:
 ```
 """
 
-from cart_qdrant_mcp.server import make_server
+from cart_qdrant.extras import require
+
+require("mcp", "mcp.server.mcpserver")
+
+from cart_qdrant_mcp.server import make_server  # noqa: E402 - it imports the host
 
 __all__ = ["make_server"]

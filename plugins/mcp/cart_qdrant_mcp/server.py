@@ -1,4 +1,4 @@
-"""Tools for assistants: search media, look at an item, learn what there is. None of them writes."""
+"""An MCP server whose read-only tools search media, show an item and describe the collection."""
 
 from __future__ import annotations
 
@@ -8,58 +8,52 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
+from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp.types import CallToolResult, ImageContent, TextContent, ToolAnnotations
 from pydantic import BaseModel, Field
 
 from cart_qdrant import __version__
-from cart_qdrant.errors import CartError, MissingExtraError
+from cart_qdrant.errors import CartError
 from cart_qdrant.media.thumbnails import thumbnail
 from cart_qdrant.records import Caption, Hit, Item, Modality
 from cart_qdrant.search.filters import parse_filter
 from cart_qdrant.search.retriever import Retriever
 
-try:
-    from mcp.server.mcpserver import MCPServer
-    from mcp.server.mcpserver.exceptions import ToolError
-    from mcp.types import CallToolResult, ImageContent, TextContent, ToolAnnotations
-except ModuleNotFoundError as error:
-    raise MissingExtraError(
-        "The MCP SDK is not installed.", 'pip install "cart-qdrant[mcp]"'
-    ) from error
-
 INSTRUCTIONS = (
-    "Finds photos, video moments and sounds by what they show or sound like. Ask search_media in "
-    "plain words; a hit in a film or a sound has its first and last second. describe_collection "
-    "tells what there is and which fields can be filtered on; get_segment shows one hit, with a "
-    "picture of it."
+    "Finds images, moments of videos and audio by what they show or sound like. Ask search_media "
+    "in plain words; a hit in a video or an audio file has its first and last second. "
+    "describe_collection tells what the collection holds and which fields filters can use; "
+    "get_segment shows one hit, with a small picture of it."
 )
 READ_ONLY = ToolAnnotations(
     read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False
 )
 MOST = 100
-"""Hits of one search, at most."""
+"""Largest number of hits of one search."""
 
 
 class MediaHit(BaseModel):
-    """One answer of a search."""
+    """One segment that a search found."""
 
-    id: str = Field(description="For get_segment.")
-    path: str = Field(description="File, relative to the folder that the index lies in.")
+    id: str = Field(description="Name of the item for get_segment.")
+    path: str = Field(description="File, relative to the folder that holds the index.")
     modality: Modality
-    start: float = Field(description="First second of the segment; 0 for a picture.")
-    end: float = Field(description="Last second of the segment; 0 for a picture.")
+    start: float = Field(description="First second of the segment; 0 for an image.")
+    end: float = Field(description="Last second of the segment; 0 for an image.")
     moment: tuple[float, float] | None = Field(
-        description="Seconds that the caption speaks about, where it was matched."
+        description="First and last second of the caption, where it matches the query."
     )
-    caption: str | None = Field(description="The text that fits the query best.")
-    score: float = Field(description="For comparison within one answer only.")
+    caption: str | None = Field(description="The caption that matches the query best.")
+    score: float = Field(description="Comparable within one answer only.")
     confidence: float | None = Field(
-        description="Probability that this is what was meant; null where it is not known."
+        description="Probability that the hit is relevant; null where it is not known."
     )
     identifier: str | None = Field(description="Coarse-to-fine identifier of the item.")
 
     @classmethod
     def of(cls, hit: Hit) -> MediaHit:
-        """From the engine's."""
+        """Convert a hit of a search."""
         return cls(
             id=hit.id, path=hit.path, modality=hit.modality, start=hit.start, end=hit.end,
             moment=hit.moment, caption=hit.caption, score=hit.score, confidence=hit.confidence,
@@ -71,42 +65,42 @@ class SearchAnswer(BaseModel):
     """Hits of one search, best first."""
 
     query: str
-    lane: str = Field(description="Which way of searching answered.")
+    lane: str = Field(description="The lane (way of ranking) that answered.")
     hits: list[MediaHit]
-    remarks: list[str] = Field(description="What to know about this answer.")
+    remarks: list[str] = Field(description="Sentences for the user about this answer.")
 
 
 class CollectionAnswer(BaseModel):
-    """What there is to search."""
+    """What the collection holds."""
 
-    items: dict[str, int] = Field(description="Searchable items of each kind.")
-    with_caption: int = Field(description="Items with a caption.")
+    items: dict[str, int] = Field(description="Number of items of each modality.")
+    with_caption: int = Field(description="Number of items with a caption.")
     trained: bool
     embedder: str
     fields: dict[str, list[Any]] = Field(
-        description="Fields that search_media can filter on, with some of their values."
+        description="Fields that filters of search_media can use, with some of their values."
     )
     captions: list[str] = Field(description="Some captions.")
 
 
 class SegmentCaption(BaseModel):
-    """A text about a segment."""
+    """A caption of a segment."""
 
     text: str
     source: str
-    start: float | None = Field(description="Seconds that it speaks about.")
+    start: float | None = Field(description="First second that it describes.")
     end: float | None
 
     @classmethod
     def of(cls, caption: Caption) -> SegmentCaption:
-        """From the engine's."""
+        """Convert a caption of an item."""
         return cls(
             text=caption.text, source=str(caption.source), start=caption.start, end=caption.end
         )
 
 
 class SegmentAnswer(BaseModel):
-    """One item with all its captions and fields."""
+    """One item with its captions and payload fields."""
 
     id: str
     path: str
@@ -115,12 +109,12 @@ class SegmentAnswer(BaseModel):
     end: float
     identifier: str | None
     captions: list[SegmentCaption]
-    fields: dict[str, Any] = Field(description="Its other payload fields.")
+    fields: dict[str, Any] = Field(description="Other payload fields of the item.")
     picture: str | None = Field(description="Why there is no picture, or null where there is one.")
 
     @classmethod
     def of(cls, item: Item, picture: str | None) -> SegmentAnswer:
-        """From the engine's."""
+        """Convert an item of the index."""
         shown = {
             key: value
             for key, value in item.payload.items()
@@ -138,7 +132,7 @@ def make_server(retriever: Retriever) -> MCPServer[Any]:
     """A server with the tools `search_media`, `describe_collection` and `get_segment`.
 
     Args:
-        retriever: Open index; stays open as long as the server runs.
+        retriever: An open `Retriever`, which stays open as long as the server runs.
     """
     server: MCPServer[Any] = MCPServer(
         "cart-qdrant", instructions=INSTRUCTIONS, version=__version__, log_level="WARNING"
@@ -147,9 +141,9 @@ def make_server(retriever: Retriever) -> MCPServer[Any]:
     @server.tool(title="Search media", annotations=READ_ONLY, structured_output=True)
     async def search_media(
         query: Annotated[str, Field(description='What to find, in plain words: "a dog surfing".')],
-        k: Annotated[int, Field(description="Hits.", ge=1, le=MOST)] = 5,
+        k: Annotated[int, Field(description="Number of hits.", ge=1, le=MOST)] = 5,
         modality: Annotated[
-            Modality | None, Field(description="Only pictures, film shots or sounds.")
+            Modality | None, Field(description="Search only images, videos or audio.")
         ] = None,
         filters: Annotated[
             list[str] | None,
@@ -163,8 +157,8 @@ def make_server(retriever: Retriever) -> MCPServer[Any]:
             Field(description="`file`: each file once, by its best moment; `none`: all moments."),
         ] = "file",
     ) -> SearchAnswer:
-        """Find photos, moments of videos and sounds by text. Best first, with seconds."""
-        with _told():
+        """Find images, moments of videos and audio by text, best first, with their seconds."""
+        with _errors_as_messages():
             only = parse_filter(filters or [], modality)
             found = await retriever.asearch(query, k=k, filter=only, group_by=group_by)
         return SearchAnswer(
@@ -174,8 +168,8 @@ def make_server(retriever: Retriever) -> MCPServer[Any]:
 
     @server.tool(title="Describe the collection", annotations=READ_ONLY, structured_output=True)
     async def describe_collection() -> CollectionAnswer:
-        """Tell how many photos, videos and sounds there are, and what can be filtered on."""
-        with _told():
+        """Tell how many items of each modality there are, and which fields filters can use."""
+        with _errors_as_messages():
             found = await asyncio.to_thread(retriever.describe)
         return CollectionAnswer(
             items=found.items, with_caption=found.with_caption, trained=found.trained,
@@ -186,17 +180,17 @@ def make_server(retriever: Retriever) -> MCPServer[Any]:
     async def get_segment(
         name: Annotated[str, Field(description="Id of a hit, a path, or PATH@SECONDS.")],
         picture: Annotated[
-            bool, Field(description="Also give a small picture of it (of a sound its waveform).")
+            bool, Field(description="Also give a small picture of it (the waveform of audio).")
         ] = True,
     ) -> Annotated[CallToolResult, SegmentAnswer]:
-        """Show one item: all its captions and fields, and a small picture."""
-        with _told():
-            return await asyncio.to_thread(_look, retriever, name, picture=picture)
+        """Show one item with its captions, its payload fields and a small picture."""
+        with _errors_as_messages():
+            return await asyncio.to_thread(_show_item, retriever, name, picture=picture)
 
     return server
 
 
-def _look(retriever: Retriever, name: str, *, picture: bool) -> CallToolResult:
+def _show_item(retriever: Retriever, name: str, *, picture: bool) -> CallToolResult:
     item = retriever.item(name)
     images: list[ImageContent] = []
     missing: str | None = "not asked for"
@@ -217,8 +211,8 @@ def _look(retriever: Retriever, name: str, *, picture: bool) -> CallToolResult:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Tell the assistant what is wrong and what mends it, in place of a traceback."""
+def _errors_as_messages() -> Iterator[None]:
+    """Give the assistant the message and the remedy of an error in place of a traceback."""
     try:
         yield
     except CartError as error:
