@@ -41,7 +41,8 @@ class CartQdrantRetriever(BaseRetriever):
     """Finds segments of media by text, image or vector.
 
     The `embedding` of a `QueryBundle` is searched as it is. Without one,
-    `custom_embedding_strs` (or the query string) and the image at `image_path` are searched together.
+    `custom_embedding_strs` (or the query string) and the image at `image_path` are searched
+    together.
 
     Args:
         retriever: An open `Retriever`, which the caller closes.
