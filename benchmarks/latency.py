@@ -50,7 +50,7 @@ from cart_qdrant.files import folder_hash, save_arrays
 from cart_qdrant.generator.artifacts import CALIBRATION
 from cart_qdrant.generator.decode import IdentifierDecoder
 from cart_qdrant.generator.prior import HUB, NodeBonus
-from cart_qdrant.identifiers.codec import Codec, Counters, IdentifierConfig, fit_codec
+from cart_qdrant.identifiers.codec import Codec, DisambiguationTokens, IdentifierConfig, fit_codec
 from cart_qdrant.identifiers.hubness import media_space
 from cart_qdrant.index.identifier_files import load_codec, load_table
 from cart_qdrant.index.identify import assign_new
@@ -127,7 +127,7 @@ def make_index(source: Path, root: Path, count: int, *, graph: bool) -> FloatArr
         codec = fit_codec(
             {SPACE: x_ND}, IdentifierConfig(), {} if metric is None else {SPACE: metric}
         )
-        rows_NL = Counters().complete(codec.quantizers[SPACE].encode(x_ND))
+        rows_NL = DisambiguationTokens().complete(codec.quantizers[SPACE].encode(x_ND))
         say(f"{count:,}: identifiers fitted and coded in {time.perf_counter() - begin:.0f} s")
         bank = index.query_bank()
         assert bank is not None

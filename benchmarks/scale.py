@@ -28,7 +28,13 @@ from qdrant_client import models
 from cart_qdrant.arrays.types import FloatArray, IndexArray
 from cart_qdrant.generator.beam_search import PriorScorer, beam_search
 from cart_qdrant.generator.prior import HUB, NodeBonus, prior_logits
-from cart_qdrant.identifiers.codec import Codec, Counters, IdentifierConfig, fit_codec, unique_ratio
+from cart_qdrant.identifiers.codec import (
+    Codec,
+    DisambiguationTokens,
+    IdentifierConfig,
+    fit_codec,
+    unique_ratio,
+)
 from cart_qdrant.identifiers.hubness import media_space
 from cart_qdrant.identifiers.trie import Trie
 from cart_qdrant.index.identifier_files import load_codec
@@ -175,7 +181,7 @@ def identify(
         f"{len(quantizer.books_MVD)}: U {unique_ratio(codes_NL):.3f}, error "
         f"{quantizer.error:.3f}, fitted and coded in {time.perf_counter() - begin:.0f} s"
     )
-    return codec, Counters().complete(codes_NL)
+    return codec, DisambiguationTokens().complete(codes_NL)
 
 
 def decoder(

@@ -28,6 +28,7 @@ from cart_qdrant.arrays.types import FloatArray, IntArray
 from cart_qdrant.generator.beam_search import PriorScorer, beam_search
 from cart_qdrant.generator.prior import NodeBonus
 from cart_qdrant.identifiers.trie import Trie
+from cart_qdrant.identifiers.trie_edits import delete, insert
 
 T = TypeVar("T")
 
@@ -79,8 +80,8 @@ def measure(size: int, coarse: int, path: Path) -> list[str]:
     more, more_hubs = rows_NL[size:], hub_N[size:]
     built, trie = timed(lambda: Trie.build(rows_NL[:size], None, hub_N[:size]), 3)
     saved, _ = timed(lambda: trie.save(path), 3)
-    grown_in, grown = timed(lambda: trie.insert(more, more_hubs), 5)
-    shrunk_in, shrunk = timed(lambda: grown.delete(more), 5)
+    grown_in, grown = timed(lambda: insert(trie, more, more_hubs), 5)
+    shrunk_in, shrunk = timed(lambda: delete(grown, more), 5)
     assert len(grown) == size + CHANGED and len(shrunk) == size
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         opened, first, *decoded, small, large = pool.apply(

@@ -1,11 +1,20 @@
-"""Find video moments, sounds and images by text: generative retrieval with dense rerank on Qdrant.
+"""Search for video, audio and images by text: generative and dense retrieval on Qdrant.
 
-The rooms, in the order in which data flows (CONTRIBUTING.md has them all):
+The rooms of the package, in the order of their imports (a room imports only those after it):
 
-- `index/`: media -> segments -> vectors and captions -> identifiers -> Qdrant points
-- `training/`: captions -> pairs -> query tower and generator -> calibration
-- `search/`: query -> beams -> payload filter and dense lanes -> hits
-- leaves: `config`, `errors`, `extras`, `files`, `progress`, `records`
+- `evaluation/`: recall, latency, ablations and comparisons
+- `training/`: captions to a trained generator and its calibration
+- `search/`: a query to hits
+- `index/`: an index on disk and in its store
+- `generator/`: decodes identifiers for a query
+- `captions/`: captions of items, from tables, sidecar files, subtitles and models
+- `embedders/`: media and text to vectors
+- `media/`: files to segments
+- `identifiers/`: vectors to identifiers, and the prefix tree of all identifiers
+- `storage/`: Qdrant: embedded, as a server, and attached collections
+- `arrays/`: arrays in memory and in mapped files
+- modules beside the rooms, which every room may import: `config`, `errors`, `extras`, `files`,
+  `progress`, `records`
 
 Importing this package imports none of torch, PyAV, Pillow or Qdrant.
 """
@@ -32,14 +41,19 @@ __all__ = [
     "Query",
     "Retriever",
     "Segment",
+    "__version__",
 ]
 
-# Heavy: imported on first use.
+# These import Qdrant, so they are imported when they are first used.
 _LATER = {
     "Part": "cart_qdrant.search.query",
     "Query": "cart_qdrant.search.query",
     "Retriever": "cart_qdrant.search.retriever",
 }
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str) -> Any:

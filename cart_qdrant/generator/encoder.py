@@ -15,7 +15,7 @@ from cart_qdrant.arrays.types import FloatArray, MaskArray
 from cart_qdrant.embedders.text.onnx_encoder import TextGraph, padded
 
 HIDDEN_STATES = 3
-"""Encoder layers that the generator reads: E1, E2, E3."""
+"""Layers of the encoder whose states the generator reads: E1, E2, E3."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class EncodedTexts:
     mask_BS: MaskArray | None = None
 
     def one(self, b: int) -> EncodedTexts:
-        """Query `b` alone."""
+        """The vectors and states of query `b` alone."""
         here = slice(b, b + 1)
         states = self.hidden_states
         return EncodedTexts(
@@ -71,7 +71,7 @@ class OnnxQueryEncoder:
         """
         wanted = ["text", "caption", *(f"media.{space}" for space in self.spaces)]
         flat = len(wanted)
-        wanted += [f"tap{n}" for n in range(1, HIDDEN_STATES + 1)] if hidden_states else []
+        wanted += [f"hidden{n}" for n in range(1, HIDDEN_STATES + 1)] if hidden_states else []
         found = self._graph.run(texts, wanted)
         columns = list(zip(*(one.outputs for one in found), strict=True))
         text_BW, caption_BW, *media = (np.concatenate(column) for column in columns[:flat])

@@ -1,11 +1,13 @@
-"""The generator: writes an identifier, code by code, for an encoded query.
+"""The generator in torch: a decoder that scores the codes of an identifier for an encoded query.
 
-Coarse and fine fusion of the encoder's layers E1..E3 as in CART (arXiv 2406.17507, section 3.2),
-each switchable. Its logits *correct* the prior of `beam.PriorScorer`:
+The decoder reads the hidden states E1..E3 of the query encoder by coarse and fine fusion as in
+CART (arXiv 2406.17507, section 3.2); each fusion can be switched off. Its logits *correct* the
+prior of `beam_search.PriorScorer`:
 `log p(v | prefix) = log softmax(scale_m * q . e_{m,v} + gate_m * h_m . w_{m,v})`, so that an item
-that training never saw keeps the fair score of its code vectors. The memory may be text, a vector
-of the media space (an item's own, where it has no caption), or both.
-Shape legend: B queries, R prefixes, T codes of a prefix, S memory, W width, V codes, L levels.
+that training never saw keeps the score of its code vectors. The decoder context holds the text's
+hidden states, a vector of the media space (an item's own, if the item has no caption), or both.
+Shape legend: B queries, R prefixes, T codes of a prefix, S positions of the decoder context, W
+width, V codes, L levels.
 """
 
 from __future__ import annotations
@@ -25,29 +27,29 @@ from cart_qdrant.arrays.types import FloatArray, IndexArray, IntArray, MaskArray
 from cart_qdrant.errors import ConfigError
 
 HIDDEN_STATES = 3
-"""Encoder layers that are fused: E1, E2, E3."""
+"""Layers of the query encoder whose states the decoder reads: E1, E2, E3."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneratorConfig:
-    """Shape of a generator."""
+    """Sizes and switches of a generator's network."""
 
     sizes: tuple[int, ...]
-    """Codes per level: coarse clusters, then codes of each residual level."""
+    """Number of codes of each level: coarse clusters, then the codes of each residual level."""
     media_dim: int
     """Width of a media vector."""
     text_width: int = 384
-    """Width of the query encoder's states."""
+    """Width of the query encoder's hidden states."""
     width: int = 256
     heads: int = 4
     layers: int = 2
     prefix: int = 2
-    """Memory vectors made of one media vector."""
+    """Positions of the decoder context that one media vector is projected to."""
     dropout: float = 0.1
     coarse_fusion: bool = True
     fine_fusion: bool = True
     fine_gates: bool = True
-    """Whether fine fusion weighs each encoder layer by a learned gate, or averages them."""
+    """Whether fine fusion weights each encoder layer by a learned gate, or averages them."""
 
     def __post_init__(self) -> None:
         if not (self.coarse_fusion or self.fine_fusion):
@@ -56,18 +58,23 @@ class GeneratorConfig:
             raise ConfigError(f"width is {self.width}, but must be a multiple of {self.heads}.")
 
     def to_json(self) -> dict[str, Any]:
-        """JSON form."""
+        """The configuration as JSON."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> GeneratorConfig:
-        """Inverse of `to_json`."""
+        """The configuration that `to_json` wrote."""
         return cls(**{**data, "sizes": tuple(data["sizes"])})
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
-    """What the decoder reads: each tap (B, S, W), and a mask (B, 1, 1, S) of what is there."""
+class DecoderContext:
+    """What the cross-attention of the decoder reads.
+
+    Attributes:
+        hidden_states: States (B, S, W) of each encoder layer, projected to the decoder's width.
+        mask: Whether a position holds a state (B, 1, 1, S); False for padding.
+    """
 
     hidden_states: tuple[Tensor, ...]
     mask: Tensor
@@ -78,6 +85,8 @@ KeyValues = tuple[Tensor, Tensor]
 
 
 class _Attention(nn.Module):
+    """Multi-head attention whose keys and values are computed apart from its queries."""
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -86,7 +95,7 @@ class _Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def keys(self, x_BSW: Tensor) -> KeyValues:
-        """What can be read of a sequence."""
+        """Keys and values of a sequence."""
         b, s, _ = x_BSW.shape
         k, v = self.kv(x_BSW).view(b, s, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
         return k, v
@@ -100,8 +109,8 @@ class _Attention(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
-    """A memory as one layer reads it."""
+class LayerContext:
+    """The keys and values of a decoder context in one layer."""
 
     coarse: KeyValues | None
     fine: tuple[KeyValues, ...]
@@ -109,8 +118,7 @@ class _Read:
 
 
 class _Layer(nn.Module):
-    """Causal self-attention over the prefix, fused cross-attention over the hidden states, then
-    feed-forward."""
+    """Self-attention over the prefix, fused cross-attention over the context, feed-forward."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -128,28 +136,32 @@ class _Layer(nn.Module):
         self.up, self.down = nn.Linear(w, 4 * w), nn.Linear(4 * w, w)
         self.dropout = nn.Dropout(config.dropout)
 
-    def read(self, memory: Memory, fused_BSW: Tensor | None) -> _Read:
-        """Keys and values of a memory."""
+    def context_keys(self, context: DecoderContext, fused_BSW: Tensor | None) -> LayerContext:
+        """Keys and values of a decoder context.
+
+        Args:
+            fused_BSW: The hidden states fused to one; None without coarse fusion.
+        """
         coarse = None
         if self.coarse is not None:
             assert fused_BSW is not None
             coarse = self.coarse.keys(fused_BSW)
         fine = [
-            attention.keys(tap)
-            for attention, tap in zip(
-                self.fine, memory.hidden_states, strict=False
-            )  # none when it is off
+            attention.keys(state)
+            # Without fine fusion there are no attentions.
+            for attention, state in zip(self.fine, context.hidden_states, strict=False)
             if isinstance(attention, _Attention)
         ]
-        return _Read(coarse, tuple(fine), memory.mask)
+        return LayerContext(coarse, tuple(fine), context.mask)
 
     def forward(
-        self, x_RTW: Tensor, read: _Read, queries: int, past: KeyValues | None = None
+        self, x_RTW: Tensor, context: LayerContext, queries: int, past: KeyValues | None = None
     ) -> tuple[Tensor, KeyValues]:
         """New states, and the keys and values of all codes so far.
 
         Args:
-            past: Those of earlier codes; T is then 1.
+            queries: B; R is a multiple of it.
+            past: Keys and values of the earlier codes; T is then 1.
         """
         r, t, w = x_RTW.shape
         y = self.norms[0](x_RTW)
@@ -158,15 +170,15 @@ class _Layer(nn.Module):
             own = (torch.cat([past[0], own[0]], dim=2), torch.cat([past[1], own[1]], dim=2))
         causal = torch.ones(t, t, dtype=torch.bool).tril() if t > 1 else None
         x = x_RTW + self.dropout(self.own(y, own, causal))
-        # All beams of a query read one memory: they stand side by side in the time axis.
+        # All beams of a query read the same context: they share the time axis.
         y = self.norms[1](x).reshape(queries, (r // queries) * t, w)
         found = torch.zeros_like(y)
         if self.coarse is not None and self.coarse_gate is not None:
-            assert read.coarse is not None
-            c = self.coarse(y, read.coarse, read.mask)
+            assert context.coarse is not None
+            c = self.coarse(y, context.coarse, context.mask)
             found = found + torch.sigmoid(self.coarse_gate(c)) * c
-        for n, (attention, keys) in enumerate(zip(self.fine, read.fine, strict=True)):
-            c = attention(y, keys, read.mask)
+        for n, (attention, keys) in enumerate(zip(self.fine, context.fine, strict=True)):
+            c = attention(y, keys, context.mask)
             if self.fine_gates:
                 c = c * torch.sigmoid(self.fine_gates[n](torch.cat([y, c], dim=-1)))
             else:
@@ -178,31 +190,38 @@ class _Layer(nn.Module):
 
 
 class Generator(nn.Module):
-    """See the module's docstring."""
+    """A transformer decoder over the codes of identifiers that reads an encoded query."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.config = config
         w = config.width
-        self.taps_in = nn.ModuleList(nn.Linear(config.text_width, w) for _ in range(HIDDEN_STATES))
+        self.hidden_states_in = nn.ModuleList(
+            nn.Linear(config.text_width, w) for _ in range(HIDDEN_STATES)
+        )
         self.media_in = nn.Linear(config.media_dim, HIDDEN_STATES * config.prefix * w)
         self.fuse = nn.Linear(HIDDEN_STATES * w, w) if config.coarse_fusion else None
         self.start = nn.Parameter(torch.randn(w) * 0.02)
-        self.places = nn.Parameter(torch.randn(len(config.sizes), w) * 0.02)
-        self.codes = nn.ModuleList(nn.Embedding(v, w) for v in config.sizes)
-        for table in self.codes:
+        self.positions = nn.Parameter(torch.randn(len(config.sizes), w) * 0.02)
+        self.token_embeddings = nn.ModuleList(nn.Embedding(v, w) for v in config.sizes)
+        for table in self.token_embeddings:
             assert isinstance(table, nn.Embedding)
             nn.init.normal_(table.weight, std=w**-0.5)
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(w)
 
-    def memory(
+    def context(
         self,
         hidden_states: Sequence[Tensor] | None,
         mask_BS: Tensor | None,
         media_BD: Tensor | None,
-    ) -> Memory:
-        """Memory of text states, of a media vector, or of both.
+    ) -> DecoderContext:
+        """The decoder context of a text's hidden states, of a media vector, or of both.
+
+        Args:
+            hidden_states: States E1, E2, E3 (B, S, width of the encoder).
+            mask_BS: Whether a position holds a token.
+            media_BD: Vectors in the media space.
 
         Raises:
             ConfigError: Neither is given.
@@ -216,80 +235,87 @@ class Generator(nn.Module):
                 parts[n].append(made[:, n])
             masks.append(torch.ones(b, self.config.prefix, dtype=torch.bool))
         if hidden_states is not None and mask_BS is not None:
-            for n, (project, tap) in enumerate(zip(self.taps_in, hidden_states, strict=True)):
-                parts[n].append(project(tap))
+            for part, project, state in zip(
+                parts, self.hidden_states_in, hidden_states, strict=True
+            ):
+                part.append(project(state))
             masks.append(mask_BS)
         if not masks:
-            raise ConfigError("A generator's memory needs text states or a media vector.")
-        return Memory(
+            raise ConfigError("A decoder context needs text states or a media vector.")
+        return DecoderContext(
             tuple(torch.cat([p.to(part[0].dtype) for p in part], dim=1) for part in parts),
             torch.cat(masks, dim=1)[:, None, None, :],
         )
 
-    def forward(self, memory: Memory, prefix_RT: Tensor) -> Tensor:
+    def forward(self, context: DecoderContext, prefix_RT: Tensor) -> Tensor:
         """Hidden states after the start and after each code of a prefix.
 
         Args:
-            memory: Of B queries.
-            prefix_RT: Codes (R, T), R a multiple of B, beams of a query together.
+            context: The decoder context of B queries.
+            prefix_RT: Codes (R, T); R is a multiple of B, and the beams of a query are adjacent.
 
         Returns:
             (R, T + 1, W): state `t` scores the codes of level `t`.
         """
         r, t = prefix_RT.shape
         x = [self.start.expand(r, 1, -1)]
-        x += [self.codes[n](prefix_RT[:, n : n + 1]) for n in range(t)]
-        x_RTW = torch.cat(x, dim=1) + self.places[: t + 1]
-        for layer, read in zip(self.layers, self.read(memory), strict=True):
-            x_RTW, _ = layer(x_RTW, read, len(memory.mask))
+        x += [self.token_embeddings[n](prefix_RT[:, n : n + 1]) for n in range(t)]
+        x_RTW = torch.cat(x, dim=1) + self.positions[: t + 1]
+        for layer, keys in zip(self.layers, self.layer_contexts(context), strict=True):
+            x_RTW, _ = layer(x_RTW, keys, len(context.mask))
         out: Tensor = self.norm(x_RTW)
         return out
 
-    def read(self, memory: Memory) -> list[_Read]:
-        """A memory as each layer reads it; the same for every step of a decoding."""
+    def layer_contexts(self, context: DecoderContext) -> list[LayerContext]:
+        """The keys and values of a decoder context in each layer, for all steps of a decoding."""
         fused = (
-            self.fuse(torch.cat(memory.hidden_states, dim=-1)) if self.fuse is not None else None
+            self.fuse(torch.cat(context.hidden_states, dim=-1)) if self.fuse is not None else None
         )
         layers = (layer for layer in self.layers if isinstance(layer, _Layer))
-        return [layer.read(memory, fused) for layer in layers]
+        return [layer.context_keys(context, fused) for layer in layers]
 
     def step(
-        self, reads: Sequence[_Read], code_R: Tensor | None, level: int, past: Sequence[KeyValues]
+        self,
+        contexts: Sequence[LayerContext],
+        code_R: Tensor | None,
+        level: int,
+        past: Sequence[KeyValues],
     ) -> tuple[Tensor, list[KeyValues]]:
         """One step of `forward`: the state (R, W) that scores `level`, after one more code.
 
         Args:
-            reads: See `read`; of B queries, R a multiple of B.
-            code_R: Codes of the level before; None at level 0, where R is B.
-            past: Keys and values that each layer returned for these prefixes; none at level 0.
+            contexts: What `layer_contexts` returned for B queries; R is a multiple of B.
+            code_R: Codes of the level above; None at level 0, where R is B.
+            level: The level that the state scores.
+            past: Keys and values that each layer returned for these prefixes; empty at level 0.
 
         Returns:
             The state, and the keys and values of each layer, prefixes of length `level` included.
         """
-        queries = len(reads[0].mask)
+        queries = len(contexts[0].mask)
         if code_R is None:
             x_R1W = self.start.expand(queries, 1, -1)
         else:
-            x_R1W = self.codes[level - 1](code_R)[:, None]
-        x_R1W = x_R1W + self.places[level]
+            x_R1W = self.token_embeddings[level - 1](code_R)[:, None]
+        x_R1W = x_R1W + self.positions[level]
         kept: list[KeyValues] = []
-        for n, (layer, read) in enumerate(zip(self.layers, reads, strict=True)):
-            x_R1W, own = layer(x_R1W, read, queries, past[n] if past else None)
+        for n, (layer, keys) in enumerate(zip(self.layers, contexts, strict=True)):
+            x_R1W, own = layer(x_R1W, keys, queries, past[n] if past else None)
             kept.append(own)
         return self.norm(x_R1W[:, 0]), kept
 
     def logits(self, state_RW: Tensor, level: int) -> Tensor:
-        """Scores (R, V) of one level's codes."""
-        table = self.codes[level]
+        """Correction logits (R, V) of one level's codes."""
+        table = self.token_embeddings[level]
         assert isinstance(table, nn.Embedding)
         return state_RW @ table.weight.T
 
 
 def load_generator(path: Path, config: Mapping[str, Any]) -> Generator:
-    """A generator from its safetensors file, for inference.
+    """Load a generator from its safetensors file, for inference.
 
     Raises:
-        RuntimeError: The file holds another architecture's weights.
+        RuntimeError: The file holds the weights of another architecture.
     """
     generator = Generator(GeneratorConfig.from_json(dict(config)))
     generator.load_state_dict(load_file(path))
@@ -297,12 +323,12 @@ def load_generator(path: Path, config: Mapping[str, Any]) -> Generator:
 
 
 class GeneratorScorer:
-    """Prior and gated correction as log-probabilities, for `beam_search`.
+    """Scores codes by the prior and the gated correction, as log-probabilities for `beam_search`.
 
     Args:
         generator: In eval mode.
-        memory: Of B queries.
-        levels_BV: Prior logits of each level, see `PriorScorer`.
+        context: The decoder context of B queries.
+        levels_BV: Prior logits of each level, as for `PriorScorer`.
         gates: Weight of the correction at each level.
     """
 
@@ -311,17 +337,17 @@ class GeneratorScorer:
     def __init__(
         self,
         generator: Generator,
-        memory: Memory,
+        context: DecoderContext,
         levels_BV: Sequence[FloatArray],
         gates: Sequence[float],
     ) -> None:
         self._generator = generator
         self._levels, self._gates = levels_BV, gates
-        self._queries = len(memory.mask)
+        self._queries = len(context.mask)
         self._past: list[KeyValues] = []
-        self._place: IndexArray = np.arange(self._queries)
+        self._slots: IndexArray = np.arange(self._queries)
         with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-            self._reads = generator.read(memory)
+            self._contexts = generator.layer_contexts(context)
 
     @classmethod
     def of(
@@ -333,36 +359,36 @@ class GeneratorScorer:
         levels_BV: Sequence[FloatArray],
         gates: Sequence[float],
     ) -> GeneratorScorer:
-        """A scorer that reads queries: their text states and their vectors in a media space."""
-        states = None if hidden_states is None else [torch.as_tensor(tap) for tap in hidden_states]
+        """A scorer for queries, given their hidden states and their vectors in a media space."""
+        states = None if hidden_states is None else [torch.as_tensor(x) for x in hidden_states]
         mask = None if mask_BS is None else torch.as_tensor(mask_BS)
         with torch.inference_mode():
-            memory = generator.memory(states, mask, torch.from_numpy(media_BD))
-        return cls(generator, memory, levels_BV, gates)
+            context = generator.context(states, mask, torch.from_numpy(media_BD))
+        return cls(generator, context, levels_BV, gates)
 
     @torch.inference_mode()
     def __call__(
         self, level: int, query_R: IndexArray, prefix_RL: IntArray, parent_R: IndexArray
     ) -> FloatArray:
-        """Log-probabilities (R, V). Levels are asked in their order, beginning with 0."""
+        """Log-probabilities (R, V) of a level's codes; levels must be scored in order, from 0."""
         prior = torch.from_numpy(self._levels[level])[query_R]
         if not any(self._gates[level:]):
             return np.asarray(F.log_softmax(prior, dim=-1).numpy())
         counts = np.bincount(query_R, minlength=self._queries)
-        slot = np.arange(len(query_R)) - np.repeat(np.cumsum(counts) - counts, counts)
+        beam = np.arange(len(query_R)) - np.repeat(np.cumsum(counts) - counts, counts)
         # Queries with fewer beams are padded with prefix 0, whose scores are dropped.
         widest = max(int(counts.max()), 1)
-        place = query_R * widest + slot
+        slots = query_R * widest + beam
         code, past = None, self._past
         if level:
             codes = np.zeros(self._queries * widest, dtype=np.int64)
-            codes[place] = prefix_RL[:, -1]
+            codes[slots] = prefix_RL[:, -1]
             before = np.zeros(self._queries * widest, dtype=np.int64)
-            before[place] = self._place[parent_R]
+            before[slots] = self._slots[parent_R]
             code, rows = torch.from_numpy(codes), torch.from_numpy(before)
             past = [(k[rows], v[rows]) for k, v in past]
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            state, self._past = self._generator.step(self._reads, code, level, past)
-        self._place = place
-        correction = self._generator.logits(state.float()[torch.from_numpy(place)], level)
+            state, self._past = self._generator.step(self._contexts, code, level, past)
+        self._slots = slots
+        correction = self._generator.logits(state.float()[torch.from_numpy(slots)], level)
         return np.asarray(F.log_softmax(prior + self._gates[level] * correction, dim=-1).numpy())

@@ -26,7 +26,7 @@ from cart_qdrant.identifiers.quantizer import GROUPED, Codec, Groups, Quantizer,
 
 __all__ = [
     "Codec",
-    "Counters",
+    "DisambiguationTokens",
     "Groups",
     "IdentifierConfig",
     "LevelReport",
@@ -84,7 +84,7 @@ class IdentifierConfig:
 
 
 @dataclass(slots=True)
-class Counters:
+class DisambiguationTokens:
     """Hands out the counter `u` of each semantic part."""
 
     taken: MutableMapping[tuple[int, ...], int] = field(default_factory=dict)

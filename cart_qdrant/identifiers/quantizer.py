@@ -306,16 +306,14 @@ class Codec:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> Codec:
-        """Inverse of `to_arrays` and `to_meta`."""
+        """The codec whose `to_arrays` and `to_meta` are given."""
         out: dict[str, Quantizer] = {}
         for space, info in meta.items():
-            centers, first = arrays[f"{space}.centers"], arrays.get(f"{space}.groups")
-            means = arrays.get(f"{space}.group_means")  # not kept by older versions
             groups = None
-            if first is not None:
-                groups = Groups.of(centers, first) if means is None else Groups(first, means)
+            if f"{space}.groups" in arrays:
+                groups = Groups(arrays[f"{space}.groups"], arrays[f"{space}.group_means"])
             out[space] = Quantizer(
-                centers, arrays[f"{space}.books"], metric_DD=arrays.get(f"{space}.metric"),
-                groups=groups, **info,
+                arrays[f"{space}.centers"], arrays[f"{space}.books"],
+                metric_DD=arrays.get(f"{space}.metric"), groups=groups, **info,
             )  # fmt: skip
         return cls(out)

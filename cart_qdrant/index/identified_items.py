@@ -13,8 +13,9 @@ import numpy as np
 
 from cart_qdrant.arrays.point_ids import key_of
 from cart_qdrant.arrays.types import IntArray
+from cart_qdrant.identifiers.free_tokens import FreeTokens
 from cart_qdrant.identifiers.item_table import ItemTable, file_number, modality_number
-from cart_qdrant.identifiers.trie import FreeCounters, Trie
+from cart_qdrant.identifiers.trie import Trie
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.points import has_identifier
 
@@ -84,9 +85,9 @@ class IdentifiedItems:
         for name, values in self._hubs.items():
             values[number] = hub.get(name, np.nan)
 
-    def counters(self) -> FreeCounters:
+    def free_tokens(self) -> FreeTokens:
         """The next free disambiguation token of each semantic part."""
-        return self._tree().counters()
+        return FreeTokens(self._tree())
 
     def _rows(self) -> IntArray:
         return np.asarray(self._codes, dtype=np.int32).reshape(-1, self._length)

@@ -17,7 +17,7 @@ from cart_qdrant.errors import StoreError
 from cart_qdrant.files import save_arrays
 from cart_qdrant.identifiers.codec import (
     Codec,
-    Counters,
+    DisambiguationTokens,
     IdentifierConfig,
     fit_codec,
     unique_ratio,
@@ -60,7 +60,7 @@ def encode(codec: Codec, x_ND: FloatArray, spaces: npt.NDArray[np.str_]) -> IntA
 
 
 def write_identifiers(
-    store: Store, field: str, ids: Sequence[str], codes_NL: IntArray, counters: Counters
+    store: Store, field: str, ids: Sequence[str], codes_NL: IntArray, counters: DisambiguationTokens
 ) -> IntArray:
     """Write identifiers into the payload.
 
@@ -159,7 +159,7 @@ def prepare(
     if index.attachment is not None:
         _check_free(index, field)
     codes = encode(codec, vectors.x_ND, vectors.spaces)
-    write_identifiers(index.store, field, vectors.ids, codes, Counters())
+    write_identifiers(index.store, field, vectors.ids, codes, DisambiguationTokens())
     if bank is not None:
         write_hubness(index, field, bank, has_identifier(field))
     trie, table = IdentifiedItems.read(index, field, codec.levels).finish()
@@ -314,7 +314,7 @@ def _assign(index: Index, info: IdentifierInfo, items: IdentifiedItems) -> int:
     codec = load_codec(index)
     assert codec is not None
     missing = qdrant.Filter(must=[lacks(f"{info.field}.id")], must_not=[lacks("hash")])
-    counters = Counters(items.counters())
+    counters = DisambiguationTokens(items.free_tokens())
     without = 0
     wanted = ["modality", "path"]
     for chunk in in_blocks(index.store.scroll(missing, with_payload=wanted, with_vectors=[MEDIA])):

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from cart_qdrant.errors import UsageError
-from cart_qdrant.identifiers.codec import Counters
+from cart_qdrant.identifiers.codec import DisambiguationTokens
+from cart_qdrant.identifiers.free_tokens import FreeTokens
 from cart_qdrant.index.health import advice
 from cart_qdrant.index.identifier_files import load_codec, load_trie
 from cart_qdrant.index.identify import (
@@ -172,7 +173,7 @@ def _reassign_changed(index: Index, reporter: Reporter) -> int:
     """
     info, codec, trie = index.manifest.identifiers, load_codec(index), load_trie(index)
     assert info is not None and codec is not None and trie is not None
-    counters = Counters(trie.counters())
+    counters = DisambiguationTokens(FreeTokens(trie))
     changed = 0
     found = index.store.scroll(
         has_identifier(info.field), with_payload=["modality", info.field], with_vectors=[MEDIA]

@@ -25,8 +25,8 @@ def query_graph(encoder: QueryEncoder) -> bytes:
     """The ONNX graph of an encoder, serialised.
 
     Inputs are `ids` (B, S) and `mask` (B, S), int32; outputs `text` (B, W), `caption` (B, W), the
-    vectors (B, D) of each media space under `media.SPACE`, and the hidden states `tap1..3`
-    (B, S, W).
+    vectors (B, D) of each media space under `media.SPACE`, and the hidden states
+    `hidden1..3` (B, S, W).
     """
     bert = encoder.bert
     writer = GraphWriter(float(bert.norm.eps))
@@ -47,7 +47,8 @@ def query_graph(encoder: QueryEncoder) -> bytes:
     for space, head in encoder.heads.items():
         outputs[f"media.{space}"] = _head(writer, features, head)
     hidden_states = (low, states[-2], states[-1])
-    return writer.finish(outputs | {f"tap{n}": tap for n, tap in enumerate(hidden_states, start=1)})
+    outputs |= {f"hidden{n}": state for n, state in enumerate(hidden_states, start=1)}
+    return writer.finish(outputs)
 
 
 def _head(writer: GraphWriter, features: str, head: nn.Module) -> str:

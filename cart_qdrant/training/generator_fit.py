@@ -38,8 +38,8 @@ def corrections(
     media = None if reads == "text" else torch.from_numpy(data.query_PD[batch])
     hidden_states, mask = (None, None) if reads == "vector" else read_hidden_states(data, batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        memory = generator.memory(hidden_states, mask, media)
-        hidden = generator(memory, codes[:, :-1])
+        context = generator.context(hidden_states, mask, media)
+        hidden = generator(context, codes[:, :-1])
     return [generator.logits(hidden[:, n].float(), n) for n in range(codes.shape[1])]
 
 
@@ -63,7 +63,7 @@ def _own_loss(generator: Generator, data: GeneratorData, items: IndexArray, nois
     q = F.normalize(x + noise * torch.randn_like(x) / x.shape[1] ** 0.5, dim=-1)
     codes = torch.from_numpy(data.codes_NL[items]).long()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden = generator(generator.memory(None, None, q), codes[:, :-1])
+        hidden = generator(generator.context(None, None, q), codes[:, :-1])
     logits = [generator.logits(hidden[:, n].float(), n) for n in range(codes.shape[1])]
     return _cross_entropy(logits, data.prior(q.numpy(), items), codes)
 

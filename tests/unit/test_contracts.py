@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import inspect
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import cart_qdrant
 from cart_qdrant.embedders.text.folder import text_encoder_folder
 from cart_qdrant.embedders.text.onnx_encoder import OnnxTextEncoder
 
@@ -42,6 +44,36 @@ def test_a_search_is_light(index: str, tmp_path: Path, request: pytest.FixtureRe
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+PUBLIC = {
+    "Caption", "CartError", "Hit", "Identifier", "Modality", "Part", "Query", "Retriever",
+    "Segment", "__version__",
+}  # fmt: skip
+
+
+def test_the_public_names_are_exactly_these_and_can_be_imported() -> None:
+    assert len(cart_qdrant.__all__) == len(PUBLIC) and set(cart_qdrant.__all__) == PUBLIC
+    assert set(dir(cart_qdrant)) == PUBLIC
+    namespace: dict[str, object] = {}
+    exec("from cart_qdrant import *", namespace)
+    assert namespace.keys() - {"__builtins__"} == PUBLIC
+    for name in PUBLIC - {"__version__"}:
+        assert getattr(namespace[name], "__name__", None) == name
+    for name in vars(cart_qdrant):  # beside the public names there are modules and private names
+        found = getattr(cart_qdrant, name)
+        hidden = name.startswith("_") or inspect.ismodule(found)
+        assert hidden or name in PUBLIC | {"TYPE_CHECKING", "Any", "annotations"}, name
+    with pytest.raises(AttributeError, match="no attribute 'Index'"):
+        cart_qdrant.Index  # noqa: B018
+
+
+def test_the_docstring_of_the_package_names_every_room_in_the_order_of_imports() -> None:
+    named = re.findall(r"^- `(\w+)/`", cart_qdrant.__doc__ or "", re.M)
+    rooms = allowed_imports()
+    assert sorted(named) == sorted(rooms)
+    for n, room in enumerate(named):
+        assert rooms[room] <= set(named[n + 1 :]), room
 
 
 LEAVES = {"config", "errors", "extras", "files", "progress", "records"}

@@ -28,7 +28,7 @@ from cart_qdrant.generator.network import Generator, GeneratorConfig
 from cart_qdrant.generator.prior import level_sizes
 from cart_qdrant.identifiers.codec import (
     Codec,
-    Counters,
+    DisambiguationTokens,
     Quantizer,
     fit_quantizer,
     unique_ratio,
@@ -79,7 +79,7 @@ def fit_variant(
     vectors = _vectors(data, variant, seed)
     codec = _codec(data, vectors, variant, seed)
     codes_NL = encode(codec, vectors.x_ND, vectors.spaces)
-    rows_NL = Counters().complete(codes_NL)
+    rows_NL = DisambiguationTokens().complete(codes_NL)
     pairs = GeneratorData(
         data.encoder, replace(data.corpus, vectors=vectors), data.split, data.states, codec,
         data.query_PD, codes_NL, data.scale if variant.prior else 0.0,

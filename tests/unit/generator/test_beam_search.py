@@ -13,7 +13,7 @@ from cart_qdrant.errors import ConfigError
 from cart_qdrant.generator.beam_search import Beams, PriorScorer, beam_search
 from cart_qdrant.generator.decode import IdentifierDecoder, beams_for
 from cart_qdrant.generator.prior import NodeBonus
-from cart_qdrant.identifiers.codec import Counters, IdentifierConfig, fit_codec
+from cart_qdrant.identifiers.codec import DisambiguationTokens, IdentifierConfig, fit_codec
 from cart_qdrant.identifiers.trie import Trie
 
 Row = tuple[int, ...]
@@ -216,7 +216,7 @@ def test_a_selective_filter_widens_the_beams_of_the_prior() -> None:
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     codec = fit_codec({"visual": x}, IdentifierConfig(method="rkmeans"))
     codes = codec.quantizers["visual"].encode(x)
-    u = Counters().assign(codes)
+    u = DisambiguationTokens().assign(codes)
     trie = Trie.build(np.concatenate([codes, u[:, None]], axis=1))
     decoder = IdentifierDecoder(trie=trie, codec=codec, scale=20, width=4, gates=[0.0] * 4)
     found = {

@@ -15,7 +15,8 @@ from cart_qdrant.arrays import spill as rows
 from cart_qdrant.arrays.point_ids import keys_of
 from cart_qdrant.errors import MismatchError
 from cart_qdrant.files import folder_hash
-from cart_qdrant.identifiers.codec import Counters
+from cart_qdrant.identifiers.codec import DisambiguationTokens
+from cart_qdrant.identifiers.free_tokens import FreeTokens
 from cart_qdrant.identifiers.hubness import QueryBank
 from cart_qdrant.identifiers.item_table import MODALITIES, file_number
 from cart_qdrant.index.health import check
@@ -176,7 +177,7 @@ def test_interrupted_assignment_goes_on(index: Index) -> None:
     assert trie is not None
     ids = [Segment(f"copy{n}", Modality.IMAGE).id for n in range(3)]
     codes = encode(codec, same[:3], np.array(["visual"] * 3))
-    write_identifiers(index.store, info.field, ids, codes, Counters(trie.counters()))
+    write_identifiers(index.store, info.field, ids, codes, DisambiguationTokens(FreeTokens(trie)))
     # Killed here: three of six are named, the tree knows none.
     assign_new(index)
     assert_in_step(index)
