@@ -8,6 +8,8 @@ DATA ?= ../shared/data
 BENCH ?= .bench
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+# A process a core, each with one thread: threads that wait for each other's cores cost most of the time.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 PACKAGING := pyproject.toml constraints.txt
 # The sources that are checked; a plain list, so that a virtual environment is never walked.
 SOURCES := cart_qdrant cli plugins tests benchmarks docs
@@ -43,10 +45,10 @@ lint: $(VENV)/.installed-test ## Check style and types.
 	$(BIN)/mypy $(ROOTS)
 
 test: lint ## Check style and types, then run the tests.
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: $(VENV)/.installed-test ## Run the tests that take no more than a few seconds each.
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(PYTEST) -q -m "not slow"
 
 test-versions: ## Run short jobs on the newest Python and packages, and on the oldest packages.
 	$(PYTHON) .ci/versions.py newest

@@ -81,6 +81,20 @@ class PatchEmbedder:
         return np.asarray(np.mean(small, axis=0).reshape(-1) - 127.5, np.float32)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as `slow` what works on whole indexes, as `server` what wants a server, and as `media`
+    what reads the shared media."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        if folder == "integration" or fixtures & {"trained", "small_index"}:
+            item.add_marker(pytest.mark.slow)
+        if fixtures & {"server", "started"}:
+            item.add_marker(pytest.mark.server)
+        if "shared_data" in fixtures:
+            item.add_marker(pytest.mark.media)
+
+
 @pytest.fixture(scope="session")
 def text_encoder() -> Any:
     """The real text encoder, loaded once."""

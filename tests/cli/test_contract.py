@@ -341,6 +341,7 @@ def test_eval_gives_each_lane_the_recall_that_its_searches_have(
         assert row["mrr@10"] == pytest.approx(sum(1 / r for r in ranks), abs=1e-4)
 
 
+@pytest.mark.slow
 @needs_text_encoder
 def test_a_precomputed_index_needs_its_vectors_only_to_ingest(
     cartq: Run, index: Path, tmp_path: Path

@@ -82,6 +82,7 @@ def test_a_folder_of_others_is_refused_and_stays_as_it_is(
     assert tree_of(project) == before
 
 
+@pytest.mark.slow
 def test_an_index_lies_beside_the_files_of_others_under_its_own_name(
     project: Path, photos: Path
 ) -> None:
@@ -95,6 +96,7 @@ def test_an_index_lies_beside_the_files_of_others_under_its_own_name(
     assert all(name.startswith(".cartq/") for name in after.keys() - before.keys())
 
 
+@pytest.mark.slow
 def test_what_a_user_puts_into_an_index_stays(photos: Path, tmp_path: Path) -> None:
     root = tmp_path / "index"
     assert cartq("ingest", photos, "--embedder", "lite", "--index", root) == 0

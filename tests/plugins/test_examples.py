@@ -45,6 +45,7 @@ def test_an_answer_names_the_clip_and_its_seconds(
     assert re.search(r"Look at media/clip\.mp4 \d+\.\d+-\d+\.\d+ s", out), out
 
 
+@pytest.mark.slow
 def test_from_nothing_to_a_hit_in_langchain(small_media: Path, tmp_path: Path) -> None:
     """The lines of the page after `pip install`: one command, then its program, under ten lines."""
     pytest.importorskip("langchain_core", reason='pip install "cart-qdrant[langchain]"')

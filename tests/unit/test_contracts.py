@@ -30,6 +30,7 @@ def test_importing_the_package_is_light() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", ["small_index", "trained"])
 def test_a_search_is_light(index: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     root = shutil.copytree(request.getfixturevalue(index), tmp_path / ".cartq")

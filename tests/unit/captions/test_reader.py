@@ -551,7 +551,7 @@ def test_words_of_any_name_are_plain(name: str) -> None:
         assert words == " ".join(dict.fromkeys(words.split()))
 
 
-@pytest.mark.shared_data
+@pytest.mark.media
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not there")
 def test_the_shared_corpus() -> None:
     reader = CaptionReader(base=SHARED, roots=[SHARED])
