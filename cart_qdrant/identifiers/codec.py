@@ -51,7 +51,8 @@ LEARNED = 20_000
 """Vectors up to which all are looked at again and again, and `auto` also tries a learned quantiser;
 more are fitted as in `fit_many` (docs/experiments.md)."""
 
-# V and M, tried in order until U is reached. M grows last: a level more costs a decoder step more.
+# V and M, tried in order until the target ratio is reached. M grows last, since each level costs a
+# step of the decoder.
 _LADDER = (
     (1, 3), (4, 3), (8, 3), (16, 3), (32, 3), (64, 3), (128, 3), (256, 3), (256, 4), (256, 5)
 )  # fmt: skip
@@ -59,25 +60,28 @@ _LADDER = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdentifierConfig:
-    """How identifiers are fitted."""
+    """Options of a fit of identifiers."""
 
-    target_u: float = 0.95
-    """Share of items whose semantic part is theirs alone, at least."""
+    target_unique_ratio: float = 0.95
+    """Unique-identifier ratio that the fit must reach: semantic parts over distinct vectors."""
     method: Literal["auto", "rkmeans", "rvq"] = "auto"
-    """Residual k-means, a learned residual quantiser, or of few vectors the better by U."""
+    """Residual k-means (`rkmeans`), a learned residual quantiser (`rvq`), or `auto`: `rkmeans`,
+    or for at most `LEARNED` vectors the one with the higher unique-identifier ratio."""
     fit_limit: int = 100_000
     """Vectors that place coarse clusters; more where there are many, see `fit_many`."""
     coarse: int | None = None
-    """K; chosen by U when not given."""
+    """K; None chooses it by the unique-identifier ratio."""
     codes: int | None = None
-    """V; chosen by U when not given."""
+    """V; None chooses it by the unique-identifier ratio."""
     levels: int | None = None
-    """M; chosen by U when not given."""
+    """M; None chooses it by the unique-identifier ratio."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.target_u <= 1:
-            raise ConfigError(f"target_u is {self.target_u!r}, but must be in (0, 1].")
+        if not 0 < self.target_unique_ratio <= 1:
+            raise ConfigError(
+                f"target_unique_ratio is {self.target_unique_ratio!r}, but must be in (0, 1]."
+            )
         given = (self.coarse, self.codes, self.levels)
         if any(g is not None for g in given) and not all(g is not None and g > 0 for g in given):
             raise ConfigError(f"coarse, codes, levels are {given!r}, but all three must be given.")
@@ -130,8 +134,8 @@ def _residual_kmeans(rest_ND: FloatArray, v: int, m: int, seed: int) -> FloatArr
 def _residual_vq(rest_ND: FloatArray, v: int, m: int, seed: int) -> FloatArray:
     """Code books (M, V, D) by a residual VQ trained on whole-corpus batches, then frozen.
 
-    Small batches ruin it and dead codes cost a third of U, hence `kmeans_init` and
-    `threshold_ema_dead_code` (measured: docs/experiments.md).
+    Small batches ruin it and dead codes cost a third of the unique-identifier ratio, hence
+    `kmeans_init` and `threshold_ema_dead_code` (measured: docs/experiments.md).
     """
     require("train", "torch", "vector_quantize_pytorch")
     import torch
@@ -203,7 +207,7 @@ def _sizes(n: int, config: IdentifierConfig) -> Iterator[tuple[int, int, int]]:
     for wanted, m in _LADDER:
         v = min(wanted, max(n, 1))
         k = max(v, clusters)
-        # Items crowd: with few cells for each, U was never reached (docs/experiments.md).
+        # With few cells an item, the target ratio was never reached (docs/experiments.md).
         if v < n and k * v**m < CELLS * n:
             continue
         yield k, v, m
@@ -220,7 +224,7 @@ class _Fit(Protocol):
     """What `auto` tries."""
 
     def __call__(self, k: int, v: int, m: int, method: Method) -> tuple[Quantizer, float]:
-        """A quantiser with its error, and its U among vectors that differ."""
+        """A quantiser, and its unique-identifier ratio among distinct vectors."""
         ...
 
     def again(self, k: int, v: int, m: int) -> Quantizer:
@@ -273,7 +277,8 @@ def fit_codec(
     config: IdentifierConfig | None = None,
     metrics_DD: Mapping[str, FloatArray] | None = None,
 ) -> Codec:
-    """Fit the identifiers of an index: per space the smallest size that reaches the target U.
+    """Fit the identifiers of an index: per space the smallest size that reaches the target
+    ratio of unique identifiers.
 
     Args:
         vectors: Unit vectors (N, D) of each space that has items; may be mapped from files.
@@ -301,7 +306,7 @@ def fit_codec(
 
 
 def _choose(fit: _Fit, config: IdentifierConfig) -> tuple[Quantizer, tuple[int, int, int]]:
-    """The smallest size whose U reaches the target, else the best; and K, V, M as asked for."""
+    """The smallest size that reaches the target ratio, else the best; and K, V, M as requested."""
     methods = fit.methods if config.method == "auto" else (config.method,)
     best: tuple[float, float, Quantizer, tuple[int, int, int]] | None = None
     for size in _sizes(fit.distinct, config):
@@ -309,7 +314,7 @@ def _choose(fit: _Fit, config: IdentifierConfig) -> tuple[Quantizer, tuple[int, 
             q, u = fit(*size, method)
             if best is None or (round(u, 3), -q.error) > best[:2]:
                 best = (round(u, 3), -q.error, q, size)
-            if u >= config.target_u:
+            if u >= config.target_unique_ratio:
                 return q, size
     assert best is not None
     return best[2:]

@@ -1,11 +1,11 @@
 """Residual k-means on more vectors than are looked at again and again.
 
 All vectors place the coarse clusters: k-means within the clusters of a k-means, then a few steps
-over all. What they leave over is alike, so that a sample of it makes the code books. U is counted
-in whole coarse clusters: items that share an identifier share a cluster, so a random part of the
-clusters tells U without a bias, where a random part of the items does not. Vectors are read in
-blocks and may lie in a file. Shape legend: N items, D vector width, K coarse clusters, M residual
-levels, V codes per level, S vectors of a sample, L = 1 + M semantic levels.
+over all. Their residuals are alike, so that a sample of them makes the code books. The
+unique-identifier ratio is measured in whole coarse clusters: items that share an identifier share a
+cluster, so a random part of the clusters estimates the ratio without a bias, where a random part of
+the items does not. Vectors are read in blocks and may lie in a file. Shape legend:
+N items, D vector width, K coarse clusters, M residual levels, V codes per level, S vectors of a sample, L = 1 + M semantic levels.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ REFINED = 3
 SAMPLE = 65_536
 """Vectors whose residuals make the code books, and that place the groups."""
 HELD = 32_768
-"""Vectors in whole coarse clusters by which U and the error are measured, at least."""
+"""Vectors in whole coarse clusters by which the unique-identifier ratio and the error are measured,
+at least."""
 
 BookLearner = Callable[[FloatArray, int, int, int], FloatArray]
 """Makes code books (M, V, D) of residuals (S, D), V, M and a seed."""
@@ -129,7 +130,7 @@ class ManyFit:
     def fit(
         self, k: int, v: int, m: int, learner: BookLearner | None = None
     ) -> tuple[Quantizer, float]:
-        """The quantiser of a size, with its error, and its U among distinct vectors.
+        """A quantiser of this size, and its unique-identifier ratio among distinct vectors.
 
         Args:
             learner: Makes the code books; residual k-means if not given.

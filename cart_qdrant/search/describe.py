@@ -22,6 +22,7 @@ _ATTACHED_FIELDS = frozenset({"path", "modality", "start", "end", "captions"})
 _OWN_FIELDS = _ATTACHED_FIELDS | frozenset(
     {"hash", "size", "mtime", "segments", "caption_digest", MADE_BY}
 )
+"""Payload fields that an index writes; to an attached collection, only `_ATTACHED_FIELDS`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -219,7 +219,9 @@ def test_level_reports_count_dead_codes() -> None:
     assert (second.used, second.dead) == (2, 6) and second.entropy < 0.5
 
 
-@pytest.mark.parametrize("bad", [{"target_u": 0.0}, {"target_u": 1.1}, {"coarse": 8}])
+@pytest.mark.parametrize(
+    "bad", [{"target_unique_ratio": 0.0}, {"target_unique_ratio": 1.1}, {"coarse": 8}]
+)
 def test_config_is_checked(bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         IdentifierConfig(**bad)

@@ -120,7 +120,7 @@ def test_copies_do_not_count_against_the_size() -> None:
 def test_many_and_few_get_the_same_number_of_levels() -> None:
     vectors = {"many": families(3_000), "few": families(200)}
     vectors["few"][100:, 3:] *= 1e-3  # crowded: it asks for more
-    codec = fit_codec(vectors, IdentifierConfig(method="rkmeans", target_u=0.999))
+    codec = fit_codec(vectors, IdentifierConfig(method="rkmeans", target_unique_ratio=0.999))
     shapes = {s: q.books_MVD.shape[0] for s, q in codec.quantizers.items()}
     assert len(set(shapes.values())) == 1
     codes = {s: q.encode(vectors[s])[:, 0] for s, q in codec.quantizers.items()}
