@@ -5,7 +5,8 @@ over all. Their residuals are alike, so that a sample of them makes the code boo
 unique-identifier ratio is measured in whole coarse clusters: items that share an identifier share a
 cluster, so a random part of the clusters estimates the ratio without a bias, where a random part of
 the items does not. Vectors are read in blocks and may lie in a file. Shape legend:
-N items, D vector width, K coarse clusters, M residual levels, V codes per level, S vectors of a sample, L = 1 + M semantic levels.
+N items, D vector width, K coarse clusters, M residual levels, V codes per level,
+S vectors of a sample, L = 1 + M semantic levels.
 """
 
 from __future__ import annotations
