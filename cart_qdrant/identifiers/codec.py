@@ -1,8 +1,9 @@
-"""Identifiers `(k, v1 .. vM, u)`: K-Means cluster, residual codes, counter.
+"""Fits the identifiers of an index: chooses a size for each space and fits a residual quantiser.
 
-A vector is approximated by its centre plus one code vector a level,
-`x ~ c_k + sum_m e_{m, v_m}` (CART, arXiv 2406.17507, section 3.1). That approximation is what the
-decoder scores, so it serves items that no caption ever described.
+An identifier is `(k, v1 .. vM, u)`: a coarse k-means cluster, residual codes and a disambiguation
+token. A vector is approximated by its cluster's centre plus one code vector per residual level,
+`x ~ c_k + sum_m e_{m, v_m}` (CART, arXiv 2406.17507, section 3.1). The decoder scores that
+approximation, so items without a caption can be found too.
 Shape legend: N items, D vector width, K coarse clusters, M residual levels, V codes per level,
 L = 1 + M semantic levels.
 """
@@ -13,7 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -31,6 +32,7 @@ __all__ = [
     "IdentifierConfig",
     "LevelReport",
     "Quantizer",
+    "QuantizerSize",
     "fit_codec",
     "fit_quantizer",
     "level_reports",
@@ -40,16 +42,16 @@ __all__ = [
 Method = Literal["rkmeans", "rvq"]
 
 CELLS = 50
-"""Possible identifiers for each item under which a size is not tried."""
+"""A size with fewer possible identifiers per item than this is not tried."""
 
 CLUSTER = 24
-"""Items of a coarse cluster, about: few beams then lead to most of what is near
-(docs/experiments.md)."""
+"""Approximate number of items in a coarse cluster: with so many, a few beams reach most of the
+nearest items (docs/experiments.md)."""
 MAX_COARSE = 65_536
-"""Coarse clusters at most."""
+"""Maximum number of coarse clusters."""
 LEARNED = 20_000
-"""Vectors up to which all are looked at again and again, and `auto` also tries a learned quantiser;
-more are fitted as in `fit_many` (docs/experiments.md)."""
+"""Up to this many vectors, every step of the fit reads all of them, and `auto` also tries a learned
+quantiser; more vectors are fitted by `ManyFit` (docs/experiments.md)."""
 
 # V and M, tried in order until the target ratio is reached. M grows last, since each level costs a
 # step of the decoder.
@@ -68,7 +70,7 @@ class IdentifierConfig:
     """Residual k-means (`rkmeans`), a learned residual quantiser (`rvq`), or `auto`: `rkmeans`,
     or for at most `LEARNED` vectors the one with the higher unique-identifier ratio."""
     fit_limit: int = 100_000
-    """Vectors that place coarse clusters; more where there are many, see `fit_many`."""
+    """Vectors that fit the coarse clusters; `ManyFit` uses more where there are many clusters."""
     coarse: int | None = None
     """K; None chooses it by the unique-identifier ratio."""
     codes: int | None = None
@@ -89,12 +91,16 @@ class IdentifierConfig:
 
 @dataclass(slots=True)
 class DisambiguationTokens:
-    """Hands out the counter `u` of each semantic part."""
+    """Assigns the disambiguation token `u` to identifiers that share a semantic part.
+
+    Attributes:
+        taken: The next free token of each semantic part; 0 where the part is missing.
+    """
 
     taken: MutableMapping[tuple[int, ...], int] = field(default_factory=dict)
 
     def assign(self, codes_NL: IntArray) -> IntArray:
-        """Next free counters (N,), and marks them as taken."""
+        """The next free token (N,) of each row of codes, which is then taken."""
         out = np.empty(len(codes_NL), dtype=np.int32)
         for n, key in enumerate(map(tuple, codes_NL.tolist())):
             out[n] = self.taken.get(key, 0)
@@ -102,37 +108,38 @@ class DisambiguationTokens:
         return out
 
     def complete(self, codes_NL: IntArray) -> IntArray:
-        """Codes with their next free counters: whole identifiers (N, L + 1)."""
+        """Whole identifiers (N, L + 1): the codes, each with its next free token."""
         return np.concatenate([codes_NL, self.assign(codes_NL)[:, None]], axis=1)
 
 
 def _kmeans(x_ND: FloatArray, k: int, seed: int) -> FloatArray:
+    """Centres (K, D) by scikit-learn's k-means; at most as many as there are distinct vectors."""
     require("train", "sklearn")
-    from sklearn.cluster import KMeans  # a second; searches do without
+    from sklearn.cluster import KMeans  # takes a second to import, and searches do not need it
     from sklearn.exceptions import ConvergenceWarning
 
-    # Copies share a cluster: no more clusters than distinct vectors.
+    # Equal vectors share a cluster, so there are no more clusters than distinct vectors.
     k = min(k, len(x_ND), len(np.unique(x_ND, axis=0)))
     model = KMeans(k, n_init=1, max_iter=50, random_state=seed)
     with warnings.catch_warnings():
-        # Near copies that are one to it: spare centres are never chosen.
+        # It warns where vectors are almost equal; the superfluous centres are never chosen.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return np.asarray(model.fit(x_ND).cluster_centers_, dtype=np.float32)
 
 
 def _residual_kmeans(rest_ND: FloatArray, v: int, m: int, seed: int) -> FloatArray:
-    """Code books (M, V, D) by k-means on what the levels before leave over."""
+    """Code books (M, V, D) by k-means on the residuals of the levels above."""
     books = np.zeros((m, v, rest_ND.shape[1]), dtype=np.float32)
     for level in range(m):
         book = _kmeans(rest_ND, v, seed + 1 + level)
-        # Fewer points than codes: the spare codes repeat the first and are never chosen.
+        # With fewer points than codes, the codes left over repeat the first ones: never chosen.
         books[level] = book[np.arange(v) % len(book)] if len(book) < v else book
         rest_ND = rest_ND - book[nearest(rest_ND, book)]
     return books
 
 
 def _residual_vq(rest_ND: FloatArray, v: int, m: int, seed: int) -> FloatArray:
-    """Code books (M, V, D) by a residual VQ trained on whole-corpus batches, then frozen.
+    """Code books (M, V, D) by a residual VQ, trained on batches of the whole corpus, then frozen.
 
     Small batches ruin it and dead codes cost a third of the unique-identifier ratio, hence
     `kmeans_init` and `threshold_ema_dead_code` (measured: docs/experiments.md).
@@ -143,7 +150,7 @@ def _residual_vq(rest_ND: FloatArray, v: int, m: int, seed: int) -> FloatArray:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        # Unit scale: the library's k-means starts from random rows and its EMA has an epsilon.
+        # The library's moving average adds an epsilon that is meant for vectors of unit scale.
         scale = float(np.sqrt((rest_ND**2).mean())) or 1.0
         x = torch.from_numpy(np.ascontiguousarray(rest_ND / scale))[None]
         vq = ResidualVQ(
@@ -158,12 +165,18 @@ def _residual_vq(rest_ND: FloatArray, v: int, m: int, seed: int) -> FloatArray:
     return np.asarray(books.numpy() * scale, dtype=np.float32)
 
 
+class QuantizerSize(NamedTuple):
+    """K coarse clusters, and M residual levels of V codes each."""
+
+    k: int
+    v: int
+    m: int
+
+
 def fit_quantizer(
     x_ND: FloatArray,
+    size: QuantizerSize,
     *,
-    k: int,
-    v: int,
-    m: int,
     method: Method = "rkmeans",
     metric_DD: FloatArray | None = None,
     seed: int = 0,
@@ -174,13 +187,18 @@ def fit_quantizer(
 
     Args:
         x_ND: Unit vectors, at least one.
-        metric_DD: Invertible map in which distances are taken.
-        coarse: Centres of each K that were found before for the same vectors, metric and seed;
-            added to. More than `LEARNED` vectors take no notice of it.
+        size: K, V and M.
+        method: How the residual code books are fitted.
+        metric_DD: Invertible map (D, D) after which distances are taken.
+        seed: Seed of the random numbers.
+        offset: Added to the coarse codes, see `Quantizer.offset`.
+        coarse: Centres (K, D) by K that earlier calls found for the same vectors, metric and seed;
+            this call adds its own. Ignored with more than `LEARNED` vectors.
     """
+    k, v, m = size
     if len(x_ND) > LEARNED or k > GROUPED:
         fit = _Many(x_ND, metric_DD, IdentifierConfig(seed=seed))
-        return replace(fit(k, v, m, method)[0], offset=offset)
+        return replace(fit(size, method)[0], offset=offset)
     y_ND = x_ND @ metric_DD if metric_DD is not None else x_ND
     coarse = {} if coarse is None else coarse
     if k not in coarse:
@@ -198,19 +216,21 @@ def fit_quantizer(
     return replace(q, error=q.relative_error(x_ND))
 
 
-def _sizes(n: int, config: IdentifierConfig) -> Iterator[tuple[int, int, int]]:
+def _sizes(n: int, config: IdentifierConfig) -> Iterator[QuantizerSize]:
+    """The sizes to try for N distinct vectors, from the smallest."""
     if config.coarse and config.codes and config.levels:
-        yield config.coarse, config.codes, config.levels
+        yield QuantizerSize(config.coarse, config.codes, config.levels)
         return
-    # A power of two: a larger collection of the same kind often keeps its size.
+    # A power of two, so that a collection that grows often keeps its size.
     clusters = min(1 << max(n // CLUSTER, 1).bit_length() - 1, MAX_COARSE)
     for wanted, m in _LADDER:
         v = min(wanted, max(n, 1))
         k = max(v, clusters)
-        # With few cells an item, the target ratio was never reached (docs/experiments.md).
+        # Vectors are unevenly spread: with few possible identifiers per item, the ratio was never
+        # reached (docs/experiments.md).
         if v < n and k * v**m < CELLS * n:
             continue
-        yield k, v, m
+        yield QuantizerSize(k, v, m)
         if wanted >= n:
             return
 
@@ -219,21 +239,21 @@ class _Fit(Protocol):
     """Fits quantisers of several sizes to the vectors of one space."""
 
     distinct: int
-    """Vectors that differ: copies clash whatever the size, so they do not count against it."""
+    """Number of distinct vectors; equal vectors share an identifier at every size."""
     methods: tuple[Method, ...]
-    """What `auto` tries."""
+    """Methods that `auto` tries."""
 
-    def __call__(self, k: int, v: int, m: int, method: Method) -> tuple[Quantizer, float]:
-        """A quantiser, and its unique-identifier ratio among distinct vectors."""
+    def __call__(self, size: QuantizerSize, method: Method) -> tuple[Quantizer, float]:
+        """A quantiser with its error, and its unique-identifier ratio among distinct vectors."""
         ...
 
-    def again(self, k: int, v: int, m: int) -> Quantizer:
-        """Another size, after the choice."""
+    def refit(self, size: QuantizerSize) -> Quantizer:
+        """A quantiser of another size, fitted by residual k-means after the choice of sizes."""
         ...
 
 
 class _Few:
-    """Fits to all vectors, sizes and methods one by one."""
+    """Fits each size and method to all vectors, for collections of at most `LEARNED` vectors."""
 
     methods: tuple[Method, ...] = ("rkmeans", "rvq")
 
@@ -243,19 +263,19 @@ class _Few:
         self.distinct = len(self._distinct_ND)
         self._coarse: dict[int, FloatArray] = {}
 
-    def __call__(self, k: int, v: int, m: int, method: Method) -> tuple[Quantizer, float]:
+    def __call__(self, size: QuantizerSize, method: Method) -> tuple[Quantizer, float]:
         q = fit_quantizer(
-            self._distinct_ND, k=k, v=v, m=m, method=method, metric_DD=self._metric,
+            self._distinct_ND, size, method=method, metric_DD=self._metric,
             seed=self._seed, coarse=self._coarse,
         )  # fmt: skip
         return q, unique_ratio(q.encode(self._x_ND)) / (self.distinct / len(self._x_ND))
 
-    def again(self, k: int, v: int, m: int) -> Quantizer:
-        return fit_quantizer(self._x_ND, k=k, v=v, m=m, metric_DD=self._metric, seed=self._seed)
+    def refit(self, size: QuantizerSize) -> Quantizer:
+        return fit_quantizer(self._x_ND, size, metric_DD=self._metric, seed=self._seed)
 
 
 class _Many:
-    """Fits as `ManyFit` does."""
+    """Fits by `ManyFit`, for larger collections and for many coarse clusters."""
 
     methods: tuple[Method, ...] = ("rkmeans",)
 
@@ -264,12 +284,12 @@ class _Many:
         self.distinct = self._fit.distinct
         self._count = len(x_ND)
 
-    def __call__(self, k: int, v: int, m: int, method: Method) -> tuple[Quantizer, float]:
-        q, u = self._fit.fit(k, v, m, _residual_vq if method == "rvq" else None)
+    def __call__(self, size: QuantizerSize, method: Method) -> tuple[Quantizer, float]:
+        q, u = self._fit.fit(*size, _residual_vq if method == "rvq" else None)
         return replace(q, fitted_on=self._count, method=method), u
 
-    def again(self, k: int, v: int, m: int) -> Quantizer:
-        return self(k, v, m, "rkmeans")[0]
+    def refit(self, size: QuantizerSize) -> Quantizer:
+        return self(size, "rkmeans")[0]
 
 
 def fit_codec(
@@ -277,15 +297,16 @@ def fit_codec(
     config: IdentifierConfig | None = None,
     metrics_DD: Mapping[str, FloatArray] | None = None,
 ) -> Codec:
-    """Fit the identifiers of an index: per space the smallest size that reaches the target
-    ratio of unique identifiers.
+    """Fit the identifiers of an index: for each space, the smallest size that reaches the target
+    unique-identifier ratio.
 
     Args:
         vectors: Unit vectors (N, D) of each space that has items; may be mapped from files.
-        metrics_DD: Query metric per space, see `Quantizer.metric_DD`.
+        config: Options; the defaults if not given.
+        metrics_DD: Query metric of each space, see `Quantizer.metric_DD`.
 
     Returns:
-        Quantisers with equal M, the largest that any space asked for.
+        Quantisers with equal M: the largest M that was chosen for any space.
     """
     config = config or IdentifierConfig()
     metric = metrics_DD or {}
@@ -299,19 +320,19 @@ def fit_codec(
     offset = 0
     for space, (q, (k, v, m)) in chosen.items():
         if m != most:
-            q = fits[space].again(k, v, most)
+            q = fits[space].refit(QuantizerSize(k, v, most))
         out[space] = replace(q, offset=offset, fitted_on=len(vectors[space]))
         offset += len(q.centers_KD)
     return Codec(out)
 
 
-def _choose(fit: _Fit, config: IdentifierConfig) -> tuple[Quantizer, tuple[int, int, int]]:
-    """The smallest size that reaches the target ratio, else the best; and K, V, M as requested."""
+def _choose(fit: _Fit, config: IdentifierConfig) -> tuple[Quantizer, QuantizerSize]:
+    """The quantiser of the smallest size that reaches the target ratio, else the best; its size."""
     methods = fit.methods if config.method == "auto" else (config.method,)
-    best: tuple[float, float, Quantizer, tuple[int, int, int]] | None = None
+    best: tuple[float, float, Quantizer, QuantizerSize] | None = None
     for size in _sizes(fit.distinct, config):
         for method in methods:
-            q, u = fit(*size, method)
+            q, u = fit(size, method)
             if best is None or (round(u, 3), -q.error) > best[:2]:
                 best = (round(u, 3), -q.error, q, size)
             if u >= config.target_unique_ratio:
@@ -322,22 +343,28 @@ def _choose(fit: _Fit, config: IdentifierConfig) -> tuple[Quantizer, tuple[int, 
 
 @dataclass(frozen=True, slots=True)
 class LevelReport:
-    """Use of the codes of one level."""
+    """How many codes of one level are used, and how evenly.
+
+    Attributes:
+        level: Number of the level, from 0.
+        codes: Number of codes of the level.
+        used: Number of codes that some item has.
+    """
 
     level: int
     codes: int
     used: int
     entropy: float
-    """Entropy over the maximum for the codes that could be used; 1 is even use."""
+    """Entropy of the use of the codes, divided by its maximum; 1 if all are used equally."""
 
     @property
     def dead(self) -> int:
-        """Codes that no item has."""
+        """Number of codes that no item has."""
         return self.codes - self.used
 
 
 def level_reports(codes_NL: IntArray, sizes: list[int]) -> list[LevelReport]:
-    """Use of each level's codes over all items."""
+    """Reports on the use of the codes of each level, over all items."""
     out = []
     for level, size in enumerate(sizes):
         counts = np.array(list(Counter(codes_NL[:, level].tolist()).values()), dtype=np.float64)

@@ -1,12 +1,12 @@
-"""Residual k-means on more vectors than are looked at again and again.
+"""Fits residual quantisers to more vectors than can be read in every step.
 
-All vectors place the coarse clusters: k-means within the clusters of a k-means, then a few steps
-over all. Their residuals are alike, so that a sample of them makes the code books. The
-unique-identifier ratio is measured in whole coarse clusters: items that share an identifier share a
-cluster, so a random part of the clusters estimates the ratio without a bias, where a random part of
-the items does not. Vectors are read in blocks and may lie in a file. Shape legend:
-N items, D vector width, K coarse clusters, M residual levels, V codes per level,
-S vectors of a sample, L = 1 + M semantic levels.
+The coarse clusters are fitted by k-means within the clusters of a first k-means, followed by a few
+steps over many vectors. The residuals of the clusters are distributed alike, so the code books are
+fitted on a sample of them. The unique-identifier ratio is measured on whole coarse clusters: items
+that share an identifier share a cluster, so a random subset of the clusters gives an unbiased
+estimate, which a random subset of the items does not. Vectors are read in blocks and may be mapped
+from a file. Shape legend: N items, D vector width, K coarse clusters, M residual
+levels, V codes per level, S vectors of a sample, L = 1 + M semantic levels.
 """
 
 from __future__ import annotations
@@ -17,37 +17,36 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cart_qdrant.arrays.types import FloatArray, IntArray
+from cart_qdrant.arrays.types import FloatArray, IndexArray, IntArray
 from cart_qdrant.arrays.vectors import unique_ratio
 from cart_qdrant.identifiers.kmeans import ClusterMeans, balanced_kmeans
 from cart_qdrant.identifiers.quantizer import (
     BLOCK,
     GROUPED,
     Groups,
-    Places,
     Quantizer,
     nearest,
     square_norms,
 )
 
 PER_CLUSTER = 64
-"""Vectors used for fitting, for each coarse cluster, at least."""
+"""Least number of vectors per coarse cluster that are used for fitting."""
 PER_CENTRE = 256
-"""Vectors of a group used for each of its centres, at most."""
+"""Maximum number of vectors of a group that are used for each of its centres."""
 REFINED = 3
-"""Steps of k-means over all vectors after the groups were fitted."""
+"""Number of k-means steps over all fitting vectors after the groups were fitted."""
 SAMPLE = 65_536
-"""Vectors whose residuals make the code books, and that place the groups."""
+"""Number of vectors on which the groups, and by their residuals the code books, are fitted."""
 HELD = 32_768
-"""Vectors in whole coarse clusters by which the unique-identifier ratio and the error are measured,
-at least."""
+"""Least number of vectors, in whole coarse clusters, on which the unique-identifier ratio and the
+error are measured."""
 
 BookLearner = Callable[[FloatArray, int, int, int], FloatArray]
-"""Makes code books (M, V, D) of residuals (S, D), V, M and a seed."""
+"""Fits code books (M, V, D), given residuals (S, D), V, M and a seed."""
 
 
-def distinct_rows(x_ND: FloatArray) -> Places:
-    """The first of each set of equal rows, in order."""
+def distinct_rows(x_ND: FloatArray) -> IndexArray:
+    """Positions of the distinct rows, in ascending order: the first of each set of equal rows."""
     digests = bytearray()
     for begin in range(0, len(x_ND), BLOCK):
         for row in np.ascontiguousarray(x_ND[begin : begin + BLOCK]):
@@ -58,55 +57,55 @@ def distinct_rows(x_ND: FloatArray) -> Places:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Some rows of a matrix, as the metric maps them."""
+    """Some rows of a matrix of vectors, which are mapped by the metric when they are read."""
 
     x_ND: FloatArray
-    rows_N: Places
+    rows_N: IndexArray
     metric_DD: FloatArray | None
 
     def __len__(self) -> int:
         return len(self.rows_N)
 
-    def take(self, places: Places | slice) -> FloatArray:
-        """Those at some places, in memory unless they lie side by side and there is no metric."""
-        rows = self.rows_N[places]
+    def take(self, positions: IndexArray | slice) -> FloatArray:
+        """The rows at given positions; a view if they are adjacent and there is no metric."""
+        rows = self.rows_N[positions]
         side_by_side = len(rows) > 0 and rows[-1] - rows[0] + 1 == len(rows)
-        if isinstance(places, slice) and side_by_side:
+        if isinstance(positions, slice) and side_by_side:
             x = self.x_ND[rows[0] : rows[-1] + 1]
         else:
             x = self.x_ND[rows]
         return x if self.metric_DD is None else x @ self.metric_DD
 
     def blocks(self) -> Iterator[FloatArray]:
-        """All, in order."""
+        """All rows in order, in blocks."""
         for begin in range(0, len(self), BLOCK):
             yield self.take(slice(begin, begin + BLOCK))
 
     def sample(self, count: int, rng: np.random.Generator) -> _Rows:
-        """So many of them, in order."""
-        places = np.sort(rng.choice(len(self), count, replace=False))
-        return replace(self, rows_N=self.rows_N[places])
+        """A random sample of `count` rows, in order."""
+        positions = np.sort(rng.choice(len(self), count, replace=False))
+        return replace(self, rows_N=self.rows_N[positions])
 
 
 @dataclass(frozen=True, slots=True)
 class _Coarse:
-    """Coarse clusters in the metric, and what they leave over.
+    """Coarse clusters after the map of the metric, with a sample of their residuals.
 
     Attributes:
-        centers_KD: Centres.
-        first_G: Where each group of them begins.
-        rest_SD: Residuals of a sample.
+        centers_KD: Centres of the clusters.
+        first_G: Position of the first centre of each group; the last entry is K.
+        rest_SD: Residuals of a sample of the vectors.
         held_N: Rows of all distinct vectors of some clusters.
     """
 
     centers_KD: FloatArray
     first_G: IntArray
     rest_SD: FloatArray
-    held_N: Places
+    held_N: IndexArray
 
 
 class ManyFit:
-    """Fits quantisers of several sizes to the same vectors; coarse clusters are placed once."""
+    """Fits quantisers of several sizes to the same vectors."""
 
     def __init__(
         self, x_ND: FloatArray, metric_DD: FloatArray | None = None, *, limit: int, seed: int = 0
@@ -114,9 +113,10 @@ class ManyFit:
         """
         Args:
             x_ND: Unit vectors; may be mapped from a file.
-            metric_DD: Invertible map in which distances are taken.
-            limit: Vectors that place the coarse clusters, unless these ask for more, see
-                `PER_CLUSTER`.
+            metric_DD: Invertible map (D, D) after which distances are taken.
+            limit: Number of vectors that fit the coarse clusters; `PER_CLUSTER` for each cluster
+                if that is more.
+            seed: Seed of the random numbers.
         """
         self._limit, self._seed = limit, seed
         self._rows = _Rows(x_ND, distinct_rows(x_ND), metric_DD)
@@ -125,19 +125,20 @@ class ManyFit:
 
     @property
     def distinct(self) -> int:
-        """How many vectors differ."""
+        """Number of distinct vectors."""
         return len(self._rows)
 
     def fit(
         self, k: int, v: int, m: int, learner: BookLearner | None = None
     ) -> tuple[Quantizer, float]:
-        """A quantiser of this size, and its unique-identifier ratio among distinct vectors.
+        """A quantiser of a given size with its error, and its ratio of unique identifiers among
+        distinct vectors.
 
         Args:
-            learner: Makes the code books; residual k-means if not given.
+            learner: Fits the code books; residual k-means if not given.
         """
         if k not in self._coarse:
-            self._coarse[k] = self._place(k)
+            self._coarse[k] = self._fit_coarse(k)
         coarse, metric = self._coarse[k], self._rows.metric_DD
         centers_KD = coarse.centers_KD
         if learner is None:
@@ -155,7 +156,8 @@ class ManyFit:
         return replace(q, error=q.relative_error(x_HD, codes_HL)), unique_ratio(codes_HL)
 
     def _grown(self, k: int, v: int, m: int) -> list[FloatArray]:
-        """Code books by residual k-means; those of fewer levels are begun with."""
+        """M code books by residual k-means; the books of an earlier call with fewer levels are kept
+        and extended."""
         if self._books is None or self._books[0] != (k, v) or len(self._books[1]) > m:
             self._books = (k, v), [], self._coarse[k].rest_SD.copy()
         _, books, rest_SD = self._books
@@ -165,7 +167,8 @@ class ManyFit:
             books.append(book)
         return books
 
-    def _place(self, k: int) -> _Coarse:
+    def _fit_coarse(self, k: int) -> _Coarse:
+        """Fit K coarse clusters, and choose the samples for the code books and the measurement."""
         rng = np.random.default_rng(self._seed)
         rows, limit = self._rows, max(self._limit, PER_CLUSTER * k)
         some = rows if len(rows) <= limit else rows.sample(limit, rng)
@@ -179,16 +182,19 @@ class ManyFit:
         groups, norm_K = Groups.of(centers_KD, first_G), square_norms(centers_KD)
         find = groups.nearest if k > GROUPED else nearest
         of_N = np.concatenate([find(block, centers_KD, norm_K) for block in rows.blocks()])
-        places = rng.choice(len(rows), min(SAMPLE, len(rows)), replace=False)
-        rest_SD = rows.take(places) - centers_KD[of_N[places]]
+        positions = rng.choice(len(rows), min(SAMPLE, len(rows)), replace=False)
+        rest_SD = rows.take(positions) - centers_KD[of_N[positions]]
         held_N = rows.rows_N[_whole_clusters(of_N, len(centers_KD), rng)]
         return _Coarse(centers_KD, first_G, rest_SD, held_N)
 
     def _grouped(
         self, rows: _Rows, k: int, rng: np.random.Generator
     ) -> tuple[FloatArray, IntArray]:
-        """Centres (K, D) in groups, and where each group begins: k-means within the clusters of a
-        k-means, each with its share of the centres."""
+        """Centres (K, D) sorted by group, and the position of the first centre of each group.
+
+        A first k-means makes the groups; each group gets a share of the K centres by its size, and
+        a second k-means within the group fits them.
+        """
         count = 1 << (k.bit_length() // 2)  # about the root of k
         sample = rows.sample(SAMPLE, rng) if len(rows) > SAMPLE else rows
         means_GD = balanced_kmeans(sample.take(slice(None)), count, self._seed)
@@ -199,7 +205,7 @@ class ManyFit:
         members = np.split(np.argsort(of_N, kind="stable"), ends_G[:-1])
         centers: list[FloatArray] = []
         for g, (mine, share) in enumerate(zip(members, shares_G.tolist(), strict=True)):
-            if share == 0:  # its few vectors go to others' clusters
+            if share == 0:  # its few vectors are assigned to the clusters of other groups
                 continue
             if len(mine) > PER_CENTRE * share:
                 mine = np.sort(rng.choice(mine, PER_CENTRE * share, replace=False))
@@ -208,14 +214,14 @@ class ManyFit:
         return np.concatenate(centers), first.astype(np.int32)
 
 
-def _whole_clusters(of_N: Places, k: int, rng: np.random.Generator) -> Places:
-    """Places of all vectors of some clusters, in order."""
+def _whole_clusters(of_N: IndexArray, k: int, rng: np.random.Generator) -> IndexArray:
+    """Positions of all vectors of a random subset of the clusters, in ascending order."""
     counts_K = np.bincount(of_N, minlength=k)
     order = rng.permutation(k)
     enough = int(np.searchsorted(np.cumsum(counts_K[order]), HELD)) + 1
     chosen_K = np.zeros(k, dtype=bool)
     chosen_K[order[:enough]] = True
-    places = np.flatnonzero(chosen_K[of_N])
-    if len(places) > 4 * HELD:  # huge clusters, as nobody but a caller asks for: for the error only
-        places = np.sort(rng.choice(places, HELD, replace=False))
-    return places
+    positions = np.flatnonzero(chosen_K[of_N])
+    if len(positions) > 4 * HELD:  # for clusters so large, only the error is of use
+        positions = np.sort(rng.choice(positions, HELD, replace=False))
+    return positions

@@ -1,10 +1,10 @@
-"""Hubness: how near an item is to whatever is asked, and queries to measure it by.
+"""Measures hubness: how similar an item is to all queries, by a bank of training queries.
 
-A few items are near to every query and take the places of the right ones. An item's hubness is its
-likeness to a bank of training queries, `h(x) = log mean_b exp(T b . x) / T`; taking a share of it
-from `q . x` is the inverted softmax (Smith et al., arXiv 1702.03859; for cross-modal retrieval:
-Bogolin et al., QB-Norm, arXiv 2112.12777). It is one number an item, so it is stored with the
-identifier, and in the tree, where the decoder sees it before any item.
+A few items are similar to every query and outrank the relevant ones. An item's hubness is its
+soft maximum similarity to a bank of training queries, `h(x) = log mean_b exp(T b . x) / T`.
+Subtracting a share of it from `q . x` is the inverted softmax (Smith et al., arXiv 1702.03859; for
+cross-modal retrieval: Bogolin et al., QB-Norm, arXiv 2112.12777). It is one number per item, which
+is stored with the identifier and in the prefix tree, where the decoder reads it.
 Shape legend: N items, Q queries of a bank, D vector width.
 """
 
@@ -21,9 +21,9 @@ from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.files import load_arrays, save_arrays
 
 BANK = 4_096
-"""Queries kept for each space; 28,000 gain nothing over them (docs/experiments.md)."""
+"""Number of queries kept for each space; 28,000 were not better (docs/experiments.md)."""
 CAPTION = "caption"
-"""Name of the caption space in a bank; media spaces have theirs, with the prefix `media.`."""
+"""Name of the caption space in a bank; `media_space` gives the names of the media spaces."""
 _BLOCK = 2_048
 
 
@@ -34,11 +34,11 @@ def media_space(space: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class QueryBank:
-    """See the module's docstring.
+    """A bank of query vectors by which hubness is measured.
 
     Attributes:
-        banks: Query vectors (Q, D) by space, see `media_space` and `CAPTION`.
-        sharpness: T of each space.
+        banks: Query vectors (Q, D) by the name of the space (`media_space` or `CAPTION`).
+        sharpness: The inverse temperature T of each space.
     """
 
     banks: Mapping[str, FloatArray]
@@ -48,9 +48,10 @@ class QueryBank:
     def sample(
         cls, banks: Mapping[str, FloatArray], sharpness: Mapping[str, float], seed: int = 0
     ) -> QueryBank:
-        """A bank of at most `BANK` of the queries of each space; spaces without one are left out.
+        """Sample a bank of at most `BANK` queries of each space that has queries.
 
-        Queries are rounded to float16, as they are stored: hubness is the same ever after.
+        The queries are rounded to float16, as in the file, so that a loaded bank gives the same
+        hubness.
         """
         rng = np.random.default_rng(seed)
         kept: dict[str, FloatArray] = {}
@@ -61,7 +62,7 @@ class QueryBank:
         return cls(kept, {space: sharpness[space] for space in kept})
 
     def hubness(self, x_ND: FloatArray, space: str) -> FloatArray:
-        """h (N,) of unit vectors; NaN where the space has no bank."""
+        """Hubness (N,) of unit vectors; NaN if the bank has no queries of the space."""
         bank_QD = self.banks.get(space)
         if bank_QD is None:
             return np.full(len(x_ND), np.nan, dtype=np.float32)
@@ -75,7 +76,7 @@ class QueryBank:
         return out
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file."""
+        """Write the bank to a safetensors file."""
         arrays: dict[str, npt.NDArray[np.float16] | FloatArray] = {}
         for space, bank in self.banks.items():
             arrays[f"bank.{space}"] = bank.astype(np.float16)
@@ -84,7 +85,7 @@ class QueryBank:
 
     @classmethod
     def load(cls, path: Path) -> QueryBank:
-        """Inverse of `save`."""
+        """Read a bank that `save` wrote."""
         arrays = load_arrays(path)
         spaces = [name.removeprefix("bank.") for name in arrays if name.startswith("bank.")]
         return cls(

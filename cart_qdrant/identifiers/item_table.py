@@ -1,8 +1,8 @@
-"""The item table: what ranks items, column by column; a search reads it instead of payloads.
+"""The item table: the item features that rank items, as columns that a search reads, not payloads.
 
-Reading three payload fields of a point takes the store six times as long as finding and scoring it
-(docs/experiments.md). Points that are newer than the table are read from the store all the same.
-The file is memory-mapped, 33 bytes an item. Shape legend: N items, C candidates.
+Reading three payload fields of a point takes the store six times as long as finding and scoring the
+point (docs/experiments.md). Points that are newer than the table are read from the store. The file
+is memory-mapped and has 33 bytes per item. Shape legend: N items, C candidates.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def modality_number(modality: object) -> int:
 
 
 def file_number(path: str) -> int:
-    """Number of a file: 64 bits of a hash of its path, so that two files do not share one."""
+    """A 64-bit hash of the path of a file, which in practice no two files share."""
     return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "big")
 
 
 def positions_in(sorted_N: AnyArray, wanted_C: AnyArray) -> IndexArray:
-    """Position of each value (C,) among distinct sorted ones (N,); -1 where it is missing."""
+    """Position (C,) of each wanted value in sorted distinct values (N,); -1 where it is missing."""
     if len(sorted_N) == 0:
         return np.full(len(wanted_C), -1, dtype=np.intp)
     position_C = sorted_N.searchsorted(wanted_C)
@@ -46,7 +46,7 @@ def positions_in(sorted_N: AnyArray, wanted_C: AnyArray) -> IndexArray:
 
 @dataclass(frozen=True, slots=True)
 class ItemTable:
-    """Columns with one row for each item, in order of the point ids.
+    """Columns with one row for each item, sorted by the keys of the point ids.
 
     Attributes:
         key_N: Keys of the point ids, as `point_ids.keys_of` makes them.
@@ -71,9 +71,12 @@ class ItemTable:
         file_N: AnyArray,
         caption_hub_N: AnyArray,
     ) -> ItemTable:
-        """Table of items in any order; items with equal keys (a number and a UUID) are left out."""
+        """Build the table of items in any order.
+
+        A number and a UUID may have equal keys; items with equal keys are left out.
+        """
         order: IndexArray = np.arange(len(key_N))
-        if not (key_N[1:] > key_N[:-1]).all():  # stores return points in order
+        if not (key_N[1:] > key_N[:-1]).all():  # stores usually return points in order
             order = np.argsort(key_N, kind="stable")
             twice = np.flatnonzero(key_N[order][1:] == key_N[order][:-1])
             order = np.delete(order, np.union1d(twice, twice + 1))
@@ -86,7 +89,7 @@ class ItemTable:
         return len(self.key_N)
 
     def rows(self, key_C: KeyArray) -> IndexArray:
-        """Row of each key (C,); -1 where the table lacks it."""
+        """Row (C,) of each key; -1 where the table lacks the key."""
         return positions_in(self.key_N, key_C)
 
     @property
@@ -109,10 +112,10 @@ class ItemTable:
 
     @classmethod
     def load(cls, path: Path) -> ItemTable:
-        """Inverse of `save`, without reading the columns.
+        """Open a table that `save` wrote, by mapping its columns without reading them.
 
         Raises:
-            MismatchError: The file is no table, or cut short.
+            MismatchError: The file does not hold an item table, or is truncated.
         """
         arrays = map_arrays(path)
         try:

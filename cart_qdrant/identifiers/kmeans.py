@@ -1,4 +1,4 @@
-"""K-means on many vectors: Lloyd's steps as products of matrices, weak clusters seeded again.
+"""K-means for many vectors: Lloyd's steps as matrix products; small clusters are re-seeded.
 
 K-means++ takes lone vectors for centres. In hundreds of dimensions such a centre is far from all
 others, whatever they have in common, so that one centre near the mean takes them all
@@ -11,34 +11,34 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from cart_qdrant.arrays.types import FloatArray
+from cart_qdrant.arrays.types import FloatArray, IndexArray
 from cart_qdrant.extras import require
-from cart_qdrant.identifiers.quantizer import Places, nearest
+from cart_qdrant.identifiers.quantizer import nearest
 
 STEPS = 20
-"""Lloyd's steps at most; weak clusters are seeded again in the first half of them."""
-WEAK = 0.5
-"""Vectors of a weak cluster over those of a mean one, at most."""
+"""Maximum number of Lloyd's steps; small clusters are re-seeded in the first half of them."""
+SMALL = 0.5
+"""A cluster is small if it has fewer than this share of the mean number of vectors."""
 SPLIT = 0.1
-"""How far the second centre of a cluster that is split lies from the first, towards one of its
-vectors: near enough to share the others with it."""
+"""Where the second centre of a split cluster is placed: this share of the way from the first
+centre to one of the cluster's vectors, so near that both centres get a part of the vectors."""
 SETTLED = 1e-3
-"""Share of vectors that change their cluster in the last step."""
+"""The steps end when a smaller share of the vectors than this changes its cluster."""
 
 
 class ClusterMeans:
-    """Sums of vectors by cluster, block by block."""
+    """Accumulates the mean vector of each cluster, block by block."""
 
     def __init__(self, k: int, dim: int) -> None:
         require("train", "scipy")
         self._sums_KD = np.zeros((k, dim), dtype=np.float32)
         self.counts_K = np.zeros(k, dtype=np.int64)
 
-    def add(self, x_BD: FloatArray, of_B: Places) -> None:
-        """Vectors and their clusters."""
-        from scipy import sparse  # type: ignore[import-untyped]  # a second; searches do without
+    def add(self, x_BD: FloatArray, of_B: IndexArray) -> None:
+        """Add vectors (B, D) and the number of the cluster of each (B,)."""
+        from scipy import sparse  # type: ignore[import-untyped]  # takes a second to import
 
-        # Of many clusters a block reaches a part.
+        # A block has vectors of some clusters only.
         touched, of_B = np.unique(of_B, return_inverse=True)
         shape = (len(x_BD), len(touched))
         ones = np.ones(len(x_BD), dtype=np.float32)
@@ -47,17 +47,17 @@ class ClusterMeans:
         self.counts_K[touched] += np.bincount(of_B, minlength=len(touched))
 
     def update(self, centers_KD: FloatArray) -> None:
-        """Move centres to their means, in place; those of empty clusters stay."""
+        """Move the centres to the means of their clusters, in place; empty clusters keep theirs."""
         found = np.flatnonzero(self.counts_K)
         centers_KD[found] = self._sums_KD[found] / self.counts_K[found, None].astype(np.float32)
 
 
 def balanced_kmeans(x_ND: FloatArray, k: int, seed: int) -> FloatArray:
-    """Centres (K, D) of vectors in memory; as many as there are vectors, at most."""
+    """Centres (K, D) of vectors in memory; K is at most the number of vectors."""
     rng = np.random.default_rng(seed)
     k = min(k, len(x_ND))
     centers_KD = x_ND[np.sort(rng.choice(len(x_ND), k, replace=False))].copy()
-    before_N: Places | None = None
+    before_N: IndexArray | None = None
     for step in range(STEPS):
         of_N = nearest(x_ND, centers_KD)
         means = ClusterMeans(k, x_ND.shape[1])
@@ -73,16 +73,16 @@ def balanced_kmeans(x_ND: FloatArray, k: int, seed: int) -> FloatArray:
 
 def _split(
     x_ND: FloatArray,
-    of_N: Places,
+    of_N: IndexArray,
     centers_KD: FloatArray,
     counts_K: npt.NDArray[np.int64],
     rng: np.random.Generator,
 ) -> bool:
-    """Give the centres of weak clusters to the largest, one to each; whether there were any."""
-    weak = np.flatnonzero(counts_K < WEAK * counts_K.mean())
-    large = np.argsort(-counts_K, kind="stable")[: len(weak)]
+    """Move the centre of each small cluster into one of the largest; whether any was moved."""
+    small = np.flatnonzero(counts_K < SMALL * counts_K.mean())
+    large = np.argsort(-counts_K, kind="stable")[: len(small)]
     large = large[counts_K[large] > counts_K.mean()]
-    for one, other in zip(weak, large, strict=False):
+    for one, other in zip(small, large, strict=False):
         x_D = x_ND[rng.choice(np.flatnonzero(of_N == other))]
         centers_KD[one] = centers_KD[other] + SPLIT * (x_D - centers_KD[other])
     return len(large) > 0

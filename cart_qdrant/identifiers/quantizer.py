@@ -1,4 +1,4 @@
-"""Residual quantisers: frozen centres and code books, by which vectors are coded and scored.
+"""Residual quantisers: encode vectors as codes, and score codes for query vectors.
 
 Shape legend: N items, B queries, D vector width, K coarse clusters, G groups of them, M residual
 levels, V codes per level, L = 1 + M semantic levels.
@@ -12,34 +12,35 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from cart_qdrant.arrays.types import FloatArray, IntArray
+from cart_qdrant.arrays.types import FloatArray, IndexArray, IntArray
 from cart_qdrant.errors import MismatchError
 
-Places = npt.NDArray[np.intp]
-
 GROUPED = 4_096
-"""More coarse clusters than this are searched by groups: a query or an item is compared with the
-groups, then with the clusters of the nearest ones."""
+"""Above this number, coarse clusters are searched by groups: a query or an item is compared with
+the means of the groups, then with the clusters of the nearest groups."""
 PROBED_BY_QUERY, PROBED_BY_ITEM = 32, 12
-"""Groups whose clusters are compared (docs/experiments.md)."""
+"""Number of groups whose clusters are compared (docs/experiments.md)."""
 
 _PART = 128
-"""Rows that are multiplied at once with one query."""
+"""Code vectors that are multiplied with a single query at once."""
 BLOCK = 16_384
-"""Vectors coded together."""
+"""Vectors encoded at once."""
 _ERROR_BLOCK = 20_000
-"""Vectors whose error is summed in float32."""
+"""Vectors whose squared error is summed in float32 before it is added in float64."""
 
 
 def square_norms(x_ND: FloatArray) -> FloatArray:
-    """|x|^2 of rows (N,)."""
+    """Squared lengths (N,) of vectors."""
     return np.asarray((x_ND**2).sum(axis=1), dtype=np.float32)
 
 
-def nearest(x_ND: FloatArray, book_VD: FloatArray, norm_V: FloatArray | None = None) -> Places:
-    """The nearest entry of a book (N,), in blocks; `norm_V`: its `square_norms`, if known."""
+def nearest(x_ND: FloatArray, book_VD: FloatArray, norm_V: FloatArray | None = None) -> IndexArray:
+    """Position (N,) of the nearest code vector of a book, computed in blocks.
+
+    Args:
+        norm_V: The `square_norms` of the book, if they are known.
+    """
     norm_V = square_norms(book_VD) if norm_V is None else norm_V
     out = np.empty(len(x_ND), dtype=np.intp)
     for begin in range(0, len(x_ND), BLOCK):
@@ -49,7 +50,7 @@ def nearest(x_ND: FloatArray, book_VD: FloatArray, norm_V: FloatArray | None = N
 
 
 def _distances(x_ND: FloatArray, book_VD: FloatArray, norm_V: FloatArray) -> FloatArray:
-    """Squared distances (N, V), less |x|^2."""
+    """Squared distances (N, V) minus |x|^2, which does not change the order."""
     far_NV = x_ND @ book_VD.T
     far_NV *= -2
     far_NV += norm_V
@@ -57,8 +58,11 @@ def _distances(x_ND: FloatArray, book_VD: FloatArray, norm_V: FloatArray) -> Flo
 
 
 def _products(q_BD: FloatArray, book_VD: FloatArray) -> FloatArray:
-    """`q . e_v` (B, V); of one query part by part, so that BLAS wakes no second thread: it spins on
-    when it is done, for longer than a search takes, where the next text would be encoded."""
+    """Inner products `q . e_v` (B, V).
+
+    A single query is multiplied part by part, so that BLAS starts no second thread: that thread
+    would keep spinning for longer than a search takes, on the core that encodes the next text.
+    """
     if len(q_BD) > 1 or len(book_VD) <= _PART:
         return q_BD @ book_VD.T
     parts = range(0, len(book_VD), _PART)
@@ -67,11 +71,11 @@ def _products(q_BD: FloatArray, book_VD: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """Coarse clusters that lie together, so that not all need to be looked at.
+    """Groups of nearby coarse clusters, so that not all clusters need to be compared.
 
     Attributes:
-        first_G: Where each group's clusters begin; the last entry is K.
-        means_GD: Mean centre of each group.
+        first_G: Position of the first cluster of each group; the last entry is K.
+        means_GD: Mean of the centres of each group.
     """
 
     first_G: IntArray
@@ -79,7 +83,7 @@ class Groups:
 
     @classmethod
     def of(cls, centers_KD: FloatArray, first_G: IntArray) -> Groups:
-        """Groups of centres that stand in their order."""
+        """Groups of centres that are sorted by group."""
         counts = np.diff(first_G)[:, None]
         sums = np.add.reduceat(centers_KD, first_G[:-1], axis=0)
         return cls(first_G, (sums / counts).astype(np.float32))
@@ -106,8 +110,8 @@ class Groups:
 
     def nearest(
         self, x_ND: FloatArray, centers_KD: FloatArray, norm_K: FloatArray | None = None
-    ) -> Places:
-        """The nearest centre (N,) among those of the nearest groups, see `nearest`."""
+    ) -> IndexArray:
+        """Position (N,) of the nearest centre among those of the nearest groups."""
         norm_K = square_norms(centers_KD) if norm_K is None else norm_K
         parts = [
             self._nearest(x_ND[begin : begin + BLOCK], centers_KD, norm_K)
@@ -115,11 +119,11 @@ class Groups:
         ]
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.intp)
 
-    def _nearest(self, x_ND: FloatArray, centers_KD: FloatArray, norm_K: FloatArray) -> Places:
+    def _nearest(self, x_ND: FloatArray, centers_KD: FloatArray, norm_K: FloatArray) -> IndexArray:
         probed = min(PROBED_BY_ITEM, len(self.means_GD))
         far_NG = _distances(x_ND, self.means_GD, square_norms(self.means_GD))
         top_NP = np.argpartition(far_NG, probed - 1, axis=1)[:, :probed]
-        # Narrow, so that they are sorted by radix: which vectors look into which group.
+        # The groups that each vector is compared with, in a narrow type: NumPy sorts it by radix.
         wanted = top_NP.astype(np.uint16 if len(self.means_GD) < 65_536 else np.int32).ravel()
         row_NP = np.argsort(wanted, kind="stable") // probed
         ends = np.cumsum(np.bincount(wanted, minlength=len(self.means_GD))).tolist()
@@ -139,14 +143,14 @@ class Groups:
 
 @dataclass(frozen=True, slots=True)
 class _Books:
-    """What vectors are compared with: the books in the metric, their squared lengths, groups."""
+    """The code books mapped by the metric, with their squared lengths and groups."""
 
     books: list[FloatArray]
     norms: list[FloatArray]
     groups: Groups | None
 
     def codes(self, x_ND: FloatArray) -> IntArray:
-        """Codes (N, L), greedy level by level."""
+        """Codes (N, L) of vectors, chosen greedily level by level."""
         out_NL = np.empty((len(x_ND), len(self.books)), dtype=np.int32)
         rest = x_ND
         for level, (book, norm) in enumerate(zip(self.books, self.norms, strict=True)):
@@ -165,15 +169,16 @@ class Quantizer:
     """Frozen centres and code books of one vector space.
 
     Attributes:
-        centers_KD: K-Means centres.
+        centers_KD: Centres of the coarse k-means clusters.
         books_MVD: Residual code books.
-        offset: Added to the coarse code, so that spaces share no cluster.
-        metric_DD: Codes are chosen by distance after this map; None for plain distance. Set to
-            the square root of the queries' covariance, it spends codes where queries look.
-        error: Mean squared distance to the approximation at fitting (relative to mean |x|^2).
-        fitted_on: Items seen at fitting.
-        method: How the residual books were made.
-        groups: Of the centres, where they are many.
+        offset: Added to the coarse code, so that no two spaces share a code.
+        metric_DD: Codes are chosen by the distance after this map; None for the plain distance. As
+            the square root of the queries' covariance, it makes codes finer in the directions in
+            which queries differ.
+        error: Mean squared error of the approximation when fitted, divided by the mean |x|^2.
+        fitted_on: Number of items that it was fitted on.
+        method: How the residual code books were fitted.
+        groups: Groups of the centres; None with at most `GROUPED` centres.
     """
 
     centers_KD: FloatArray
@@ -197,10 +202,10 @@ class Quantizer:
         return int(self.centers_KD.shape[1])
 
     def encode(self, x_ND: FloatArray) -> IntArray:
-        """Codes (N, L) of vectors, greedy level by level, in blocks of bounded memory.
+        """Codes (N, L) of vectors, chosen greedily level by level, in blocks of bounded memory.
 
         Raises:
-            MismatchError: Another vector width than at fitting.
+            MismatchError: The vectors are not as wide as those it was fitted on.
         """
         if x_ND.shape[1] != self.dim:
             raise MismatchError(
@@ -218,7 +223,8 @@ class Quantizer:
         return out_NL
 
     def _books(self) -> _Books:
-        """Made at the first use and kept: mapping many centres takes longer than coding a page."""
+        """The mapped code books, kept after the first use: mapping many centres takes longer than
+        encoding a page of vectors."""
         if self._mapped is None:
             books, groups = [self.centers_KD, *self.books_MVD], self.groups
             if self.metric_DD is not None:
@@ -230,14 +236,14 @@ class Quantizer:
         return self._mapped
 
     def decode(self, codes_NL: IntArray) -> FloatArray:
-        """Approximated vectors (N, D) of codes."""
+        """Vectors (N, D) that codes stand for: the sums of their code vectors."""
         x_ND = self.centers_KD[codes_NL[:, 0] - self.offset].copy()
         for level, book in enumerate(self.books_MVD, start=1):
             x_ND += book[codes_NL[:, level]]
         return x_ND
 
     def relative_error(self, x_ND: FloatArray, codes_NL: IntArray | None = None) -> float:
-        """Mean squared reconstruction error over mean squared length; 0 is exact."""
+        """Mean squared error of the approximation over the mean squared length; 0 if exact."""
         codes = self.encode(x_ND) if codes_NL is None else codes_NL
         lost = length = 0.0
         for begin in range(0, len(x_ND), _ERROR_BLOCK):
@@ -248,9 +254,9 @@ class Quantizer:
         return lost / max(length, 1e-12)
 
     def level_scores(self, q_BD: FloatArray) -> list[FloatArray]:
-        """`q . c_k` and `q . e_{m,v}` per level, (B, K) then (B, V): the prior of the decoder.
+        """Prior of the decoder: `q . c_k` (B, K), then `q . e_{m,v}` (B, V) of each residual level.
 
-        Of many centres, those of far groups are -inf.
+        If the centres are grouped, the scores of centres in distant groups are -inf.
         """
         if self.groups is None:
             coarse = _products(q_BD, self.centers_KD)
@@ -261,7 +267,7 @@ class Quantizer:
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """The quantisers of all spaces of an index; levels are equal, coarse codes disjoint."""
+    """The quantisers of all spaces of an index, with equal levels and disjoint coarse codes."""
 
     quantizers: Mapping[str, Quantizer]
 
@@ -272,16 +278,16 @@ class Codec:
 
     @property
     def coarse(self) -> int:
-        """Coarse clusters of all spaces together."""
+        """Number of coarse clusters of all spaces together."""
         return sum(len(q.centers_KD) for q in self.quantizers.values())
 
     @property
     def codes(self) -> int:
-        """V: codes of the largest residual book."""
+        """V: number of codes of the largest residual code book."""
         return max((q.books_MVD.shape[1] for q in self.quantizers.values()), default=0)
 
     def to_arrays(self) -> dict[str, FloatArray | IntArray]:
-        """Arrays for a safetensors file; `to_meta` holds the rest."""
+        """The arrays to store in a safetensors file; `to_meta` gives the remaining fields."""
         out: dict[str, FloatArray | IntArray] = {}
         for space, q in self.quantizers.items():
             out[f"{space}.centers"], out[f"{space}.books"] = q.centers_KD, q.books_MVD
@@ -293,7 +299,7 @@ class Codec:
         return out
 
     def to_meta(self) -> dict[str, Any]:
-        """JSON beside `to_arrays`."""
+        """The fields that are no arrays, as JSON."""
         return {
             space: {
                 "offset": q.offset,

@@ -30,6 +30,7 @@ from cart_qdrant.identifiers.codec import (
     Codec,
     DisambiguationTokens,
     Quantizer,
+    QuantizerSize,
     fit_quantizer,
     unique_ratio,
 )
@@ -106,7 +107,7 @@ def _codec(data: AblationData, vectors: Vectors, variant: Variant, seed: int) ->
     offset = 0
     for space, x_ND in vectors.by_space().items():
         quantizers[space] = fit_quantizer(
-            x_ND, k=min(k, len(x_ND)), v=v, m=m, method=variant.method,
+            x_ND, QuantizerSize(min(k, len(x_ND)), v, m), method=variant.method,
             metric_DD=data.metrics.get(space), seed=seed, offset=offset,
         )  # fmt: skip
         offset += len(quantizers[space].centers_KD)

@@ -17,6 +17,7 @@ from cart_qdrant.identifiers.codec import (
     DisambiguationTokens,
     IdentifierConfig,
     Quantizer,
+    QuantizerSize,
     fit_codec,
     fit_quantizer,
     level_reports,
@@ -69,7 +70,7 @@ def grouped(metric: bool = False) -> Quantizer:
     rng = np.random.default_rng(0)
     x = unit(rng, 9_000, 6)
     root = (np.eye(6) + rng.normal(size=(6, 6)) / 20).astype(np.float32) if metric else None
-    return fit_quantizer(x, k=GROUPED + 1, v=4, m=1, metric_DD=root)
+    return fit_quantizer(x, QuantizerSize(GROUPED + 1, 4, 1), metric_DD=root)
 
 
 @pytest.mark.parametrize("metric", [False, True])
@@ -204,11 +205,11 @@ def test_copies_do_not_count_against_the_size() -> None:
 @pytest.mark.parametrize("method", ["rkmeans", "rvq"])
 def test_fit_is_better_than_the_centres_alone(method: Any) -> None:
     x = unit(np.random.default_rng(1), 200)
-    q = fit_quantizer(x, k=8, v=8, m=3, method=method)
+    q = fit_quantizer(x, QuantizerSize(8, 8, 3), method=method)
     alone = Quantizer(q.centers_KD, q.books_MVD[:, :1] * 0)
     assert q.error < 0.7 * alone.relative_error(x)
     assert q.error == pytest.approx(q.relative_error(x), abs=1e-5)
-    again = fit_quantizer(x, k=8, v=8, m=3, method=method)
+    again = fit_quantizer(x, QuantizerSize(8, 8, 3), method=method)
     np.testing.assert_allclose(q.books_MVD, again.books_MVD, atol=1e-5)
 
 

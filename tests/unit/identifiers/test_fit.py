@@ -16,6 +16,7 @@ from cart_qdrant.identifiers import quantizer
 from cart_qdrant.identifiers.codec import (
     IdentifierConfig,
     Quantizer,
+    QuantizerSize,
     fit_codec,
     fit_quantizer,
     unique_ratio,
@@ -72,9 +73,9 @@ def test_u_is_that_of_all_also_where_a_sample_places_the_clusters(
 def test_it_is_as_good_as_fitting_on_all(metric: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     x, rng = families(6_000), np.random.default_rng(0)
     root = (np.eye(24) + rng.normal(size=(24, 24)) / 20).astype(np.float32) if metric else None
-    many = fit_quantizer(x, k=128, v=16, m=3, metric_DD=root)
+    many = fit_quantizer(x, QuantizerSize(128, 16, 3), metric_DD=root)
     monkeypatch.setattr(identifiers, "LEARNED", 10_000)
-    few = fit_quantizer(x, k=128, v=16, m=3, metric_DD=root)
+    few = fit_quantizer(x, QuantizerSize(128, 16, 3), metric_DD=root)
     other = families(2_000, seed=1)  # of the same kind, not seen
     assert many.relative_error(other) < 1.03 * few.relative_error(other)
     assert unique_ratio(many.encode(x)) > unique_ratio(few.encode(x)) - 0.01
