@@ -1,9 +1,9 @@
 """K-means for many vectors: Lloyd's steps as matrix products; small clusters are re-seeded.
 
-K-means++ takes lone vectors for centres. In hundreds of dimensions such a centre is far from all
-others, whatever they have in common, so that one centre near the mean takes them all
-(docs/experiments.md). Centres start at random vectors here, and while a cluster stays small, a
-large one is split with its centre. Shape legend: N vectors, D width, K clusters.
+K-means++ chooses outliers as centres. In hundreds of dimensions an outlier is far from all other
+vectors, so that one centre near the mean is assigned all of them (docs/experiments.md). Here the
+centres start at random vectors, and the centre of a cluster that stays small moves into a large
+cluster, which is thereby split. Shape legend: N vectors, D width, K clusters.
 """
 
 from __future__ import annotations
