@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 HOSTS = ["langchain", "llamaindex", "mcp", "haystack", "dspy"]
-EXTRAS = ["lite", "media", "train"]
+EXTRAS = ["lite", "media", "train", "eval", "remote"]
 TOOLS = ["pytest>=8.3", "pytest-asyncio>=0.24", "hypothesis>=6.100"]
 ROOMS = ["media", "captions", "storage", "identifiers", "index"]
 
