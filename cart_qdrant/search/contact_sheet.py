@@ -71,7 +71,7 @@ _CARD = """<li>
 <div class="text">
 {caption}
 <a class="path" href="{link}"><bdi>{path}</bdi></a>
-<div class="why"><span>score {score}</span><span title="lane">{lane}</span>{identifier}</div>
+<div class="why">{quality}<span title="lane">{lane}</span>{identifier}</div>
 </div>
 </li>"""
 
@@ -130,12 +130,19 @@ def _card(hit: Hit, base: Path) -> str:
         time=f'<span class="time">{times}</span>' if timed else "",
         caption=caption,
         path=_text(hit.path).replace("/", "/<wbr>").replace("_", "_<wbr>"),
-        score=f"{hit.score:.3f}",
+        quality=_quality(hit),
         lane=_text(hit.lane),
         identifier=f'<code title="identifier">{_text(hit.identifier)}</code>'
         if hit.identifier
         else "",
     )
+
+
+def _quality(hit: Hit) -> str:
+    """The confidence of a hit where it is known, else its similarity."""
+    if hit.confidence is not None:
+        return f"<span>confidence {100 * hit.confidence:.0f} %</span>"
+    return "" if hit.similarity is None else f"<span>similarity {hit.similarity:.3f}</span>"
 
 
 def _picture(hit: Hit, path: Path) -> str:

@@ -54,8 +54,8 @@ class Page(HTMLParser):
 
 def hit(path: str, modality: Modality = Modality.IMAGE, **more: Any) -> Hit:
     values = {
-        "rank": 1, "id": "x", "start": 0.0, "end": 0.0, "score": 0.5, "lane": "fused",
-        "identifier": "17-203-44-9-0", "caption": "a dog", "payload": {},
+        "rank": 1, "id": "x", "start": 0.0, "end": 0.0, "score": -3.16, "similarity": 0.5,
+        "lane": "fused", "identifier": "17-203-44-9-0", "caption": "a dog", "payload": {},
     }  # fmt: skip
     return Hit(path=path, modality=modality, **{**values, **more})
 
@@ -98,7 +98,7 @@ def test_every_kind_of_media_has_its_picture(media: Path, tmp_path: Path) -> Non
     assert all(p.width <= WIDTH and p.height <= HEIGHT for p in (photo, frame, wave))
     assert photo.width / photo.height == pytest.approx(3.2, abs=0.05)
     assert frame.convert("RGB").resize((1, 1)).getpixel((0, 0)) == pytest.approx(BLUE, abs=30)
-    for said in ("3 hits", "4.2 ms", "0:02–0:03", "0:00–0:02", "score 0.500", "17-203-44-9-0"):  # noqa: RUF001
+    for said in ("3 hits", "4.2 ms", "0:02–0:03", "0:00–0:02", "similarity 0.500", "17-203-44-9-0"):  # noqa: RUF001
         assert said in page.text
     links = dict.fromkeys(page.values("a", "href"))
     assert list(links) == [
