@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("langchain_core", reason='pip install "cart-qdrant[langchain]"')
+pytest.importorskip("langchain_tests", reason="not installed: langchain-tests")
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_tests.integration_tests import RetrieversIntegrationTests
