@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,8 @@ log = logging.getLogger(__name__)
 
 THREADS = 2
 """Cores that encode one text, where there are as many."""
+MANY = 8
+"""Texts from which on each core encodes texts of its own."""
 GRAPH_VERSION = 1
 """Version of the cached graphs; a graph of another version is written again."""
 
@@ -56,7 +60,9 @@ class TextGraph:
     """
 
     def __init__(self, graph: Path | bytes, folder: Path) -> None:
-        self._session = _open(graph)
+        self._graph = graph
+        self._session = _open(graph, min(THREADS, _cores()))
+        self._lock = threading.Lock()
         self._tokenizer = load_tokenizer(folder)
         self.outputs = [output.name for output in self._session.get_outputs()]
 
@@ -69,17 +75,27 @@ class TextGraph:
             wanted: Names of the outputs to compute.
         """
         found = self._tokenizer.encode_batch(list(texts))
-        side_by_side = _cores() // THREADS
-        if len(found) < 2 or side_by_side < 2:
-            return [self._run(one.ids, wanted) for one in found]
-        with ThreadPoolExecutor(side_by_side) as pool:
-            return list(pool.map(lambda one: self._run(one.ids, wanted), found))
+        if len(found) < MANY or _cores() < 2:
+            return [_run(self._session, one.ids, wanted) for one in found]
+        session = self._single_threaded()
+        with ThreadPoolExecutor(_cores()) as pool:
+            return list(pool.map(lambda one: _run(session, one.ids, wanted), found))
 
-    def _run(self, ids: Sequence[int], wanted: Sequence[str]) -> Encoded:
-        ids_BS = np.asarray([ids], dtype=np.int32)
-        mask_BS = np.ones_like(ids_BS)
-        found = self._session.run(list(wanted), {"ids": ids_BS, "mask": mask_BS})
-        return Encoded(found, mask_BS.astype(bool))
+    def _single_threaded(self) -> InferenceSession:
+        """The graph for many texts: one core a text does more of them than all cores for each."""
+        with self._lock:
+            return self._many
+
+    @cached_property
+    def _many(self) -> InferenceSession:
+        return _open(self._graph, 1)
+
+
+def _run(session: InferenceSession, ids: Sequence[int], wanted: Sequence[str]) -> Encoded:
+    ids_BS = np.asarray([ids], dtype=np.int32)
+    mask_BS = np.ones_like(ids_BS)
+    found = session.run(list(wanted), {"ids": ids_BS, "mask": mask_BS})
+    return Encoded(found, mask_BS.astype(bool))
 
 
 class OnnxTextEncoder:
@@ -127,7 +143,7 @@ def _write(folder: Path, path: Path) -> bytes:
     return graph
 
 
-def _open(graph: Path | bytes) -> InferenceSession:
+def _open(graph: Path | bytes, threads: int) -> InferenceSession:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -136,7 +152,7 @@ def _open(graph: Path | bytes) -> InferenceSession:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     # A second core takes a third off one query's time if its thread spins while it waits; it
     # stops spinning after the query, since the store has threads of its own.
-    options.intra_op_num_threads = min(THREADS, _cores())
+    options.intra_op_num_threads = threads
     options.add_session_config_entry("session.force_spinning_stop", "1")
     source = graph if isinstance(graph, bytes) else str(graph)
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
