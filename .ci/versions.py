@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 HOSTS = ["langchain", "llamaindex", "mcp", "haystack", "dspy"]
-EXTRAS = ["lite", "media", "train", "eval", "remote"]
+EXTRAS = ["lite", "eval", "remote"]
 TOOLS = ["pytest>=8.3", "pytest-asyncio>=0.24", "hypothesis>=6.100"]
 ROOMS = ["media", "captions", "storage", "identifiers", "index"]
 
@@ -46,17 +46,25 @@ def newest_python() -> Path | None:
 
 
 def pins(extras: list[str]) -> list[str]:
-    """The least version of each direct dependency."""
-    optional = PROJECT["optional-dependencies"]
-    wanted = [*PROJECT["dependencies"], *(line for extra in extras for line in optional[extra])]
+    """The least version of each direct dependency; torch has that of constraints.txt."""
     out = []
-    for line in wanted:
+    for line in [*PROJECT["dependencies"], *needed(extras)]:
         requirement, _, marker = line.partition(";")
         least = re.match(r"\s*([\w.-]+)\s*>=\s*([\w.]+)", requirement)
-        if requirement.startswith(("cart-qdrant", "torch>")):
+        if least and least[1] == "torch":
             continue
         pin = f"{least[1]}=={least[2]}" if least else requirement.strip()
         out.append(f"{pin};{marker}" if marker else pin)
+    return out
+
+
+def needed(extras: list[str]) -> list[str]:
+    """Requirements of extras, and of the extras that these name."""
+    out: list[str] = []
+    for extra in extras:
+        for line in PROJECT["optional-dependencies"][extra]:
+            named = re.fullmatch(r"cart-qdrant\[([\w,]+)\]", line)
+            out += needed(named[1].split(",")) if named else [line]
     return out
 
 

@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from cart_qdrant.arrays.types import FloatArray
-from cart_qdrant.identifiers.codec import IdentifierConfig, fit_codec, unique_ratio
+from cart_qdrant.arrays.vectors import unique_ratio
+from cart_qdrant.identifiers.codec import IdentifierConfig, fit_codec
 
 FAMILIES, MEMBERS = 64, 64
 SPREAD, NOISE = 0.8, 0.5

@@ -50,8 +50,9 @@ from cart_qdrant.files import folder_hash, save_arrays
 from cart_qdrant.generator.artifacts import CALIBRATION
 from cart_qdrant.generator.decode import IdentifierDecoder
 from cart_qdrant.generator.prior import HUB, NodeBonus
-from cart_qdrant.identifiers.codec import Codec, DisambiguationTokens, IdentifierConfig, fit_codec
+from cart_qdrant.identifiers.codec import DisambiguationTokens, IdentifierConfig, fit_codec
 from cart_qdrant.identifiers.hubness import media_space
+from cart_qdrant.identifiers.quantizer import Codec
 from cart_qdrant.index.identifier_files import load_codec, load_table
 from cart_qdrant.index.identify import assign_new
 from cart_qdrant.index.index import Index, identifier_fields

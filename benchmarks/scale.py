@@ -26,16 +26,12 @@ import numpy.typing as npt
 from qdrant_client import models
 
 from cart_qdrant.arrays.types import FloatArray, IndexArray
+from cart_qdrant.arrays.vectors import unique_ratio
 from cart_qdrant.generator.beam_search import PriorScorer, beam_search
 from cart_qdrant.generator.prior import HUB, NodeBonus, prior_logits
-from cart_qdrant.identifiers.codec import (
-    Codec,
-    DisambiguationTokens,
-    IdentifierConfig,
-    fit_codec,
-    unique_ratio,
-)
+from cart_qdrant.identifiers.codec import DisambiguationTokens, IdentifierConfig, fit_codec
 from cart_qdrant.identifiers.hubness import media_space
+from cart_qdrant.identifiers.quantizer import Codec
 from cart_qdrant.identifiers.trie import Trie
 from cart_qdrant.index.identifier_files import load_codec
 from cart_qdrant.index.index import Index

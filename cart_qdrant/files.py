@@ -94,8 +94,11 @@ def folder_hash(folder: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Folder of files that can be made or fetched again, such as downloaded weights."""
+    """Folder of files that can be made again: `$CARTQ_CACHE`, else `user_cache_folder()`."""
     named = os.environ.get(CACHE_VARIABLE)
-    if named:
-        return Path(named)
+    return Path(named) if named else user_cache_folder()
+
+
+def user_cache_folder() -> Path:
+    """The package's folder in the user's cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cart-qdrant"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cart_qdrant.errors import DownloadError
+from cart_qdrant.files import user_cache_folder
 
 MODELS_VARIABLE = "CARTQ_MODELS"
 """Environment variable that names the folder of downloaded models."""
@@ -19,10 +20,8 @@ def models_folder() -> Path:
 
     It is `$CARTQ_MODELS` where that is set, else `cart-qdrant/models` in the user's cache folder.
     """
-    if given := os.environ.get(MODELS_VARIABLE):
-        return Path(given)
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "cart-qdrant" / "models"
+    given = os.environ.get(MODELS_VARIABLE)
+    return Path(given) if given else user_cache_folder() / "models"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

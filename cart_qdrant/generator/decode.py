@@ -15,7 +15,7 @@ from cart_qdrant.arrays.types import FloatArray, MaskArray
 from cart_qdrant.extras import require
 from cart_qdrant.generator.beam_search import Beams, PriorScorer, Scorer, beam_search
 from cart_qdrant.generator.prior import NodeBonus, prior_logits
-from cart_qdrant.identifiers.codec import Codec
+from cart_qdrant.identifiers.quantizer import Codec
 from cart_qdrant.identifiers.trie import Trie
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cart_qdrant.arrays.types import FloatArray, IndexArray
-from cart_qdrant.identifiers.codec import Codec
+from cart_qdrant.identifiers.quantizer import Codec
 from cart_qdrant.identifiers.trie import Trie
 
 HUB = 0.8

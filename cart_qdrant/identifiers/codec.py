@@ -23,21 +23,7 @@ from cart_qdrant.arrays.vectors import unique_ratio
 from cart_qdrant.errors import ConfigError
 from cart_qdrant.extras import require
 from cart_qdrant.identifiers.fit import ManyFit
-from cart_qdrant.identifiers.quantizer import GROUPED, Codec, Groups, Quantizer, nearest
-
-__all__ = [
-    "Codec",
-    "DisambiguationTokens",
-    "Groups",
-    "IdentifierConfig",
-    "LevelReport",
-    "Quantizer",
-    "QuantizerSize",
-    "fit_codec",
-    "fit_quantizer",
-    "level_reports",
-    "unique_ratio",
-]
+from cart_qdrant.identifiers.quantizer import GROUPED, Codec, Quantizer, nearest
 
 Method = Literal["rkmeans", "rvq"]
 

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cart_qdrant.identifiers.codec import Codec, LevelReport, level_reports, unique_ratio
+from cart_qdrant.arrays.vectors import unique_ratio
+from cart_qdrant.identifiers.codec import LevelReport, level_reports
 from cart_qdrant.identifiers.fit import distinct_rows
+from cart_qdrant.identifiers.quantizer import Codec
 from cart_qdrant.index.identifier_files import load_codec
 from cart_qdrant.index.identify import GROWN, encode, fitted_on
 from cart_qdrant.index.index import Index

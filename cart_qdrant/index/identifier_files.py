@@ -5,8 +5,8 @@ from __future__ import annotations
 from cart_qdrant.arrays.mmap import map_arrays
 from cart_qdrant.errors import MismatchError
 from cart_qdrant.files import draft_path, file_hash, load_arrays, rename_durably
-from cart_qdrant.identifiers.codec import Codec
 from cart_qdrant.identifiers.item_table import ItemTable
+from cart_qdrant.identifiers.quantizer import Codec
 from cart_qdrant.identifiers.trie import Trie
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.manifest import Artifact

@@ -13,17 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from cart_qdrant.arrays.types import FloatArray, IntArray
+from cart_qdrant.arrays.vectors import unique_ratio
 from cart_qdrant.errors import StoreError
 from cart_qdrant.files import save_arrays
-from cart_qdrant.identifiers.codec import (
-    Codec,
-    DisambiguationTokens,
-    IdentifierConfig,
-    fit_codec,
-    unique_ratio,
-)
+from cart_qdrant.identifiers.codec import DisambiguationTokens, IdentifierConfig, fit_codec
 from cart_qdrant.identifiers.hubness import CAPTION as CAPTION_BANK
 from cart_qdrant.identifiers.hubness import QueryBank, media_space
+from cart_qdrant.identifiers.quantizer import Codec
 from cart_qdrant.index.identified_items import IdentifiedItems
 from cart_qdrant.index.identifier_files import load_codec, save_part
 from cart_qdrant.index.index import Index, identifier_fields

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 QUERY_BANK = "querybank.safetensors"
 """File in the folder of a generator: the queries from which hubness is computed."""
-DISTILLED = "teacher.safetensors"
+DISTILLED = "distilled-anchors.safetensors"
 """File in the folder of a generator: texts, and their vectors by the embedder's text tower."""
 
 

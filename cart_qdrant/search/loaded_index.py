@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cart_qdrant.errors import MismatchError
 from cart_qdrant.generator.decode import IdentifierDecoder, beams_for
 from cart_qdrant.generator.prior import HUB, NodeBonus
-from cart_qdrant.identifiers.codec import Codec
+from cart_qdrant.identifiers.quantizer import Codec
 from cart_qdrant.identifiers.trie import Trie
 from cart_qdrant.index.identifier_files import load_codec, load_trie
 from cart_qdrant.index.index import TEXT_DIM, Index

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cart_qdrant.arrays.types import FloatArray, IndexArray, IntArray
 from cart_qdrant.generator.prior import prior_logits
-from cart_qdrant.identifiers.codec import Codec
+from cart_qdrant.identifiers.quantizer import Codec
 from cart_qdrant.training.corpus import Corpus
 from cart_qdrant.training.query_encoder import QueryEncoder
 from cart_qdrant.training.split import Split

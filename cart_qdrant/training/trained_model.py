@@ -1,6 +1,6 @@
 """A trained model in torch, on disk and in memory: encoder, generator, calibration, modality prior.
 
-A search loads `search.trained.Trained` instead, which needs no torch.
+A search loads `search.trained_model.TrainedModel` instead, which needs no torch.
 """
 
 from __future__ import annotations

@@ -61,6 +61,7 @@ class TextGraph:
 
     def __init__(self, graph: Path | bytes, folder: Path) -> None:
         self._graph = graph
+        # A second core takes a third off one text's time.
         self._session = _open(graph, min(THREADS, _cores()))
         self._lock = threading.Lock()
         self._tokenizer = load_tokenizer(folder)
@@ -150,9 +151,8 @@ def _open(graph: Path | bytes, threads: int) -> InferenceSession:
     options.log_severity_level = 3
     # The graph has its fused operators already; full optimisation would replace them.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    # A second core takes a third off one query's time if its thread spins while it waits; it
-    # stops spinning after the query, since the store has threads of its own.
     options.intra_op_num_threads = threads
+    # Threads spin while a query is encoded, and stop after it: the store has threads of its own.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     source = graph if isinstance(graph, bytes) else str(graph)
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cart_qdrant.arrays.vectors import unique_ratio
 from cart_qdrant.evaluation.ablation.data import AblationData, read_ablation_data
 from cart_qdrant.evaluation.ablation.measures import (
     FittedVariant,
@@ -26,14 +27,8 @@ from cart_qdrant.evaluation.ablation.variants import AblationOptions, Variant, v
 from cart_qdrant.generator.beam_search import positions
 from cart_qdrant.generator.network import Generator, GeneratorConfig
 from cart_qdrant.generator.prior import level_sizes
-from cart_qdrant.identifiers.codec import (
-    Codec,
-    DisambiguationTokens,
-    Quantizer,
-    QuantizerSize,
-    fit_quantizer,
-    unique_ratio,
-)
+from cart_qdrant.identifiers.codec import DisambiguationTokens, QuantizerSize, fit_quantizer
+from cart_qdrant.identifiers.quantizer import Codec, Quantizer
 from cart_qdrant.identifiers.trie import Trie
 from cart_qdrant.index.identify import encode
 from cart_qdrant.index.index import Index

@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from cart_qdrant.arrays.types import FloatArray
-from cart_qdrant.identifiers.codec import Codec, IdentifierConfig, fit_codec
+from cart_qdrant.identifiers.codec import IdentifierConfig, fit_codec
 from cart_qdrant.identifiers.hubness import BANK, CAPTION, QueryBank, media_space
+from cart_qdrant.identifiers.quantizer import Codec
 from cart_qdrant.identifiers.trie import Trie
 from cart_qdrant.index.identify import prepare
 from cart_qdrant.training.stages.state import (

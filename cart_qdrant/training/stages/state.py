@@ -12,8 +12,8 @@ from pathlib import Path
 from cart_qdrant.arrays.types import FloatArray, IntArray
 from cart_qdrant.embedders.zero_shot import TextAnchors
 from cart_qdrant.generator.network import Generator
-from cart_qdrant.identifiers.codec import Codec
 from cart_qdrant.identifiers.hubness import QueryBank
+from cart_qdrant.identifiers.quantizer import Codec
 from cart_qdrant.identifiers.trie import Trie
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.manifest import IdentifierInfo

@@ -10,20 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cart_qdrant.arrays.vectors import unique_ratio
 from cart_qdrant.errors import ConfigError, MismatchError
 from cart_qdrant.identifiers import quantizer
 from cart_qdrant.identifiers.codec import (
-    Codec,
     DisambiguationTokens,
     IdentifierConfig,
-    Quantizer,
     QuantizerSize,
     fit_codec,
     fit_quantizer,
     level_reports,
-    unique_ratio,
 )
-from cart_qdrant.identifiers.quantizer import GROUPED, Groups
+from cart_qdrant.identifiers.quantizer import GROUPED, Codec, Groups, Quantizer
 
 SEEDS = st.integers(0, 2**31)
 

@@ -10,18 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cart_qdrant.arrays.vectors import unique_ratio
 from cart_qdrant.identifiers import codec as identifiers
 from cart_qdrant.identifiers import fit as fit_many
 from cart_qdrant.identifiers import quantizer
-from cart_qdrant.identifiers.codec import (
-    IdentifierConfig,
-    Quantizer,
-    QuantizerSize,
-    fit_codec,
-    fit_quantizer,
-    unique_ratio,
-)
+from cart_qdrant.identifiers.codec import IdentifierConfig, QuantizerSize, fit_codec, fit_quantizer
 from cart_qdrant.identifiers.fit import ManyFit, distinct_rows
+from cart_qdrant.identifiers.quantizer import Quantizer
 
 
 def families(n: int, dim: int = 24, seed: int = 0) -> Any:
