@@ -5,10 +5,13 @@ All requests but `create_vector_name` may be sent twice without harm, and so all
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import re
+import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -48,6 +51,8 @@ _GRPC_STATUS = {
     "UNAVAILABLE": 503,
     "DEADLINE_EXCEEDED": 504,
 }
+_local_locks: weakref.WeakKeyDictionary[QdrantClient, threading.RLock] = weakref.WeakKeyDictionary()
+_locks_lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +124,7 @@ class Connection:
         self.url = url or str(options.get("url") or options.get("location") or options.get("host"))
         self.is_local = options.get("location") == ":memory:" or options.get("path") is not None
         self.retry = retry
+        self._lock = _lock_of(client) if self.is_local else contextlib.nullcontext()
         self._sleep = sleep
         self._owned = owned
         self._reached = False
@@ -155,7 +161,8 @@ class Connection:
         delay = self.retry.first_delay
         for attempt in range(1, self.retry.attempts + 1):
             try:
-                answer = method(self.collection, *args, **kwargs)
+                with self._lock:
+                    answer = method(self.collection, *args, **kwargs)
             except _CLIENT_ERRORS as error:
                 status = status_of(error)
                 again = status in _BUSY and (self._reached or not _never_connected(error))
@@ -235,6 +242,13 @@ def reason_of(error: BaseException | None) -> str:
     if isinstance(error, grpc.RpcError) and hasattr(error, "details"):
         return str(error.details())
     return str(getattr(error, "source", error)) or type(error).__name__
+
+
+def _lock_of(client: QdrantClient) -> threading.RLock:
+    """The lock of a client in local mode, whose arrays grow in place: a search beside a write
+    sees arrays of different lengths. All stores of one client share it."""
+    with _locks_lock:
+        return _local_locks.setdefault(client, threading.RLock())
 
 
 def _never_connected(error: Exception) -> bool:

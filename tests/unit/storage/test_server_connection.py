@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
 import httpx
 import pytest
-from qdrant_client import models
+from qdrant_client import QdrantClient, models
 
 from cart_qdrant.errors import ConfigError, StoreError
-from cart_qdrant.storage.protocol import MEDIA
+from cart_qdrant.storage import requests
+from cart_qdrant.storage.protocol import MEDIA, CollectionSpec
+from cart_qdrant.storage.server import ServerStore
 from cart_qdrant.storage.server_connection import RetryPolicy
 from tests.unit.storage.fake_server import FakeServer, status
+from tests.unit.storage.points import pid
 
 
 class GrpcFault(grpc.RpcError):  # type: ignore[misc]
@@ -140,3 +145,31 @@ def test_an_old_server_is_named(server: FakeServer, monkeypatch: pytest.MonkeyPa
     request = models.QueryRequest(query=[1.0] * 4, using=MEDIA)
     with pytest.raises(StoreError, match=r"is Qdrant 1\.9\.4, but this needs 1\.16"):
         server.store().query_batch([request])
+
+
+def test_threads_take_turns_in_local_mode() -> None:
+    """The arrays of local mode grow in place, and a search beside a write would read half of it."""
+    client = QdrantClient(":memory:")
+    writer = ServerStore(client, "media", owned=False)
+    writer.create(CollectionSpec(vectors={MEDIA: 4}, keywords=[], texts=[]))
+    request = requests.QueryRequest(query=[1.0, 0.0, 0.0, 0.0], using=MEDIA, limit=5)
+    done = threading.Event()
+
+    def write() -> None:
+        try:
+            for n in range(200):
+                vector = {MEDIA: [1.0, float(n), 0.0, 0.0]}
+                writer.upsert([models.PointStruct(id=pid(n), vector=vector, payload={})])
+        finally:
+            done.set()
+
+    def read(_: int) -> None:
+        reader = ServerStore(client, "media", owned=False)
+        while not done.is_set():
+            reader.query_ids([request])
+
+    with ThreadPoolExecutor(5) as pool:
+        readers = pool.map(read, range(4))
+        pool.submit(write).result()
+        assert list(readers) == [None] * 4
+    client.close()
