@@ -109,7 +109,8 @@ class PrecomputedEmbedder:
         """L2-normalised vectors x_BD of the clips.
 
         Where a file has several vectors, the one whose start is nearest to the clip's start is
-        taken; of two at the same distance, the earlier one.
+        taken; of two at the same distance, the earlier one. Where the ends of vectors are known,
+        only those count that share some time with the clip.
 
         Raises:
             MediaError: A file, or that part of it, has no vector; the message names the path.
@@ -122,14 +123,18 @@ class PrecomputedEmbedder:
         starts_N, ends_N = self._file.starts, self._file.ends
         if starts_N is None:
             return int(rows_R[0])
-        row = int(rows_R[np.argmin(np.abs(starts_N[rows_R] - clip.start))])
-        if ends_N is not None and ends_N[row] > starts_N[row] and ends_N[row] <= clip.start:
+        distances_R = np.abs(starts_N[rows_R] - clip.start)
+        if ends_N is None:
+            return int(rows_R[np.argmin(distances_R)])
+        fits_R = _overlaps(starts_N[rows_R], ends_N[rows_R], clip)
+        if not fits_R.any():
+            row = int(rows_R[np.argmin(distances_R)])
             raise MediaError(
-                f"{clip.key}: {self._file.source} has no vector at {clip.start:g} s; the nearest "
-                f"spans {starts_N[row]:g} to {ends_N[row]:g} s.",
+                f"{clip.key}: {self._file.source} has no vector from {clip.start:g} to "
+                f"{clip.end:g} s; the nearest spans {starts_N[row]:g} to {ends_N[row]:g} s.",
                 "Write vectors of the whole file.",
             )
-        return row
+        return int(rows_R[np.argmin(np.where(fits_R, distances_R, np.inf))])
 
     def _find_path(self, key: str) -> str:
         wanted = path_key(key)
@@ -143,6 +148,17 @@ class PrecomputedEmbedder:
         raise MediaError(
             f"{key}: {what}.", f"Write its path relative to the index base into {where}."
         )
+
+
+def _overlaps(
+    starts_R: npt.NDArray[np.float64], ends_R: npt.NDArray[np.float64], clip: Clip
+) -> npt.NDArray[np.bool_]:
+    """Which rows share some time with a clip; a row that ends at its start has no known end."""
+    known_R = ends_R > starts_R
+    # A clip without length is an image, or a moment: it lies in the row.
+    before_R = starts_R < max(clip.end, np.nextafter(clip.start, np.inf))
+    fits_R: npt.NDArray[np.bool_] = ~known_R | (before_R & (ends_R > clip.start))
+    return fits_R
 
 
 def _group_rows(file: VectorFile) -> dict[str, npt.NDArray[np.intp]]:

@@ -176,7 +176,7 @@ def _image(
 
     segment = Segment(rel, Modality.IMAGE)
     frame = load_image(path, config, note)
-    yield segment, Clip(Modality.IMAGE, frames=(frame,), key=rel, id=segment.id)
+    yield segment, Clip.of(segment, frames=(frame,))
 
 
 def _video(shots: Iterator[object], rel: str) -> Iterator[Pair]:
@@ -185,7 +185,7 @@ def _video(shots: Iterator[object], rel: str) -> Iterator[Pair]:
     for shot in shots:
         assert isinstance(shot, Shot)
         segment = Segment(rel, Modality.VIDEO, shot.start, shot.end)
-        yield segment, Clip(Modality.VIDEO, frames=shot.frames, key=rel, id=segment.id)
+        yield segment, Clip.of(segment, frames=shot.frames)
 
 
 def _audio(
@@ -195,14 +195,7 @@ def _audio(
 
     for window in audio_windows(path, config, note):
         segment = Segment(rel, Modality.AUDIO, window.start, window.end)
-        clip = Clip(
-            Modality.AUDIO,
-            samples=window.samples,
-            rate=config.audio_rate,
-            key=rel,
-            id=segment.id,
-        )
-        yield segment, clip
+        yield segment, Clip.of(segment, samples=window.samples, rate=config.audio_rate)
 
 
 def _probe_container(path: Path) -> MediaInfo:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from cart_qdrant.embedders.registry import lite_available
-from cart_qdrant_cli import main as program
 from cart_qdrant_cli.output import clock, counted, plain, size
 from tests import media_factory as media
+from tests.cli.conftest import Run
 from tests.conftest import tree_of
 
 HEAVY = ("torch", "av", "PIL", "qdrant_client", "qdrant_edge", "sklearn", "numpy")
@@ -24,45 +21,6 @@ NAMES = [f"picture-{n}.png" for n in range(6)]
 needs_text_encoder = pytest.mark.skipif(
     not lite_available(), reason='not installed: pip install "cart-qdrant[lite]"'
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict[str, Any]:
-        """The one object that stdout must be."""
-        found = json.loads(self.out)
-        assert isinstance(found, dict)
-        return found
-
-
-Run = Callable[..., Outcome]
-
-
-@pytest.fixture
-def cartq(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs the program in this process, through `main`."""
-    monkeypatch.setenv("COLUMNS", "200")
-    for variable in ("CARTQ_INDEX", "CARTQ_API_KEY"):
-        monkeypatch.delenv(variable, raising=False)
-
-    def run(*words: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["cartq", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            program.main()
-        found = capsys.readouterr()
-        code = stop.value.code
-        assert isinstance(code, int)
-        return Outcome(code, found.out, found.err)
-
-    return run
 
 
 def make_media(base: Path) -> Path:

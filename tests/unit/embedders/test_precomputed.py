@@ -20,8 +20,8 @@ from cart_qdrant.media.clip import Clip
 from cart_qdrant.records import Modality
 
 
-def clip(key: str, start: float = 0.0) -> Clip:
-    return Clip(Modality.VIDEO, key=key, start=start)
+def clip(key: str, start: float = 0.0, end: float = 0.0) -> Clip:
+    return Clip(Modality.VIDEO, key=key, start=start, end=end)
 
 
 def embedder(paths: list[str], vectors: Any = None, **more: Any) -> PrecomputedEmbedder:
@@ -91,8 +91,19 @@ def test_a_part_of_a_file_without_a_vector_is_told() -> None:
     times = {"starts": np.array([0.0, 10.0]), "ends": np.array([10.0, 20.0])}
     found = embedder(["a.mp4", "a.mp4"], **times)
     assert found.embed_media([clip("a.mp4", 19.9)]).argmax() == 1
-    with pytest.raises(MediaError, match=r"a\.mp4: .* no vector at 50 s.* 10 to 20 s"):
-        found.embed_media([clip("a.mp4", 50)])
+    with pytest.raises(MediaError, match=r"a\.mp4: .* no vector from 50 to 60 s.* 10 to 20 s"):
+        found.embed_media([clip("a.mp4", 50, 60)])
+
+
+def test_of_rows_with_ends_only_those_of_the_clips_time_count() -> None:
+    times = {"starts": np.array([0.0, 61.0, 200.0]), "ends": np.array([60.0, 65.0, 200.0])}
+    found = embedder(["a.mp4"] * 3, **times)
+    assert found.embed_media([clip("a.mp4", 50, 60)]).argmax() == 0, "61 s is nearer, but later"
+    assert found.embed_media([clip("a.mp4", 60, 62)]).argmax() == 1
+    assert found.embed_media([clip("a.mp4", 300, 310)]).argmax() == 2, "its end is not known"
+    early = embedder(["a.mp4"] * 2, starts=np.array([20.0, 30.0]), ends=np.array([30.0, 40.0]))
+    with pytest.raises(MediaError, match=r"no vector from 0 to 10 s.* 20 to 30 s"):
+        early.embed_media([clip("a.mp4", 0, 10)])
 
 
 @pytest.mark.parametrize("key", ["photos/a.jpg", "data/photos/a.jpg", "a.jpg"])
