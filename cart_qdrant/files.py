@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 CACHE_VARIABLE = "CARTQ_CACHE"
+CONFIG_VARIABLE = "CARTQ_CONFIG"
 """Environment variable that names the folder of files that can be made or fetched again."""
 
 
@@ -102,3 +103,12 @@ def cache_folder() -> Path:
 def user_cache_folder() -> Path:
     """The package's folder in the user's cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cart-qdrant"
+
+
+def config_folder() -> Path:
+    """The package's folder in the user's configuration: `$CARTQ_CONFIG`, else
+    `~/.config/cart-qdrant`. It holds what this user allowed, which no index folder may say."""
+    named = os.environ.get(CONFIG_VARIABLE)
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "cart-qdrant"

@@ -45,6 +45,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What is kept between runs is not kept among the user's."""
     os.environ["CARTQ_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["CARTQ_CONFIG"] = str(tmp_path_factory.mktemp("config"))
 
 
 class PatchEmbedder:

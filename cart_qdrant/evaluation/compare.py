@@ -5,6 +5,7 @@ The media are ingested into a temporary index for each setup.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,9 @@ from typing import Any
 
 from cart_qdrant.config import SegmentConfig
 from cart_qdrant.embedders.registry import open_embedder
+from cart_qdrant.errors import MediaError
 from cart_qdrant.evaluation.evaluate import EvalQuery, LaneScore, evaluate
+from cart_qdrant.index.consent import media_folder
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.ingest import Ingest
 from cart_qdrant.index.report import IngestOptions
@@ -23,6 +26,8 @@ from cart_qdrant.search.retriever import Retriever
 from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.training.options import TrainOptions
 from cart_qdrant.training.train import train
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +90,21 @@ class Comparison:
 
 
 def stored_files(index: Index) -> list[Path]:
-    """Paths of an index's files that still exist."""
+    """Paths of an index's files that still exist and may be opened."""
     names = {
         str((record.payload or {}).get("path"))
         for record in index.store.scroll(with_payload=["path"])
     }
-    paths = (index.folder.base / name for name in sorted(names))
-    return [path for path in paths if path.exists()]
+    media = media_folder(index.folder, index.manifest.id)
+    found: list[Path] = []
+    for name in sorted(names):
+        try:
+            media.file(name)
+        except MediaError as error:
+            log.warning("%r is left out: %s", name, error)
+        else:  # by its own name: captions lie beside a link, not beside its target
+            found.append(media.base / name)
+    return [path for path in found if path.exists()]
 
 
 def compare(

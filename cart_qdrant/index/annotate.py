@@ -23,6 +23,7 @@ from cart_qdrant.captions.text import make_captions
 from cart_qdrant.config import SegmentConfig
 from cart_qdrant.errors import CaptionError, MediaError, UsageError
 from cart_qdrant.index.caption_quality import CaptionConfidence
+from cart_qdrant.index.consent import media_folder
 from cart_qdrant.index.identify import assign_new
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.points import vector_of
@@ -306,9 +307,9 @@ class _Run:
     def _decoded(self, path: str, items: Sequence[_Item]) -> Iterator[tuple[_Item, Clip]]:
         """The items of a file with their decoded content, in time order."""
         due = {item.id: item for item in items}
-        file = self.index.folder.base / path
         modalities = {item.modality for item in items}
         try:
+            file = media_folder(self.index.folder, self.index.manifest.id).file(path)
             for segment, clip in decode(file, path, SegmentConfig(), wanted=modalities):
                 item = due.pop(segment.id, None)
                 if item is not None:

@@ -17,6 +17,7 @@ from cart_qdrant.captions.reader import CaptionReader, from_tags
 from cart_qdrant.embedders.protocol import AnchoredEmbedder, Embedder, FittedEmbedder
 from cart_qdrant.errors import CartError, UsageError
 from cart_qdrant.extras import require
+from cart_qdrant.index.consent import remember_media
 from cart_qdrant.index.corpus_stats import WORK, fitted_features
 from cart_qdrant.index.health import advice
 from cart_qdrant.index.identify import remove_stale, summary, update_identifiers
@@ -73,6 +74,7 @@ class Ingest:
             require("media")
             require("train")  # identifiers are fitted at the end, captions embedded before
             self._writer.recover()
+            remember_media(index.folder, index.manifest.id, options.paths, found.entries)
         stored = read_stored(index.store)
         plan = make_plan(
             found,

@@ -20,6 +20,7 @@ from typing import Any
 
 from cart_qdrant.errors import (
     IndexMissingError,
+    MediaError,
     MismatchError,
     StoreError,
     UsageError,
@@ -27,8 +28,10 @@ from cart_qdrant.errors import (
 )
 from cart_qdrant.extras import require
 from cart_qdrant.files import artifact_hash, cache_folder, write_atomic
+from cart_qdrant.index.consent import media_folder
 from cart_qdrant.index.folder import COPIED, IndexFolder
 from cart_qdrant.index.manifest import Artifact, Manifest
+from cart_qdrant.media.folder import MediaFolder
 
 log = logging.getLogger(__name__)
 
@@ -87,28 +90,39 @@ def local_folder(root: str) -> Path:
     return folder.root
 
 
-def media_folder(folder: IndexFolder, paths: Iterable[str]) -> Path:
+def fetch_media(folder: IndexFolder, index: str, paths: Iterable[str]) -> MediaFolder:
     """A local folder with media files of an index.
 
     Args:
-        folder: The index. If it is a copy, the media files are fetched from beside the original
-            into the user's cache; files that are missing or unreadable are left out.
+        folder: The folder of the index. If it is a copy that `local_folder` made, the media files
+            are fetched from beside the original into the user's cache; files that are missing,
+            unreadable, or lie elsewhere are left out.
+        index: Id of the index.
         paths: The wanted files, relative to the base of the index.
     """
     copied = folder.root / COPIED
-    if not copied.exists():
-        return folder.base
+    # An index folder of others may hold such a file, too: it says nothing outside of the cache.
+    if not copied.exists() or not folder.root.resolve().is_relative_to(cache_folder().resolve()):
+        return media_folder(folder, index)
     require("remote", "fsspec")
     import fsspec
+    from fsspec.implementations.local import LocalFileSystem
 
     root = copied.read_text().strip()
     name = hashlib.blake2b(root.encode(), digest_size=8).hexdigest()
     cached = cache_folder() / f"{name}-media"
     system, path = fsspec.core.url_to_fs(root)
     beside = path.rpartition("/")[0]
+    media = MediaFolder(cached)
     for one in paths:
-        target = cached / one
-        if target.exists() or not target.resolve().is_relative_to(cached.resolve()):
+        try:
+            target = media.file(one)
+            if isinstance(system, LocalFileSystem):
+                MediaFolder(Path(beside)).file(one)  # links of that folder lead nowhere else, too
+        except MediaError as error:
+            log.info("%r is not fetched: %s", one, error)
+            continue
+        if target.exists():
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cached, prefix=".fetching-") as where:
@@ -119,7 +133,7 @@ def media_folder(folder: IndexFolder, paths: Iterable[str]) -> Path:
                 log.info("%s/%s cannot be read: %s", beside, one, first_line(error))
             else:
                 draft.replace(target)
-    return cached
+    return media
 
 
 def _forget(above: Path, used: Path) -> None:

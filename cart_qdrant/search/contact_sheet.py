@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 
 from cart_qdrant.errors import MediaError, UsageError
+from cart_qdrant.media.folder import MediaFolder
 from cart_qdrant.media.thumbnails import thumbnail
 from cart_qdrant.records import Hit, Modality, clock
 
@@ -67,26 +68,26 @@ _PAGE = """<!doctype html>
 """
 
 _CARD = """<li>
-<a class="tile" href="{link}">{picture}<span class="rank">{rank}</span>{time}</a>
+<a class="tile"{link}>{picture}<span class="rank">{rank}</span>{time}</a>
 <div class="text">
 {caption}
-<a class="path" href="{link}"><bdi>{path}</bdi></a>
+<a class="path"{link}><bdi>{path}</bdi></a>
 <div class="why">{quality}<span title="lane">{lane}</span>{identifier}</div>
 </div>
 </li>"""
 
 
 def contact_sheet(
-    query: str, hits: Sequence[Hit], *, base: Path, out: Path, took_ms: float | None = None
+    query: str, hits: Sequence[Hit], *, media: MediaFolder, out: Path, took_ms: float | None = None
 ) -> Path:
     """Write the hits as a page of thumbnails that needs no other file.
 
-    A file that is missing or cannot be decoded becomes a grey tile that says so.
+    A file that is missing, cannot be decoded or may not be opened becomes a grey tile that says so.
 
     Args:
         query: The query, which becomes the title.
         hits: Hits, best first.
-        base: Folder that the hits' paths are relative to.
+        media: The folder that the hits' paths are relative to.
         out: The HTML file; it is replaced only when the page is complete.
         took_ms: Milliseconds that the search took; shown where given.
 
@@ -98,11 +99,11 @@ def contact_sheet(
     """
     count = f"{len(hits)} hit{'' if len(hits) == 1 else 's'}"
     took = [] if took_ms is None else [f"{took_ms:.1f} ms"]
-    cards = "\n".join(_card(hit, base.absolute()) for hit in hits)
+    cards = "\n".join(_card(hit, media) for hit in hits)
     page = _PAGE.format(
         title=_text(query),
         style=_STYLE,
-        summary=" · ".join([count, *took, _text(str(base.absolute()))]),
+        summary=" · ".join([count, *took, _text(str(media.base.absolute()))]),
         cards=f"<ol>\n{cards}\n</ol>" if hits else '<p class="none">Nothing found.</p>',
     )
     try:
@@ -115,17 +116,22 @@ def contact_sheet(
     return out
 
 
-def _card(hit: Hit, base: Path) -> str:
-    path = base / hit.path
+def _card(hit: Hit, media: MediaFolder) -> str:
     timed = hit.modality is not Modality.IMAGE
-    link = path.as_uri() + (f"#t={hit.start:g}" if timed else "")
+    link = ""
+    try:
+        path = media.file(hit.path)
+        link = path.as_uri() + (f"#t={hit.start:g}" if timed else "")
+        picture = _picture(hit, path)
+    except MediaError as error:
+        picture = f'<span class="none">{_text(error.what)}</span>'
     times = f"{clock(hit.start)}–{clock(hit.end)}"  # noqa: RUF001
     caption = '<p class="caption no">no caption</p>'
     if hit.caption:
         caption = f'<p class="caption" title="{_text(hit.caption)}">{_text(hit.caption)}</p>'
     return _CARD.format(
-        link=_text(link),
-        picture=_picture(hit, path),
+        link=f' href="{_text(link)}"' if link else "",
+        picture=picture,
         rank=hit.rank,
         time=f'<span class="time">{times}</span>' if timed else "",
         caption=caption,
@@ -146,10 +152,7 @@ def _quality(hit: Hit) -> str:
 
 
 def _picture(hit: Hit, path: Path) -> str:
-    try:
-        made = thumbnail(path, hit.modality, hit.start, hit.end)
-    except MediaError as error:
-        return f'<span class="none">{_text(error.what)}</span>'
+    made = thumbnail(path, hit.modality, hit.start, hit.end)
     data = base64.b64encode(made.data).decode()
     return f'<img alt="{_text(hit.caption or hit.path)}" src="data:{made.mime};base64,{data}">'
 

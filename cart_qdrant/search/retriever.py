@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Self, Unpack
 
 from cart_qdrant.errors import UsageError
 from cart_qdrant.index.index import Index
-from cart_qdrant.index.remote import local_folder, media_folder
+from cart_qdrant.index.remote import fetch_media, local_folder
+from cart_qdrant.media.folder import MediaFolder
 from cart_qdrant.records import Hit, Item
 from cart_qdrant.search.fusion import Calibration
 from cart_qdrant.search.lanes import Lane
@@ -96,10 +97,11 @@ class Retriever:
         """Folder that the paths of hits are relative to."""
         return self._index.folder.base
 
-    def media_base(self, hits: Iterable[Hit | Item]) -> Path:
+    def media_folder(self, hits: Iterable[Hit | Item] = ()) -> MediaFolder:
         """Folder that holds the files of hits under their paths: `base`, or a cache to which the
-        files are downloaded if the index is behind a URL."""
-        return media_folder(self._index.folder, [hit.path for hit in hits])
+        files are downloaded if the index is behind a URL. Its `file` gives the path of a hit's file
+        that may be opened; a path of a hit is data, and may lead anywhere."""
+        return fetch_media(self._index.folder, self._index.manifest.id, [hit.path for hit in hits])
 
     @property
     def calibration(self) -> Calibration:

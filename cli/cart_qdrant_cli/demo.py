@@ -136,12 +136,12 @@ def _search(console: Console, target: Target, question: Question, page: Path) ->
     with open_retriever(target) as retriever:
         wanted = parse_filter(question.filters, question.modality)
         result = retriever.search(question.query, k=HITS, filter=wanted)
-        base = retriever.base
+        media = retriever.media_folder(result.hits)
     show_hits(console, result.hits)
     for line in result.remarks:
         remark(line)
     console.print(Text(describe(result), style="dim"))
-    sheet = write_sheet(result, base, page).absolute()
+    sheet = write_sheet(result, media, page).absolute()
     link = Text(plain(str(sheet)), style=f"link {sheet.as_uri()}")
     console.print(Text.assemble(("contact sheet  ", "dim"), link), soft_wrap=True)
 

@@ -34,6 +34,7 @@ from cart_qdrant_cli.options import (
 from cart_qdrant_cli.output import counted, facts, grid, plain, print_json, remark, stdout
 
 if TYPE_CHECKING:
+    from cart_qdrant.media.folder import MediaFolder
     from cart_qdrant.search.query import Kind, Query
     from cart_qdrant.search.result import SearchResult
     from cart_qdrant.search.retriever import Retriever
@@ -155,7 +156,7 @@ def search(
             asked, k=k, lane=lane.value, filter=wanted, group_by=group_by.value,
             min_confidence=min_confidence, explain=explain,
         )  # fmt: skip
-        base = retriever.media_base(result.hits) if html is not None else retriever.base
+        media = None if html is None else retriever.media_folder(result.hits)
     if json:
         print_json(result.to_json())
     else:
@@ -166,8 +167,8 @@ def search(
         remark(line)
     if not json:
         remark(describe(result))
-    if html is not None:
-        remark(f"contact sheet: {write_sheet(result, base, html).absolute()}")
+    if html is not None and media is not None:
+        remark(f"contact sheet: {write_sheet(result, media, html).absolute()}")
 
 
 def _query(
@@ -214,12 +215,12 @@ def open_retriever(target: Target) -> Retriever:
     )
 
 
-def write_sheet(result: SearchResult, base: Path, out: Path) -> Path:
-    """Write the contact sheet of a result whose files lie in `base`; returns its path."""
+def write_sheet(result: SearchResult, media: MediaFolder, out: Path) -> Path:
+    """Write the contact sheet of a result whose files lie in `media`; returns its path."""
     from cart_qdrant.search.contact_sheet import contact_sheet
 
     took = result.took_ms.get("total")
-    return contact_sheet(result.query, result.hits, base=base, out=out, took_ms=took)
+    return contact_sheet(result.query, result.hits, media=media, out=out, took_ms=took)
 
 
 def describe(result: SearchResult) -> str:

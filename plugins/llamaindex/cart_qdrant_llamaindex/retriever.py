@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import logging
 from typing import Any
 
 from llama_index.core.retrievers import BaseRetriever
@@ -10,6 +10,8 @@ from llama_index.core.schema import ImageNode, NodeWithScore, QueryBundle, TextN
 from llama_index.core.vector_stores.types import MetadataFilters
 from qdrant_client import models
 
+from cart_qdrant.errors import MediaError
+from cart_qdrant.media.folder import MediaFolder
 from cart_qdrant.records import Hit, Modality
 from cart_qdrant.search.lanes import Lane
 from cart_qdrant.search.query import Part, Query
@@ -17,12 +19,15 @@ from cart_qdrant.search.result import SearchResult
 from cart_qdrant.search.retriever import Retriever
 from cart_qdrant_llamaindex.filters import to_filter
 
+log = logging.getLogger(__name__)
 
-def to_node(hit: Hit, base: Path | None = None) -> NodeWithScore:
+
+def to_node(hit: Hit, media: MediaFolder | None = None) -> NodeWithScore:
     """Convert a hit to a node with a score; its id is the id of the segment.
 
     Args:
-        base: Folder that the path of the hit is relative to.
+        media: Folder that the path of the hit is relative to. Hosts open the `image_path` of a
+            node, so that it is set only for a file that may be opened.
     """
     given: dict[str, Any] = {
         "id_": hit.id,
@@ -31,10 +36,20 @@ def to_node(hit: Hit, base: Path | None = None) -> NodeWithScore:
     }
     node: TextNode
     if hit.modality is Modality.IMAGE:
-        node = ImageNode(**given, image_path=str(base / hit.path if base else hit.path))
+        node = ImageNode(**given, image_path=_image_path(hit, media))
     else:
         node = TextNode(**given)
     return NodeWithScore(node=node, score=hit.score)
+
+
+def _image_path(hit: Hit, media: MediaFolder | None) -> str | None:
+    if media is None:
+        return None
+    try:
+        return str(media.file(hit.path))
+    except MediaError as error:
+        log.warning("The image of the item %s is left out: %s", hit.id, error)
+        return None
 
 
 class CartQdrantRetriever(BaseRetriever):
@@ -76,7 +91,8 @@ class CartQdrantRetriever(BaseRetriever):
         return self._nodes(await self._retriever.asearch(to_query(query_bundle), **self._options))
 
     def _nodes(self, found: SearchResult) -> list[NodeWithScore]:
-        return [to_node(hit, self._retriever.base) for hit in found.hits]
+        media = self._retriever.media_folder()
+        return [to_node(hit, media) for hit in found.hits]
 
 
 def to_query(bundle: QueryBundle) -> str | Query:

@@ -196,7 +196,7 @@ def _show_item(retriever: Retriever, name: str, *, picture: bool) -> CallToolRes
     missing: str | None = "not asked for"
     if picture:
         try:
-            path = retriever.media_base([item]) / item.path
+            path = retriever.media_folder([item]).file(item.path)
             small = thumbnail(path, item.modality, item.start, item.end)
             data = base64.b64encode(small.data).decode()
             images.append(ImageContent(type="image", data=data, mime_type=small.mime))

@@ -14,7 +14,7 @@ import fsspec
 import pytest
 from qdrant_client import QdrantClient
 
-from cart_qdrant.errors import IndexMissingError, MismatchError, UsageError
+from cart_qdrant.errors import IndexMissingError, MediaError, MismatchError, UsageError
 from cart_qdrant.index.folder import IndexFolder
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.migrate import migrate
@@ -60,14 +60,15 @@ def test_files_of_hits_are_brought_from_beside_the_original(
     with Retriever.open(URL, client=published) as retriever:
         hits = retriever.search("a dog on a surfboard").hits
         assert {hit.path for hit in hits} > {"media/picture-0.png"}
-        base = retriever.media_base(hits)
+        base = retriever.media_folder(hits).base
         wanted = (small_media / "picture-0.png").read_bytes()
         assert (base / "media/picture-0.png").read_bytes() == wanted
         # What is not beside it is left out, and what would lie outside the cache is not asked for.
         assert [path.name for path in base.rglob("*.*") if path.is_file()] == ["picture-0.png"]
         memory.put(str(small_media / "picture-0.png"), "/secret.png")
         outside = [replace(hits[0], path="../../secret.png")]
-        assert retriever.media_base(outside) == base
+        with pytest.raises(MediaError, match="leads out"):
+            retriever.media_folder(outside).file(outside[0].path)
         assert not (base / "../../secret.png").exists()
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cart_qdrant.errors import MediaError, UsageError
+from cart_qdrant.media.folder import MediaFolder
 from cart_qdrant.media.thumbnails import HEIGHT, WIDTH, thumbnail
 from cart_qdrant.records import Hit, Modality, clock
 from cart_qdrant.search.contact_sheet import contact_sheet
@@ -91,7 +92,9 @@ def test_every_kind_of_media_has_its_picture(media: Path, tmp_path: Path) -> Non
         hit("v.mp4", Modality.VIDEO, rank=2, start=2.0, end=3.5),
         hit("s.mka", Modality.AUDIO, rank=3, start=0.0, end=2.0),
     ]
-    out = contact_sheet("q", hits, base=media, out=tmp_path / "new" / "x.html", took_ms=4.25)
+    out = contact_sheet(
+        "q", hits, media=MediaFolder(media), out=tmp_path / "new" / "x.html", took_ms=4.25
+    )
     page = Page(out)
     photo, frame, wave = page.pictures()
     assert (photo.format, frame.format, wave.format) == ("JPEG", "JPEG", "PNG")
@@ -130,7 +133,9 @@ def test_the_waveform_follows_the_sound(media: Path) -> None:
 
 
 def test_nothing_but_data_is_loaded_and_nothing_runs(media: Path, tmp_path: Path) -> None:
-    page = Page(contact_sheet("q", [hit("a.jpg")], base=media, out=tmp_path / "x.html"))
+    page = Page(
+        contact_sheet("q", [hit("a.jpg")], media=MediaFolder(media), out=tmp_path / "x.html")
+    )
     kinds = {tag for tag, _ in page.tags}
     assert not kinds & {"script", "link", "iframe", "object", "embed", "form", "base"}
     assert all(src.startswith("data:image/") for src in page.values("img", "src"))
@@ -152,9 +157,9 @@ def test_no_text_becomes_markup(
 ) -> None:  # fmt: skip
     out = tmp_path_factory.getbasetemp() / "nasty.html"
     path = "d/" + name.replace("\0", "")
-    plain = Page(contact_sheet("q", [hit("d/x")], base=out.parent, out=out))
+    plain = Page(contact_sheet("q", [hit("d/x")], media=MediaFolder(out.parent), out=out))
     nasty = hit(path, caption=caption or "c", lane=lane, identifier=identifier or "i")
-    page = Page(contact_sheet(query, [nasty], base=out.parent, out=out))
+    page = Page(contact_sheet(query, [nasty], media=MediaFolder(out.parent), out=out))
     drop = ("wbr",)  # one for each break of the path
     shape = [(tag, sorted(attrs)) for tag, attrs in page.tags if tag not in drop]
     assert shape == [(tag, sorted(attrs)) for tag, attrs in plain.tags if tag not in drop]
@@ -171,11 +176,26 @@ def test_no_text_becomes_markup(
 )
 def test_a_link_leads_to_the_file(tmp_path: Path, name: str) -> None:
     Image.new("RGB", (8, 8), RED).save(tmp_path / name, "JPEG")
-    page = Page(contact_sheet("q", [hit(name)], base=tmp_path, out=tmp_path / "x.html"))
+    page = Page(
+        contact_sheet("q", [hit(name)], media=MediaFolder(tmp_path), out=tmp_path / "x.html")
+    )
     href = page.values("a", "href")[0]
     assert len(page.pictures()) == 1
     target = unquote(urlsplit(href).path, errors="surrogateescape")
     assert Path(target) == tmp_path / name and not urlsplit(href).fragment
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "{secret}", "link.png", "\0", "x" * 5000])
+def test_a_file_outside_is_neither_shown_nor_linked(tmp_path: Path, name: str) -> None:
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (8, 8), RED).save(secret)
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "link.png").symlink_to(secret)
+    one = hit(name.format(secret=secret))
+    page = Page(contact_sheet("q", [one], media=MediaFolder(folder), out=tmp_path / "x.html"))
+    assert page.pictures() == [] and page.values("a", "href") == []
+    assert "its path" in page.text
 
 
 @pytest.mark.parametrize("modality", list(Modality))
@@ -186,7 +206,7 @@ def test_a_file_that_cannot_be_shown_is_a_grey_tile(
     if content is not None:
         (tmp_path / "a.bin").write_bytes(content)
     one = hit("a.bin", modality, start=1.0, end=2.0)
-    page = Page(contact_sheet("q", [one], base=tmp_path, out=tmp_path / "x.html"))
+    page = Page(contact_sheet("q", [one], media=MediaFolder(tmp_path), out=tmp_path / "x.html"))
     assert page.pictures() == []
     assert page.values("span", "class")[0] == "none"
     assert ("missing" in page.text) == (content is None)
@@ -211,10 +231,10 @@ def test_an_animation_is_shown(tmp_path: Path) -> None:
 
 
 def test_no_hits_and_no_caption_are_said(tmp_path: Path) -> None:
-    empty = Page(contact_sheet("q", [], base=tmp_path, out=tmp_path / "x.html"))
+    empty = Page(contact_sheet("q", [], media=MediaFolder(tmp_path), out=tmp_path / "x.html"))
     assert "0 hits" in empty.text and "Nothing found" in empty.text
     bare = hit("a.jpg", caption=None, identifier=None)
-    page = Page(contact_sheet("q", [bare], base=tmp_path, out=tmp_path / "x.html"))
+    page = Page(contact_sheet("q", [bare], media=MediaFolder(tmp_path), out=tmp_path / "x.html"))
     assert "1 hit ·" in page.text and "no caption" in page.text
     assert not [tag for tag, _ in page.tags if tag == "code"]
 
@@ -224,7 +244,7 @@ def test_a_sheet_that_cannot_be_written_is_an_error_and_leaves_nothing(tmp_path:
     (tmp_path / "file").write_text("x")
     for out in (tmp_path / "folder", tmp_path / "file" / "x.html"):
         with pytest.raises(UsageError, match="cannot be written"):
-            contact_sheet("q", [], base=tmp_path, out=out)
+            contact_sheet("q", [], media=MediaFolder(tmp_path), out=out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 

@@ -1,0 +1,82 @@
+"""What this user allowed, kept in the user's own configuration.
+
+An index folder may come from others: by a backup, an archive, a shared disk. It cannot allow
+itself anything, so what was allowed is kept elsewhere: files outside of the folder of an index that
+this user ingested, and servers that an API key was given for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from cart_qdrant.files import config_folder, write_atomic
+from cart_qdrant.index.folder import IndexFolder
+from cart_qdrant.media.folder import MediaFolder
+from cart_qdrant.media.scan import FileEntry
+
+log = logging.getLogger(__name__)
+
+
+def media_folder(folder: IndexFolder, index: str) -> MediaFolder:
+    """The media of an index on this machine.
+
+    Args:
+        folder: Folder of the index.
+        index: Id of the index.
+    """
+    try:
+        found = json.loads(_media_record(folder).read_bytes())
+    except (OSError, ValueError):
+        found = {}
+    ours = isinstance(found, dict) and found.get("index") == index
+    return MediaFolder(folder.base, tuple(map(Path, found["folders"])) if ours else ())
+
+
+def remember_media(
+    folder: IndexFolder, index: str, given: Sequence[Path], entries: Iterable[FileEntry]
+) -> None:
+    """Note which of the files that this user ingests lie outside of the base of the index.
+
+    Args:
+        folder: Folder of the index.
+        index: Id of the index.
+        given: Files and folders that the user named.
+        entries: The files that were found there.
+    """
+    before = media_folder(folder, index)
+    inside = [folder.base.resolve(), *before.also]
+    single = {one.absolute() for one in given if not one.is_dir()}
+    real = [one.resolve() for one in given]
+    parents: dict[Path, None] = {}
+    for entry in entries:
+        if entry.path in single or entry.path.is_symlink():
+            real.append(entry.path.resolve())
+        if entry.path not in single:
+            parents.setdefault(entry.path.parent)
+    real += sorted(one.resolve() for one in parents)
+    outside: list[Path] = []
+    for path in real:
+        if not any(path.is_relative_to(one) for one in (*inside, *outside)):
+            outside.append(path)
+    if not outside:
+        return
+    folders = sorted(map(str, {*before.also, *outside}))
+    record = {"index": index, "root": str(folder.root), "folders": folders}
+    _write(_media_record(folder), json.dumps(record, indent=1).encode())
+
+
+def _media_record(folder: IndexFolder) -> Path:
+    name = hashlib.blake2b(str(folder.root.resolve()).encode(), digest_size=8).hexdigest()
+    return config_folder() / "media" / f"{name}.json"
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_atomic(path, data)
+    except OSError as error:
+        log.warning("What this user allowed cannot be kept in %s: %s", path, error.strerror)
