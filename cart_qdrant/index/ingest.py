@@ -83,8 +83,10 @@ class Ingest:
             base=base,
             roots=options.paths,
             use_captions=options.use_captions,
+            force=options.force,
         )
         report.failed += [*found.failures, *plan.failures, *reader.failures]
+        report.warnings += [*found.skipped, *([] if options.prune else plan.unwanted)]
         self._count(plan)
         if options.dry_run:
             report.would_ingest = sorted(job.entry.rel for job in plan.fresh)
@@ -103,10 +105,13 @@ class Ingest:
         report.unchanged = plan.unchanged + len(plan.touch)
         report.recaptioned = len(plan.recaption)
         report.renamed = len(plan.renamed)
-        if self._options.prune and self._options.dry_run:
-            report.would_remove = plan.deleted
-        elif self._options.prune:
-            report.removed = len(plan.deleted)
+        if not self._options.prune:
+            return
+        report.held_back = plan.held_back
+        if self._options.dry_run:
+            report.would_remove = plan.removable
+        else:
+            report.removed = len(plan.removable)
 
     def _execute(self, plan: Plan, stored: dict[str, StoredFile]) -> None:
         remove_stale(self._index)
@@ -121,7 +126,7 @@ class Ingest:
         self._writer.flush()
         self._embed(plan.fresh)
         if self._options.prune:
-            self._writer.remove([one for rel in plan.deleted for one in stored[rel].ids])
+            self._writer.remove([one for rel in plan.removable for one in stored[rel].ids])
         self._report.embed_seconds += self._writer.embed_seconds
         self._report.write_seconds += self._writer.write_seconds
         self._keep_text_anchors(plan.fresh)

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cart_qdrant.captions.reader import CaptionReader, FileCaptions
 from cart_qdrant.errors import MediaError
+from cart_qdrant.index.prune import (
+    Folders,
+    find_missing,
+    hold_back_away,
+    hold_back_most,
+)
 from cart_qdrant.media.scan import FileEntry, Scan, content_hash
 from cart_qdrant.media.segments import MEDIA_EXTENSIONS, sniff
 from cart_qdrant.records import Failure
@@ -99,7 +104,9 @@ class Plan:
         recaption: Files whose content is stored, but whose captions or columns changed.
         touch: Files of which only the modification time changed.
         renamed: Deleted paths whose content was found under another path.
-        deleted: Other stored paths under the given folders that were deleted.
+        removable: Other stored paths under the given folders that are gone or excluded.
+        unwanted: Stored files that are no longer media, which are removable, too.
+        held_back: Folders of which too much is gone to remove it unasked, with the reason.
         unchanged: Number of unchanged files.
         files: Number of media files.
         failures: Files and folders that cannot be read.
@@ -110,7 +117,9 @@ class Plan:
     recaption: list[Job] = field(default_factory=list)
     touch: list[Job] = field(default_factory=list)
     renamed: list[str] = field(default_factory=list)
-    deleted: list[str] = field(default_factory=list)
+    removable: list[str] = field(default_factory=list)
+    unwanted: list[Failure] = field(default_factory=list)
+    held_back: list[Failure] = field(default_factory=list)
     unchanged: int = 0
     files: int = 0
     failures: list[Failure] = field(default_factory=list)
@@ -124,12 +133,14 @@ def make_plan(
     base: Path,
     roots: Sequence[Path],
     use_captions: bool = True,
+    force: bool = False,
 ) -> Plan:
     """Compare files with what is stored.
 
     Args:
         base: Folder that stored paths are relative to.
         roots: Folders and files that were scanned.
+        force: Also what is left alone in doubt may be removed, see `prune`.
     """
     plan = Plan()
     changed: list[Job] = []
@@ -137,21 +148,33 @@ def make_plan(
         if reader.is_sidecar(entry.path):
             continue
         known = stored.get(entry.rel)
-        if known is None and not _is_media(entry, plan.failures):
+        same = known is not None and known.whole and known.is_unopened(entry)
+        if not same and not _is_media(entry, plan.failures):
+            if known is not None:
+                reason = "it is no media any more; --prune removes what is stored of it"
+                plan.unwanted.append(Failure(entry.rel, reason))
             continue
         plan.files += 1
         captions = _captions(reader, entry, use_captions)
         job = Job(entry, captions, tuple(known.ids) if known else ())
-        if known is None or not known.whole or not known.is_unopened(entry):
+        if known is None or not same:
             changed.append(job)
         elif known.digest != captions.digest:
             plan.recaption.append(replace(job, source=entry.rel, digest=known.hash or ""))
         else:
             plan.unchanged += 1
-    deleted = _deleted(found, stored, base, roots)
+    folders = Folders(base)
+    missing = find_missing(found, stored, base=base, roots=roots)
+    missing.excluded |= {failure.path for failure in plan.unwanted}
+    if not force:
+        hold_back_away(missing, found, folders, roots)
     _find_sources(plan, changed, stored)
-    _find_renamed(plan, stored, deleted, base)
-    plan.deleted = sorted(deleted - set(plan.renamed))
+    _find_renamed(plan, stored, missing.gone, folders)
+    missing.gone -= set(plan.renamed)
+    if not force:
+        hold_back_most(missing, stored, base=base, roots=roots)
+    plan.removable = sorted(missing.gone | missing.excluded)
+    plan.held_back = missing.held_back
     return plan
 
 
@@ -205,35 +228,18 @@ def _hash(entry: FileEntry) -> str | None:
         return None  # the decoder meets the same error and reports it
 
 
-def _find_renamed(plan: Plan, stored: dict[str, StoredFile], deleted: set[str], base: Path) -> None:
-    """Let the last copy of a deleted source replace the points of the source."""
+def _find_renamed(
+    plan: Plan, stored: dict[str, StoredFile], gone: set[str], folders: Folders
+) -> None:
+    """Let the last copy of a source that is gone replace the points of the source.
+
+    A source elsewhere than under the given folders may be away with its disk: then it stays.
+    """
     plan.copies.sort(key=lambda job: (job.source or "", job.entry.rel))
     for n, job in enumerate(plan.copies):
         source = job.source
         assert source is not None
         last = n + 1 == len(plan.copies) or plan.copies[n + 1].source != source
-        if last and (source in deleted or not os.path.lexists(base / source)):
+        if last and (source in gone or folders.is_moved(source)):
             plan.copies[n] = replace(job, replaces=(*job.replaces, *stored[source].ids))
             plan.renamed.append(source)
-
-
-def _deleted(
-    found: Scan, stored: dict[str, StoredFile], base: Path, roots: Sequence[Path]
-) -> set[str]:
-    """Stored paths under the roots that no longer exist. Paths in folders that could not be read
-    do not count: they may still exist."""
-    here = {entry.rel for entry in found.entries}
-    unread = {_normal(base / failure.path) for failure in found.failures}
-    tops = {_normal(root) for root in roots} | {Path(root).resolve() for root in roots}
-    out = set()
-    for rel in stored.keys() - here:
-        path = _normal(base / rel)
-        above = {path, *path.parents}
-        if not above.isdisjoint(tops) and above.isdisjoint(unread) and not os.path.lexists(path):
-            out.add(rel)
-    return out
-
-
-def _normal(path: Path) -> Path:
-    # As in `scan`, abspath resolves `..` but not links.
-    return Path(os.path.abspath(path))  # noqa: PTH100

@@ -22,7 +22,9 @@ class IngestOptions:
     """False stores no captions; other columns of caption tables are still stored."""
     exclude: Sequence[str] = ()
     prune: bool = False
-    """Remove the points of files under `paths` that were deleted."""
+    """Remove the points of files under `paths` that were deleted, or are excluded."""
+    force: bool = False
+    """Prune also where so much is gone that a disk may not be mounted."""
     dry_run: bool = False
     segments: SegmentConfig = field(default_factory=SegmentConfig)
 
@@ -36,6 +38,7 @@ class IngestReport:
         segments: Points written for new or changed content.
         unchanged: Files whose content and captions are stored already.
         removed: Files whose points were removed.
+        held_back: Folders of which so much is gone that nothing was removed without force.
         renamed: Files that took over the vectors of a deleted file with the same content.
         recaptioned: Files of which only captions or columns changed.
         embed_seconds: Part of `seconds` spent on embedding media and captions.
@@ -54,6 +57,7 @@ class IngestReport:
     would_ingest: list[str] = field(default_factory=list)
     would_remove: list[str] = field(default_factory=list)
     dry_run: bool = False
+    held_back: list[Failure] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
     warnings: list[Failure] = field(default_factory=list)
     identifiers: dict[str, Any] = field(default_factory=dict)
@@ -73,6 +77,7 @@ class IngestReport:
             "removed": self.removed,
             "renamed": self.renamed,
             "recaptioned": self.recaptioned,
+            "held_back": [failure.to_json() for failure in self.held_back],
             "failed": [failure.to_json() for failure in self.failed],
             "warnings": [failure.to_json() for failure in self.warnings],
             "identifiers": self.identifiers,

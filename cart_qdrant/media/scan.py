@@ -43,10 +43,17 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """Result of a scan: usable files ordered by `rel`, and what had to be left out."""
+    """Result of a scan.
+
+    Attributes:
+        entries: Usable files, ordered by `rel`.
+        failures: What could not be read, ordered by path.
+        skipped: What was left out this time, though it may be media, ordered by path.
+    """
 
     entries: tuple[FileEntry, ...]
     failures: tuple[Failure, ...]
+    skipped: tuple[Failure, ...] = ()
 
 
 def scan(paths: Sequence[Path], *, base: Path, exclude: Sequence[str] = ()) -> Scan:

@@ -102,7 +102,17 @@ def ingest(
         typer.Option(metavar="GLOB", help="Skip files that match. Repeatable.", show_default=False),
     ] = None,
     prune: Annotated[
-        bool, typer.Option("--prune", help="Remove items whose files under PATH were deleted.")
+        bool,
+        typer.Option(
+            "--prune", help="Remove items whose files under PATH were deleted, or are excluded."
+        ),
+    ] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Let --prune remove everything of an empty folder, or most of a given one.",
+        ),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List what would be done, and change nothing.")
@@ -117,18 +127,24 @@ def ingest(
 
     The first run makes the index. Unchanged files are skipped, so a run may be stopped and
     started again at any time. Exit code 1: some inputs failed, the rest is stored.
+
+    --prune keeps what it finds doubtful, and says so with exit code 1: items of a given folder that
+    is empty now, or of which more than half are gone, as where a disk is not mounted.
     """
     from cart_qdrant.index.report import IngestOptions
 
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
     if no_captions and captions is not None:
         raise UsageError("--no-captions and --captions exclude each other.", "Give one of them.")
+    if force and not prune:
+        raise UsageError("--force is for --prune, which was not given.", "Add --prune.")
     options = IngestOptions(
         paths=paths,
         captions=captions,
         use_captions=not no_captions,
         exclude=distinct(exclude or ()),
         prune=prune,
+        force=force,
         dry_run=dry_run,
     )
     with ingesting() as reporter:
@@ -137,7 +153,7 @@ def ingest(
         print_json(done.to_json())
     else:
         show_ingest(stdout(), done, target)
-    if done.report.failed:
+    if done.report.failed or done.report.held_back:
         raise typer.Exit(1)
 
 
@@ -222,6 +238,8 @@ def show_ingest(console: Console, done: Ingested, target: Target, *, hint: bool 
     if report.failed:
         shown = len(report.failed) if verbose else SHOWN
         show_files(console, "Failed", report.failed, shown)
+    if report.held_back:
+        show_files(console, "Not removed", report.held_back, len(report.held_back))
     if report.dry_run:
         _show_plan(console, report, verbose=verbose)
         return

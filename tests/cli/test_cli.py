@@ -38,7 +38,7 @@ FIND = {"--filter", "--modality"}
 SURFACE = {
     "ingest": INDEX
     | {"--embedder", "--vectors", "--captions", "--no-captions", "--exclude", "--prune"}
-    | {"--dry-run", "--json"},
+    | {"--force", "--dry-run", "--json"},
     "attach": INDEX
     | {"--vector", "--modality", "--field", "--embedder", "--caption-vectors", "--key", "--path"}
     | {"--json"},

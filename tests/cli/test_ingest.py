@@ -70,3 +70,26 @@ def test_a_time_without_a_vector_is_named(tmp_path: Path, cartq: Run) -> None:
     (failed,) = done.json["failed"]
     assert "no vector from 6 to 9 s" in failed["reason"] and "3 to 5.9 s" in failed["reason"]
     assert {round(p["start"]) for p in stored(tmp_path)} == {0, 3}
+
+
+def test_prune_with_a_disk_away_is_1_and_keeps_all(tmp_path: Path, cartq: Run) -> None:
+    film(tmp_path / "media")
+    write_vectors(tmp_path / "vectors.npz", [("film.mp4",)])
+    assert cartq(*ingest_words(tmp_path)).code == 0
+    before = stored(tmp_path)
+    (tmp_path / "media").rename(tmp_path / "elsewhere")
+    (tmp_path / "media").mkdir()
+    for words in (["--prune", "--dry-run"], ["--prune"]):
+        done = cartq(*ingest_words(tmp_path, *words))
+        assert done.code == 1
+        assert done.json["removed"] == 0 and done.json["failed"] == []
+        (held,) = done.json["held_back"]
+        assert held["path"] == "media" and "--force" in held["reason"]
+    words = [*ingest_words(tmp_path, "--prune")]
+    words.remove("--json")
+    shown = cartq(*words)
+    assert shown.code == 1 and "Not removed" in shown.out and "not mounted" in shown.out
+    assert stored(tmp_path) == before
+    assert cartq(*ingest_words(tmp_path, "--force")).code == 2
+    done = cartq(*ingest_words(tmp_path, "--prune", "--force"))
+    assert (done.code, done.json["removed"], stored(tmp_path)) == (0, 1, [])

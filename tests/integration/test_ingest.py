@@ -215,12 +215,108 @@ def test_prune_to_nothing_and_grow_again(tmp_path: Path, open_index: Run, ingest
     ingest(index, tmp_path / "m")
     shutil.rmtree(tmp_path / "m")
     (tmp_path / "m").mkdir()
-    report = ingest(index, tmp_path / "m", prune=True)
+    report = ingest(index, tmp_path / "m", prune=True, force=True)
     assert report.removed == 3 and report.identifiers["count"] == 0
     assert_named(index)
     pictures(tmp_path / "m", 2)
     assert ingest(index, tmp_path / "m").identifiers["count"] == 2
     assert_named(index)
+
+
+def rels(index: Index) -> set[str]:
+    return {p["path"] for p in points(index).values()}
+
+
+def test_prune_keeps_what_a_disk_that_is_away_held(
+    tmp_path: Path, open_index: Run, ingest: Run
+) -> None:
+    """A given folder that is empty, and a folder in it; a moved copy does not take the place."""
+    pictures(tmp_path / "disk", 3)
+    pictures(tmp_path / "m" / "nas", 6, first=10)
+    pictures(tmp_path / "m" / "here", 9, first=20)
+    index = open_index(tmp_path / ".cartq")
+    ingest(index, tmp_path / "disk", tmp_path / "m")
+    before = rels(index)
+    (tmp_path / "away").mkdir()
+    for name in ("disk", "m/nas"):
+        (tmp_path / name).rename(tmp_path / "away" / Path(name).name)
+        (tmp_path / name).mkdir()
+    shutil.copytree(tmp_path / "away" / "disk", tmp_path / "m" / "copy")
+    (tmp_path / "m" / "here" / "p020.png").unlink()
+    report = ingest(index, tmp_path / "disk", tmp_path / "m", prune=True)
+    assert (report.removed, report.renamed, report.failed) == (1, 0, [])
+    assert [f.path for f in report.held_back] == ["disk", "m/nas"]
+    assert "3 files were stored" in report.held_back[0].reason
+    assert "--force" in report.held_back[0].reason
+    copies = {f"m/copy/p{n:03}.png" for n in range(3)}
+    assert rels(index) == (before - {"m/here/p020.png"}) | copies
+    assert ingest(index, tmp_path / "disk", tmp_path / "m", prune=True, force=True).removed == 9
+
+
+def test_prune_keeps_a_folder_of_which_most_is_gone(
+    tmp_path: Path, open_index: Run, ingest: Run
+) -> None:
+    made = pictures(tmp_path / "m", 11)
+    (tmp_path / "m" / "notes.md").write_text("kept")
+    index = open_index(tmp_path / ".cartq")
+    ingest(index, tmp_path / "m")
+    for path in made[:5]:
+        path.unlink()
+    assert ingest(index, tmp_path / "m", prune=True).removed == 5, "fewer than half"
+    for path in made[5:11]:
+        path.unlink()
+    pictures(tmp_path / "m", 1, first=30)
+    options = IngestOptions(paths=[tmp_path / "m"], dry_run=True, prune=True)
+    dry = Ingest(index, options).run()
+    assert dry.would_remove == []
+    report = ingest(index, tmp_path / "m", prune=True)
+    assert (report.removed, report.segments) == (0, 1)
+    assert dry.held_back == report.held_back
+    assert "of 6 files were stored under it, 6 are gone" in report.held_back[0].reason
+    assert len(rels(index)) == 7
+
+
+def test_a_folder_that_is_renamed_whole_is_not_gone(
+    tmp_path: Path, open_index: Run, ingest: Run
+) -> None:
+    pictures(tmp_path / "m" / "2020", 9)
+    index = open_index(tmp_path / ".cartq")
+    ingest(index, tmp_path / "m")
+    (tmp_path / "m" / "2020").rename(tmp_path / "m" / "2021")
+    report = ingest(index, tmp_path / "m" / "2021", prune=True)
+    assert (report.renamed, report.held_back) == (9, [])
+    assert rels(index) == {f"m/2021/p{n:03}.png" for n in range(9)}
+
+
+def test_what_is_excluded_or_no_media_any_more_is_pruned(
+    tmp_path: Path, open_index: Run, ingest: Run
+) -> None:
+    a, b, c, d = pictures(tmp_path / "m", 4)
+    bare = a.rename(a.with_suffix(""))
+    index = open_index(tmp_path / ".cartq")
+    ingest(index, tmp_path / "m")
+    bare.write_text("notes for a shopping tour")
+    (tmp_path / "m" / "raw").mkdir()
+    report = ingest(index, tmp_path / "m", exclude=["p001*"])
+    assert [f.path for f in report.warnings] == ["m/p000"] and len(rels(index)) == 4
+    c.write_bytes(b"damaged, but a picture by its name")
+    report = ingest(index, tmp_path / "m", exclude=["p001*"], prune=True)
+    assert report.removed == 2 and [f.path for f in report.failed] == ["m/p002.png"]
+    assert rels(index) == {"m/p002.png", "m/p003.png"} and b.exists() and d.exists()
+    assert_named(index)
+
+
+def test_a_source_on_a_disk_that_is_away_is_no_rename(
+    tmp_path: Path, open_index: Run, ingest: Run
+) -> None:
+    pictures(tmp_path / "disk" / "2020", 2)
+    index = open_index(tmp_path / ".cartq")
+    ingest(index, tmp_path / "disk")
+    shutil.copytree(tmp_path / "disk" / "2020", tmp_path / "m")
+    shutil.rmtree(tmp_path / "disk" / "2020")
+    report = ingest(index, tmp_path / "m")
+    assert report.renamed == 0
+    assert rels(index) == {f"{f}/p{n:03}.png" for f in ("disk/2020", "m") for n in range(2)}
 
 
 def test_prune_spares_what_cannot_be_read(tmp_path: Path, open_index: Run, ingest: Run) -> None:
