@@ -6,6 +6,8 @@ setting that repairs it. Errors of other libraries are mapped to these once, at 
 
 from __future__ import annotations
 
+import re
+
 
 class CartError(Exception):
     """Base of all errors of this package.
@@ -71,6 +73,15 @@ class DownloadError(CartError):
     """A model could not be fetched, or is not what it should be."""
 
     exit_code = 3
+
+
+_USER = re.compile(r"(//[^/?#@:\s]*):[^/?#\s]*@")
+
+
+def hide_password(text: str) -> str:
+    """A text with addresses, for messages: `http://user:secret@host` becomes
+    `http://user:***@host`."""
+    return _USER.sub(r"\1:***@", text)
 
 
 def first_line(error: Exception) -> str:

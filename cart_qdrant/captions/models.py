@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.embedders.hub import only_local
-from cart_qdrant.errors import CaptionError, UsageError, first_line
+from cart_qdrant.errors import CaptionError, UsageError, first_line, hide_password
 from cart_qdrant.extras import require
 
 if TYPE_CHECKING:
@@ -240,6 +240,7 @@ class EndpointCaptioner:
     def __init__(self, url: str, model: str, *, wait: float = 1.0) -> None:
         self.name = model
         self._url = url.rstrip("/") + "/chat/completions"
+        self._shown = hide_password(self._url)
         self._wait = wait
         key = os.environ.get(KEY_VARIABLE)
         if not key and url.startswith(OPENAI):
@@ -282,20 +283,20 @@ class EndpointCaptioner:
                     return text
                 reason = f"it answers {response.status_code}"
             except httpx.InvalidURL as error:
-                raise CaptionError(f"{self._url} is no address: {error}.") from error
+                raise CaptionError(f"{self._shown} is no address: {error}.") from error
             except httpx.TransportError as error:
                 reason = str(error) or type(error).__name__
             except httpx.HTTPStatusError as error:
                 raise CaptionError(
-                    f"{self._url} refuses with {error.response.status_code}: "
+                    f"{self._shown} refuses with {error.response.status_code}: "
                     f"{error.response.text[:200]}.",
                     f"Check --model, and the key in {KEY_VARIABLE}.",
                 ) from error
             except (ValueError, LookupError, TypeError) as error:
-                raise CaptionError(f"{self._url} does not speak the chat protocol.") from error
+                raise CaptionError(f"{self._shown} does not speak the chat protocol.") from error
             if attempt + 1 < TRIES:
                 time.sleep(self._wait * 2**attempt)
         raise CaptionError(
-            f"{self._url} does not answer: {reason}.",
+            f"{self._shown} does not answer: {reason}.",
             "Run the command again: it goes on from here.",
         )

@@ -16,6 +16,7 @@ from cart_qdrant.embedders.external import ExternalEmbedder
 from cart_qdrant.embedders.protocol import Embedder, FittedEmbedder
 from cart_qdrant.errors import MismatchError, StoreError, UsageError
 from cart_qdrant.extras import require
+from cart_qdrant.index.consent import remember_key
 from cart_qdrant.index.field_guess import FIELDS, guess_fields, modality_by_name, word_field
 from cart_qdrant.index.folder import IndexFolder
 from cart_qdrant.index.index import KEY, Index
@@ -116,19 +117,20 @@ def attach(
     folder = IndexFolder(Path(root).absolute())
     if folder.exists():
         raise UsageError(f"There is an index at {root} already.", "Update it: `cartq sync`.")
-    folder.prepare()
     place = StoreInfo(
         kind="client" if client is not None else "edge" if url is None else "server",
         url=url,
         collection=collection,
         path=None if path is None else str(Path(path).absolute()),
     )
+    folder.prepare()
     store = open_store(place, folder.store, api_key, client)
     try:
         if not store.exists():
             raise StoreError(
                 f"There is no collection at {store.location}.", "Name another with --collection."
             )
+        remember_key(api_key, url)
         check_owner(store, options.key, None)
         how, dim = read_attachment(store, options, reporter)
         embedder = options.embedder or ExternalEmbedder(dim, dict.fromkeys(Modality, SPACE))

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Self
 from cart_qdrant.embedders.protocol import Embedder, FittedEmbedder
 from cart_qdrant.errors import IndexMissingError, MismatchError, UsageError
 from cart_qdrant.files import save_arrays
+from cart_qdrant.index.consent import check_key, remember_key
 from cart_qdrant.index.folder import IndexFolder
 from cart_qdrant.index.manifest import Artifact, EmbedderInfo, Manifest
 from cart_qdrant.index.models import IndexModels
 from cart_qdrant.index.ownership import Owner, check_owner, set_owner
+from cart_qdrant.storage.address import server_address
 from cart_qdrant.storage.attachment import Attachment
 from cart_qdrant.storage.factory import open_store
 from cart_qdrant.storage.protocol import CAPTION, CAPTION_TEXTS, MEDIA, CollectionSpec, Store
@@ -74,7 +76,8 @@ class Index(IndexModels):
         Args:
             root: The `.cartq` folder.
             url: Server that the index must be on; None accepts any.
-            api_key: Key of the server.
+            api_key: Key of the server. It is sent only to a server that the user named, by `url`
+                now or before, or in `CARTQ_URL`; an index folder may come from others.
             collection: Collection that the index must be in; None accepts any.
             embedder: Name of the embedder that the index must be bound to; None accepts any.
             client: A client of the caller's, by which the server is reached. The caller closes it.
@@ -83,13 +86,15 @@ class Index(IndexModels):
         Raises:
             IndexMissingError: There is no index.
             MismatchError: The index is bound to another embedder or collection, or the collection
-                was written with another revision of the index; both are named.
+                was written with another revision of the index; both are named. Or the key was not
+                given for the server of the index.
             StoreError: The store cannot be opened.
         """
         folder = IndexFolder(Path(root).absolute())
         manifest = folder.read()
         _check_embedder(manifest, root, embedder)
         _check_place(manifest.store, root, url, collection, client)
+        check_key(folder.root, manifest.store.url, api_key, url)
         store = open_store(manifest.store, folder.store, api_key, client)
         try:
             if not store.exists():
@@ -97,6 +102,7 @@ class Index(IndexModels):
                     f"The points of the index {root} are no longer at {store.location}.",
                     "Delete the folder and ingest again.",
                 )
+            remember_key(api_key, url)
             index = cls(folder, manifest, store)
             if not trust_folder:
                 index._check_revision()
@@ -118,16 +124,22 @@ class Index(IndexModels):
         """Create an index and its collection.
 
         Raises:
-            UsageError: The folder holds files that are not an index.
+            UsageError: The folder holds files that are not an index, the URL is none, or a
+                collection is named without a server.
             MismatchError: The collection belongs to another index, or has points that no index
                 made.
             StoreError: The store cannot be made.
         """
         folder = IndexFolder(Path(root).absolute())
-        folder.prepare()
         info = StoreInfo()
         if url is not None:
             info = StoreInfo(kind="server", url=url, collection=collection or "media")
+        elif collection is not None:
+            raise UsageError(
+                f"The collection {collection!r} is named, but no server that has it.",
+                "Name the server with --url, or leave the collection out.",
+            )
+        folder.prepare()
         store = open_store(info, folder.store, api_key)
         try:
             # A run that was killed before it wrote the manifest may have left an empty collection.
@@ -139,6 +151,7 @@ class Index(IndexModels):
                 )
             store.create(_collection(embedder.dim, KEY))
             check_owner(store, KEY, None)
+            remember_key(api_key, url)
         except BaseException:
             store.close()
             raise
@@ -307,7 +320,7 @@ def _check_place(
 ) -> None:
     """Refuse to look for the points elsewhere than where the manifest says they are."""
     for name, wanted, stored in (
-        ("server", url, info.url),
+        ("server", None if url is None else server_address(url), info.url),
         ("collection", collection, info.collection),
     ):
         if wanted is not None and stored is not None and wanted != stored:
@@ -319,6 +332,11 @@ def _check_place(
         raise MismatchError(
             f"The index at {root} is in the embedded store, not at {url!r}.",
             "Use another `--index`.",
+        )
+    if collection is not None and info.collection is None:
+        raise MismatchError(
+            f"The index at {root} is in the embedded store, not in a collection {collection!r}.",
+            "Leave the collection out, or use another `--index`.",
         )
     if client is not None and info.kind == "edge":
         raise MismatchError(

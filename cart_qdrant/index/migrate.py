@@ -17,6 +17,7 @@ import numpy as np
 from qdrant_client import models
 
 from cart_qdrant.errors import MismatchError, StoreError, UsageError
+from cart_qdrant.index.consent import remember_key
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.ownership import Owner, check_owner, set_owner
 from cart_qdrant.index.points import vector_of
@@ -78,7 +79,7 @@ def migrate(
     Args:
         index: Open index; its lock is held.
         place: The other store.
-        api_key: Key of its server.
+        api_key: Key of its server, which the caller names: `place` is never read from a folder.
         client: A client of the caller's by which the other store is reached.
         reporter: Is called with the progress.
 
@@ -97,6 +98,7 @@ def migrate(
             raise UsageError(f"The points are at {source.location} already.")
         report = MigrateReport(source.location, target.location)
         _prepare(index, target, place)
+        remember_key(api_key, place.url)
         report.points = source.count()
         reporter.phase("points", report.points)
         report.copied = copy_points(source, target, reporter)

@@ -25,6 +25,7 @@ from cart_qdrant.errors import (
     StoreError,
     UsageError,
     first_line,
+    hide_password,
 )
 from cart_qdrant.extras import require
 from cart_qdrant.files import artifact_hash, cache_folder, write_atomic
@@ -50,13 +51,20 @@ def local_folder(root: str) -> Path:
     """The folder of the index at `root`: `root` itself, or for a URL a copy of the latest version.
 
     Raises:
-        UsageError: No file system is installed for the URL, or the store of the index is embedded.
+        UsageError: No file system is installed for the URL, it holds a password, or the store of
+            the index is embedded.
         IndexMissingError: There is no index.
         MismatchError: A file is missing, or its hash differs from the manifest's.
         StoreError: The file system cannot be read.
     """
     if not is_url(root):
         return Path(root)
+    if hide_password(root) != root:
+        raise UsageError(
+            f"The address {hide_password(root)} holds a password, which would be stored and "
+            "printed with it.",
+            "Leave it out, and configure it for fsspec: ~/.config/fsspec.",
+        )
     require("remote", "fsspec")
     import fsspec
 

@@ -74,13 +74,15 @@ class Retriever:
             root: The `.cartq` folder, or the URL of one that fsspec opens (`s3://bucket/.cartq`),
                 of which a copy is kept in the user's cache.
             url: Server that the index must be on, if given.
-            api_key: Key of the server.
+            api_key: Key of the server. It is sent only to a server that you named, by `url` now or
+                before, or in `CARTQ_URL`: the folder of an index may come from others.
             collection: Collection that the index must be in, if given.
             client: Client of your own to reach the server with; you close it.
 
         Raises:
             IndexMissingError: There is no index.
-            MismatchError: Parts of the index are of different versions.
+            MismatchError: Parts of the index are of different versions, or the key was not given
+                for the server of the index.
             StoreError: The store cannot be opened, or another process has it.
         """
         index = Index.open(

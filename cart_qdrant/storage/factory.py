@@ -35,8 +35,7 @@ def open_store(
         client: Client of the caller, used instead of `info.url`; `Store.close` leaves it open.
 
     Raises:
-        StoreError: The URL is not one, or the store is reached through a client of the caller and
-            none is given.
+        StoreError: The store is reached through a client of the caller and none is given.
     """
     store = _open_own(info, folder, api_key, client)
     if info.attachment is None:

@@ -13,6 +13,7 @@ from cart_qdrant.arrays.point_ids import as_id, wire_id, wire_ids
 from cart_qdrant.errors import MismatchError, StoreError
 from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage import server_requests
+from cart_qdrant.storage.address import server_address
 from cart_qdrant.storage.batches import chunks
 from cart_qdrant.storage.payloads import clean_payload, json_bytes, quote_key
 from cart_qdrant.storage.protocol import CollectionInfo, CollectionSpec
@@ -88,8 +89,9 @@ class ServerStore:
             prefer_grpc: Use gRPC (port 6334), which is faster for large answers.
 
         Raises:
-            StoreError: The URL is not one.
+            UsageError: The URL is not one.
         """
+        url = server_address(url)
         return cls(make_client(url, api_key, timeout, prefer_grpc), collection, url=url)
 
     @property

@@ -11,6 +11,7 @@ import random
 import re
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from qdrant_client.common.client_exceptions import QdrantException, ResourceExha
 from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
 
 from cart_qdrant.errors import ConfigError, StoreError
+from cart_qdrant.storage.address import LOCAL, is_encrypted_or_near
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -75,14 +77,14 @@ class RetryPolicy:
 
 
 def make_client(url: str, api_key: str | None, timeout: int, prefer_grpc: bool) -> QdrantClient:
-    """A client for a URL or for `:memory:`; nothing is sent yet.
-
-    Raises:
-        StoreError: The URL is not one.
-    """
-    if url == ":memory:":
+    """A client for an address of `server_address`; nothing is sent yet."""
+    if url == LOCAL:
         return QdrantClient(location=url)
-    try:
+    if api_key and not is_encrypted_or_near(url):
+        log.warning("The API key goes to %s unencrypted: https:// keeps it secret.", url)
+    with warnings.catch_warnings():
+        # The line above is ours; the client's shows a line of its source, also for this machine.
+        warnings.filterwarnings("ignore", "Api key is used with an insecure connection")
         return QdrantClient(
             url=url,
             api_key=api_key,
@@ -90,10 +92,6 @@ def make_client(url: str, api_key: str | None, timeout: int, prefer_grpc: bool) 
             prefer_grpc=prefer_grpc,
             check_compatibility=False,  # would send a request now
         )
-    except ValueError as error:
-        raise StoreError(
-            f"{url!r} is not a Qdrant address: {error}.", "Write http://HOST:6333."
-        ) from error
 
 
 class Connection:
@@ -122,6 +120,7 @@ class Connection:
         self.client = client
         self.collection = collection
         self.url = url or str(options.get("url") or options.get("location") or options.get("host"))
+        self._has_key = bool(options.get("api_key"))
         self.is_local = options.get("location") == ":memory:" or options.get("path") is not None
         self.retry = retry
         self._lock = _lock_of(client) if self.is_local else contextlib.nullcontext()
@@ -179,10 +178,7 @@ class Connection:
 
     def _mapped(self, error: Exception, status: int | None, attempts: int) -> StoreError:
         if status in _NO_RIGHTS:
-            return StoreError(
-                f"Missing rights on {self.location} (status {status}).",
-                "Give an API key that may read and write this collection.",
-            )
+            return self._no_rights(error, status)
         old = self._too_old() if status in NOT_KNOWN else None
         if old is not None:
             return StoreError(
@@ -201,6 +197,19 @@ class Connection:
                 "Check the URL and that the server runs; try again later, or raise the timeout.",
             )
         return StoreError(f"{self.location} refused a request: {reason_of(error)}.")
+
+    def _no_rights(self, error: Exception, status: int | None) -> StoreError:
+        """The error for a request that the key, or the lack of one, does not allow."""
+        if not self._has_key:
+            what, remedy = "it was asked without an API key", "Set CARTQ_API_KEY to one."
+        elif status == 401:
+            what, remedy = "it does not know the API key", "Check the key in CARTQ_API_KEY."
+        else:
+            what = "the API key may not do this"
+            remedy = "Give one that may read and write this collection."
+        return StoreError(
+            f"Missing rights on {self.location}: {what} ({reason_of(error)}).", remedy
+        )
 
     def _too_old(self) -> str | None:
         """Version of a server that is older than `OLDEST`; None where it is newer or not known."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cart_qdrant.storage.address import server_address
 from cart_qdrant.storage.attachment import Attachment
 
 
@@ -25,3 +26,12 @@ class StoreInfo:
     collection: str | None = None
     path: str | None = None
     attachment: Attachment | None = None
+
+    def __post_init__(self) -> None:
+        """Give the address its one form.
+
+        Raises:
+            UsageError: It is none, or holds a password.
+        """
+        if self.url is not None:
+            object.__setattr__(self, "url", server_address(self.url))

@@ -76,8 +76,9 @@ UrlOption = Annotated[
     typer.Option(
         "--url",
         metavar="URL",
-        help="Qdrant server that holds the points; embedded in the index folder without it. "
-        "Its key is read from CARTQ_API_KEY.",
+        help="Qdrant server that holds the points, such as http://localhost:6333; embedded in the "
+        "index folder without it. Its key is read from CARTQ_API_KEY, and goes to no server that "
+        "was not named here or in CARTQ_URL.",
         show_default=False,
         rich_help_panel="Index",
     ),
@@ -186,10 +187,15 @@ def resolve(
     """The target: a command's own options win over those before its name, then the environment."""
     state: State = context.obj
     state.verbose |= verbose
+    asked = url or state.url
+    if asked is not None:
+        from cart_qdrant.storage.address import server_address
+
+        asked = server_address(asked)
     named = index or state.index or _index(os.environ.get(INDEX_VARIABLE) or str(DEFAULT_INDEX))
     return Target(
         index=named,
-        url=url or state.url,
+        url=asked,
         collection=collection or state.collection,
         api_key=os.environ.get(KEY_VARIABLE) or None,
         verbose=state.verbose,

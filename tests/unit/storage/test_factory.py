@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from qdrant_client import QdrantClient
 
-from cart_qdrant.errors import StoreError
+from cart_qdrant.errors import StoreError, UsageError
 from cart_qdrant.storage.attached import AttachedStore
 from cart_qdrant.storage.attachment import Attachment
 from cart_qdrant.storage.edge import EdgeStore
@@ -35,7 +35,7 @@ def test_a_folder_of_others_gets_no_file_beside_it(tmp_path: Path) -> None:
 def test_a_url_opens_the_collection_of_a_server(tmp_path: Path) -> None:
     store = open_store(StoreInfo(kind="server", url="http://192.0.2.1:6333"), tmp_path)
     assert isinstance(store, ServerStore) and store.location == "http://192.0.2.1:6333/media"
-    with pytest.raises(StoreError, match="not a Qdrant address"):
+    with pytest.raises(UsageError, match="no address of a Qdrant server"):
         open_store(StoreInfo(kind="server", url="http://host:port"), tmp_path)
 
 

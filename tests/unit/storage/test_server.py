@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from qdrant_client import models
 
-from cart_qdrant.errors import MismatchError, StoreError, VectorError
+from cart_qdrant.errors import MismatchError, StoreError, UsageError, VectorError
 from cart_qdrant.storage.factory import open_store
 from cart_qdrant.storage.protocol import MEDIA, CollectionSpec
 from cart_qdrant.storage.server import ServerStore
@@ -28,7 +28,7 @@ def test_connecting_sends_nothing_and_bad_addresses_are_named() -> None:
     assert store.location == "http://192.0.2.1:6333/c"
     info = StoreInfo(kind="server", url="https://x.test:6333", collection="c")
     assert open_store(info, Path()).location == "https://x.test:6333/c"
-    with pytest.raises(StoreError, match="not a Qdrant address"):
+    with pytest.raises(UsageError, match="no address of a Qdrant server"):
         ServerStore.connect("http://host:port", None, "c")
 
 
