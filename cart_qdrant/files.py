@@ -48,15 +48,28 @@ def draft_path(folder: Path, name: str) -> Path:
 def rename_durably(source: Path, target: Path) -> None:
     """Rename a finished file, or a folder of files; its content and its new name survive a power
     cut. A file of the new name is replaced."""
-    if source.is_dir():
-        for file in source.iterdir():
-            _sync(file)
-    _sync(source)
+    synchronise(source)
     source.replace(target)
-    _sync(target.parent)
+    _synchronise(target.parent)
 
 
-def _sync(path: Path) -> None:
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, so that their names survive a power cut."""
+    missing = [one for one in (path, *path.parents) if not one.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for one in reversed(missing):
+        _synchronise(one.parent)
+
+
+def synchronise(path: Path) -> None:
+    """Return when the content of a file, or of all that is in a folder, survives a power cut."""
+    if path.is_dir():
+        for one in path.rglob("*"):
+            _synchronise(one)
+    _synchronise(path)
+
+
+def _synchronise(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

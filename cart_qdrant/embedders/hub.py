@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cart_qdrant.errors import DownloadError
-from cart_qdrant.files import user_cache_folder
+from cart_qdrant.files import rename_durably, user_cache_folder
 
 MODELS_VARIABLE = "CARTQ_MODELS"
 """Environment variable that names the folder of downloaded models."""
@@ -119,7 +119,7 @@ def download(remote: RemoteFile, path: Path, advance: Callable[[int], None]) -> 
             f"({remote.bytes:,} bytes).",
             "Run the command again; if it stays so, the file on the server has changed.",
         )
-    part.replace(path)
+    rename_durably(part, path)
 
 
 def file_sha256(path: Path) -> str:

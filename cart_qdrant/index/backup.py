@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cart_qdrant.errors import MismatchError, UsageError
-from cart_qdrant.files import rename_durably
+from cart_qdrant.files import make_folder, rename_durably
 from cart_qdrant.index.folder import IndexFolder
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.manifest import Manifest
@@ -100,7 +100,7 @@ def restore(file: Path, root: Path) -> None:
             f"{root} is not empty.",
             "Restore into another --index; to move an existing index, use `cartq migrate --to`.",
         )
-    root.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(root.parent)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=".cartq-restore-") as where:
         made = Path(where) / "index"
         try:
@@ -116,4 +116,4 @@ def restore(file: Path, root: Path) -> None:
         if root.exists():
             folder.lock_file.unlink(missing_ok=True)
             root.rmdir()
-        made.rename(root)
+        rename_durably(made, root)

@@ -28,7 +28,7 @@ from cart_qdrant.errors import (
     hide_password,
 )
 from cart_qdrant.extras import require
-from cart_qdrant.files import artifact_hash, cache_folder, write_atomic
+from cart_qdrant.files import artifact_hash, cache_folder, rename_durably, write_atomic
 from cart_qdrant.index.consent import media_folder
 from cart_qdrant.index.folder import COPIED, IndexFolder
 from cart_qdrant.index.manifest import Artifact, Manifest
@@ -90,7 +90,7 @@ def local_folder(root: str) -> Path:
     folder.root.mkdir(parents=True, exist_ok=True)
     with (above / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        (folder.root / COPIED).write_text(root + "\n")
+        write_atomic(folder.root / COPIED, f"{root}\n".encode())
         for artifact in manifest.artifacts():
             source.bring(artifact, folder.root)
         write_atomic(folder.manifest, data)
@@ -140,7 +140,7 @@ def fetch_media(folder: IndexFolder, index: str, paths: Iterable[str]) -> MediaF
             except Exception as error:  # noqa: BLE001 - file systems raise what they like
                 log.info("%s/%s cannot be read: %s", beside, one, first_line(error))
             else:
-                draft.replace(target)
+                rename_durably(draft, target)
     return media
 
 
@@ -197,7 +197,7 @@ class _Source:
                 )
             if target.is_dir():
                 shutil.rmtree(target)
-            draft.replace(target)
+            rename_durably(draft, target)
 
     def _get(self, path: str, draft: Path) -> None:
         if not self.system.isdir(path):

@@ -17,7 +17,7 @@ from typing import Any
 import qdrant_edge as edge
 
 from cart_qdrant.errors import StoreError
-from cart_qdrant.files import write_atomic
+from cart_qdrant.files import rename_durably, write_atomic
 from cart_qdrant.storage.edge_engine import EdgeEngine
 from cart_qdrant.storage.protocol import CollectionSpec
 from cart_qdrant.storage.validation import QUANTILE
@@ -76,7 +76,7 @@ class EdgeSchema:
         shard.flush()
         shard.close()
         self.write(CollectionSpec(vectors=dict(vectors)))
-        draft.rename(path)
+        rename_durably(draft, path)
 
     def write(self, spec: CollectionSpec) -> None:
         """Take over another spec, and write it beside the folder."""

@@ -29,6 +29,7 @@ from cart_qdrant.errors import (
     UsageError,
     first_line,
 )
+from cart_qdrant.files import rename_durably
 
 REFETCH = f"Get them again: `{PULL}`."
 
@@ -74,7 +75,7 @@ def convert(
     facts = {"sizes": asdict(config), "checkpoint": file_sha256(checkpoint)}
     (part / "config.json").write_text(json.dumps(facts, indent=1))
     shutil.rmtree(folder, ignore_errors=True)
-    part.replace(folder)
+    rename_durably(part, folder)
 
 
 def _require_ours(folder: Path) -> None:

@@ -235,6 +235,20 @@ def test_a_folder_whose_first_run_was_killed_is_used_again(tmp_path: Path) -> No
     assert folder.read() == manifest()
 
 
+@pytest.mark.parametrize("left", [b"", bytes(40)])
+def test_a_folder_that_a_power_cut_left_with_an_empty_lock_is_used_again(
+    tmp_path: Path, left: bytes
+) -> None:
+    folder = IndexFolder(tmp_path / "index")
+    folder.root.mkdir()
+    folder.lock_file.write_bytes(left)
+    with folder.lock():
+        (folder.root / "store").mkdir()
+    with folder.lock():
+        folder.write(manifest())
+    assert folder.read() == manifest()
+
+
 def test_one_writer_at_a_time_and_a_dead_one_does_not_count(tmp_path: Path) -> None:
     folder = IndexFolder(tmp_path / ".cartq")
     code = (

@@ -1,0 +1,223 @@
+"""After a power cut at any moment of a run, an index opens at its old or its new version."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cart_qdrant.embedders.registry import lite_available
+from cart_qdrant.errors import CartError
+from cart_qdrant.index.backup import backup, restore
+from cart_qdrant.index.folder import IndexFolder
+from cart_qdrant.index.identifier_files import load_codec, load_table, load_trie
+from cart_qdrant.index.identify import refit
+from cart_qdrant.index.index import Index
+from cart_qdrant.index.ingest import Ingest
+from cart_qdrant.index.manifest import Manifest
+from cart_qdrant.index.points import has_identifier
+from cart_qdrant.index.report import IngestOptions
+from cart_qdrant.records import Identifier
+from cart_qdrant.search.retriever import Retriever
+from cart_qdrant.storage.edge import EdgeStore
+from cart_qdrant.training.stages import activation
+from cart_qdrant.training.train import train
+from tests import media_factory as media
+from tests.conftest import PatchEmbedder, short_training
+from tests.power_cut import PowerCut
+
+pytestmark = pytest.mark.skipif(
+    not lite_available(), reason='needs pip install "cart-qdrant[lite]"'
+)
+PHOTOS = 24
+"""Photos with captions: enough for a training to hold some out."""
+
+
+@pytest.fixture(autouse=True)
+def one_encoder(text_encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Index, "text_encoder", lambda self: text_encoder)
+
+
+def photos(folder: Path, numbers: range) -> None:
+    folder.mkdir(exist_ok=True)
+    for n in numbers:
+        media.write_image(folder / f"{n:02}.png", media.scene(n))
+        (folder / f"{n:02}.txt").write_text(f"a dog on surfboard {n}\n")
+
+
+def ingest(root: Path) -> None:
+    """Ingest the photos beside an index, which is made if there is none."""
+    folder = IndexFolder(root)
+    with folder.lock():
+        embedder = PatchEmbedder()
+        index = Index.open(root) if folder.exists() else Index.create(root, embedder)
+        with index:
+            index.set_embedder(embedder)
+            Ingest(index, IngestOptions(paths=[root.parent / "photos"])).run()
+
+
+def refitted(root: Path) -> None:
+    with Index.open(root) as index, index.folder.lock():
+        refit(index)
+
+
+def trained(root: Path) -> None:
+    with Index.open(root) as index, index.folder.lock():
+        train(index, short_training())
+
+
+def faults(root: Path, valid: list[Manifest]) -> list[str]:
+    """What is wrong with the index that a power cut has left."""
+    try:
+        with Index.open(root) as index:
+            if index.manifest not in valid:
+                return ["its manifest was never in force"]
+            for artifact in index.manifest.artifacts():
+                index.folder.path(artifact, rehash=True)
+            return _wrong_identifiers(index) + _wrong_answers(index)
+    except CartError as error:
+        return [f"it does not open: {error}"]
+
+
+def _wrong_identifiers(index: Index) -> list[str]:
+    info, trie = index.manifest.identifiers, load_trie(index)
+    load_codec(index), load_table(index)
+    if info is None or trie is None:
+        return []
+    stored = {
+        (*one.codes, one.u)
+        for record in index.store.scroll(has_identifier(info.field))
+        for one in [Identifier.from_payload((record.payload or {})[info.field])]
+    }
+    lost = set(map(tuple, trie.rows().tolist())) - stored
+    return [f"{len(lost)} identifiers of the tree are not in the store"] if lost else []
+
+
+def _wrong_answers(index: Index) -> list[str]:
+    if index.manifest.identifiers is None:
+        return []
+    index.set_embedder(PatchEmbedder())
+    with Retriever(index) as retriever:
+        found = retriever.search("a dog on surfboard 3", k=3)
+    return [] if found.hits else ["a search finds nothing"]
+
+
+class Replay:
+    """A recorded run, and the indexes that power cuts during it leave.
+
+    Args:
+        root: The index folder.
+        scratch: Folder for what is replayed.
+        run: The run, which is recorded.
+        made: The manifest that the run puts in force, where it does not write one.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        scratch: Path,
+        run: Callable[[Path], None],
+        made: Manifest | None = None,
+    ) -> None:
+        self.power = PowerCut(root, scratch / "blobs")
+        self.existed = IndexFolder(root).exists()
+        self.valid = [IndexFolder(root).read()] if self.existed else []
+        self._root, self._scratch = root, scratch / "replayed"
+        self._scratch.mkdir()
+        (self._scratch / "photos").symlink_to(root.parent / "photos")
+        write = IndexFolder.write
+
+        def recorded(folder: IndexFolder, manifest: Manifest) -> None:
+            self.valid.append(manifest)
+            write(folder, manifest)
+
+        with pytest.MonkeyPatch.context() as patch, self.power.recording():
+            patch.setattr(IndexFolder, "write", recorded)
+            run(root)
+        self.valid += [] if made is None else [made]
+
+    def left(self) -> Iterator[tuple[str, Path]]:
+        """Each folder that a cut leaves, with the operation that came next."""
+        target = self._scratch / ".cartq"
+        for cut in self.power.cuts:
+            shutil.rmtree(target, ignore_errors=True)
+            cut.write(target)
+            yield cut.moment, target
+
+    def faults(self) -> dict[str, list[str]]:
+        """What is wrong after a cut, by the operation that came next."""
+        out: dict[str, list[str]] = {}
+        for moment, root in self.left():
+            if IndexFolder(root).exists():
+                found = faults(root, self.valid)
+            else:
+                found = ["the index is gone"] if self.existed else []
+            if found:
+                out.setdefault(moment, []).extend(found)
+        last = self._scratch / "last"
+        self.power.acknowledged.write(last)
+        if not IndexFolder(last).exists() or IndexFolder(last).read() != self.valid[-1]:
+            out["the end"] = ["the version that was acknowledged is not in force"]
+        return out
+
+
+def test_first_ingest(tmp_path: Path) -> None:
+    photos(tmp_path / "photos", range(6))
+    replay = Replay(tmp_path / ".cartq", tmp_path, ingest)
+    assert replay.faults() == {}
+    assert len(replay.power.cuts) > 10
+    for moment, root in replay.left():
+        ingest(root)
+        with Index.open(root) as index:
+            assert index.store.count() == 6, moment
+            assert index.manifest.identifiers is not None, moment
+            assert index.manifest.identifiers.count == 6, moment
+
+
+@pytest.mark.parametrize("run", [ingest, refitted, trained])
+def test_a_run_on_an_index(tmp_path: Path, run: Callable[[Path], None]) -> None:
+    photos(tmp_path / "photos", range(PHOTOS))
+    ingest(tmp_path / ".cartq")
+    photos(tmp_path / "photos", range(PHOTOS + 3))
+    replay = Replay(tmp_path / ".cartq", tmp_path, run)
+    assert replay.faults() == {}
+    assert {one.revision for one in replay.valid[1:]}
+
+
+def test_the_replay_sees_a_model_that_was_not_synchronised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos(tmp_path / "photos", range(PHOTOS))
+    ingest(tmp_path / ".cartq")
+    monkeypatch.setattr(activation, "rename_durably", lambda source, target: source.replace(target))
+    found = Replay(tmp_path / ".cartq", tmp_path, trained).faults()
+    assert any("generator-2" in one for each in found.values() for one in each), found
+
+
+def test_a_restored_backup(tmp_path: Path) -> None:
+    photos(tmp_path / "photos", range(6))
+    made = tmp_path / "made" / ".cartq"
+    made.parent.mkdir()
+    (made.parent / "photos").symlink_to(tmp_path / "photos")
+    ingest(made)
+    with Index.open(made) as index, index.folder.lock():
+        backup(index, tmp_path / "backup.tar.gz")
+
+    def restored(root: Path) -> None:
+        restore(tmp_path / "backup.tar.gz", root)
+
+    replay = Replay(tmp_path / ".cartq", tmp_path, restored, IndexFolder(made).read())
+    assert replay.faults() == {}
+
+
+def test_the_replay_sees_a_store_that_was_not_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos(tmp_path / "photos", range(6))
+    ingest(tmp_path / ".cartq")
+    monkeypatch.setattr(EdgeStore, "flush", lambda self: None)
+    found = Replay(tmp_path / ".cartq", tmp_path, refitted).faults()
+    assert any("not in the store" in one for each in found.values() for one in each), found
