@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from cart_qdrant.errors import IndexMissingError, MismatchError, StoreError, UsageError
-from cart_qdrant.files import artifact_hash, write_atomic
+from cart_qdrant.files import artifact_hash, make_folder, synchronise, write_atomic
 from cart_qdrant.index.manifest import Artifact, Manifest
 
 SEEN = "checked.json"
@@ -113,16 +113,20 @@ class IndexFolder:
                 f"{self.root} holds files that are not an index.",
                 f"Name a separate folder: --index {self.root / '.cartq'}",
             )
-        self.root.mkdir(parents=True, exist_ok=True)
-        with self.lock_file.open("ab") as file:
-            if file.tell() == 0:
-                file.write(MARK)
+        make_folder(self.root)
+        if not self.lock_file.exists() or self.lock_file.read_bytes() != MARK:
+            self.lock_file.write_bytes(MARK)
+            synchronise(self.root)  # without it, what is made next would count as foreign
 
     def _marked(self) -> bool:
+        """Whether the lock file says that the folder is an index; a power cut while the folder was
+        made may have left it alone and without its content."""
         try:
-            return self.lock_file.read_bytes() == MARK
+            found = self.lock_file.read_bytes()
         except OSError:
             return False
+        is_alone = len(list(self.root.iterdir())) == 1
+        return found == MARK or (is_alone and not found.strip(b"\0"))
 
     def only_locked(self) -> bool:
         """Whether the folder has only the lock file, left by a run that made no index."""

@@ -6,12 +6,9 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
-from typing import Protocol
 
 from cart_qdrant.index.identifier_files import load_table
 from cart_qdrant.records import Hit
-from cart_qdrant.search.candidate_pool import CandidatePool
 from cart_qdrant.search.candidates import Candidates
 from cart_qdrant.search.collector import Collector
 from cart_qdrant.search.encoding import EncodedQueries, EncodeTimes, QueryEncoding
@@ -24,21 +21,14 @@ from cart_qdrant.search.lanes import Lane
 from cart_qdrant.search.loaded_index import LoadedIndex
 from cart_qdrant.search.options import SearchRequest
 from cart_qdrant.search.query import Mixed, Mixer, Query
-from cart_qdrant.search.ranking import Ranking, rank, rank_by_media
+from cart_qdrant.search.ranking import rank, rank_by_media
 from cart_qdrant.search.result import SearchResult
 from cart_qdrant.storage import requests as qdrant
 
 BLOCK = 64
 """Texts that are answered together."""
-FIRST = 10
-"""Files (or segments) that each list gives before the first hits are ranked."""
-
-
-class Rank(Protocol):
-    """Ranks the candidates of one query."""
-
-    def __call__(self, candidates: Candidates, *, lane: str | None) -> Ranking:
-        """The ranking in a lane; None lets the request or the router choose."""
+MIN_CANDIDATES = 100
+"""Candidates that each list gives at least; more where more hits are asked for."""
 
 
 class Searcher:
@@ -50,8 +40,8 @@ class Searcher:
         self._version = index.manifest.version
         groups, spaces = loaded.modality_prior.group_of, loaded.calibration.spaces
         items = ItemFeatureReader(index, loaded.trie, load_table(index), groups, spaces)
+        self._collector = Collector(index, groups, spaces, items)
         self._encoding = QueryEncoding(loaded)
-        self._collector = Collector(index, groups, spaces, items, self._encoding.decode_again)
         self._hits = HitReader(index)
         self._explainer = Explainer(loaded)
 
@@ -77,16 +67,13 @@ class Searcher:
             lanes = {calibration.high_match_lane, calibration.low_match_lane}
             if calibration.confidence:
                 lanes.add("fused")
-        pool = self._collector.collect(
-            encoded, lanes=sorted(lanes), filter=request.filter, by_file=request.ranks_files
+        found = self._collector.collect(
+            encoded, limit=_limit(request), lanes=sorted(lanes), filter=request.filter
         )
-        rankings = _ranked(pool, request, partial(rank, calibration=calibration, request=request))
-        hits = self._hits.read(encoded.texts, rankings, request.k, request.offset)
+        rankings = [rank(candidates, calibration, request) for candidates in found]
+        hits = self._hits.read(encoded.texts, rankings, request.k)
         if request.explain:
-            hits = [
-                self._explained(own, ranking.candidates, encoded.one(b))
-                for b, (own, ranking) in enumerate(zip(hits, rankings, strict=True))
-            ]
+            hits = [self._explained(own, found[b], encoded.one(b)) for b, own in enumerate(hits)]
         resolve = (time.perf_counter() - begin) * 1e3
         took = _took(times, resolve, count)
         remarks = self._remarks(request.lane, reached=bool(encoded.vectors.media))
@@ -111,14 +98,14 @@ class Searcher:
         times = EncodeTimes((middle - begin) * 1e3, (time.perf_counter() - middle) * 1e3)
         resolve = time.perf_counter()
         lane = "generative" if request.lane == "generative" else "dense"
-        pool = self._collector.collect(
-            encoded, lanes=[lane], by_file=request.ranks_files,
+        (candidates,) = self._collector.collect(
+            encoded, limit=_limit(request), lanes=[lane],
             filter=merge_filters(request.filter, self._without(mixed, request)),
         )  # fmt: skip
-        (ranking,) = _ranked(pool, request, partial(rank_by_media, request=request), lane)
-        (hits,) = self._hits.read([query.words], [ranking], request.k, request.offset)
+        ranking = rank_by_media(candidates, lane, request)
+        (hits,) = self._hits.read([query.words], [ranking], request.k)
         if request.explain:
-            hits = self._explained(hits, ranking.candidates, encoded)
+            hits = self._explained(hits, candidates, encoded)
         took = _took(times, (time.perf_counter() - resolve) * 1e3, 1)
         return SearchResult(str(query), lane, self._version, took, hits)
 
@@ -159,26 +146,9 @@ class Searcher:
         return remarks
 
 
-def _ranked(
-    pool: CandidatePool, request: SearchRequest, rank: Rank, lane: str | None = None
-) -> list[Ranking]:
-    """The rankings of a pool's queries, long enough for what is asked.
-
-    The first hits are ranked among a fixed number of candidates, and those behind them among twice
-    as many files each time. So the same hit has the same place and confidence however many are
-    asked for.
-    """
-    need = FIRST
-    pool.fill(need)
-    rankings = [rank(candidates, lane=lane) for candidates in pool.candidates()]
-    while need < request.offset + request.k:
-        ranked, need = need, 2 * need
-        if pool.fill(need):
-            rankings = [
-                one.continued(rank(candidates, lane=one.lane), ranked, request)
-                for one, candidates in zip(rankings, pool.candidates(), strict=True)
-            ]
-    return [one.cut(request) for one in rankings]
+def _limit(request: SearchRequest) -> int:
+    """Candidates of each list."""
+    return max(MIN_CANDIDATES, 5 * request.k)
 
 
 def _took(times: EncodeTimes, resolve: float, count: int) -> dict[str, float]:
