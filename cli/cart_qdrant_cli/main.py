@@ -25,6 +25,7 @@ from cart_qdrant_cli import (
     mcp,
     migrate,
     models,
+    rm,
     search,
     train,
 )
@@ -56,7 +57,7 @@ app = typer.Typer(
     ),
 )
 for module in (
-    ingest, attach, caption, train, search, mcp, evaluate, doctor, info, migrate,
+    ingest, rm, attach, caption, train, search, mcp, evaluate, doctor, info, migrate,
     backup, models, demo,
 ):  # fmt: skip
     module.register(app)

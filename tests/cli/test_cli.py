@@ -39,6 +39,7 @@ SURFACE = {
     "ingest": INDEX
     | {"--embedder", "--vectors", "--captions", "--no-captions", "--exclude", "--prune"}
     | {"--force", "--dry-run", "--json"},
+    "rm": INDEX | {"--dry-run", "--yes", "--json"},
     "attach": INDEX
     | {"--vector", "--modality", "--field", "--embedder", "--caption-vectors", "--key", "--path"}
     | {"--json"},
