@@ -26,6 +26,42 @@ _OPEN_OPTIONS: Any = (
     {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "surrogateescape"}
 )
 
+FORMATS = [
+    "aac",
+    "ac3",
+    "aiff",
+    "amr",
+    "ape",
+    "apng",
+    "asf",
+    "au",
+    "avi",
+    "caf",
+    "dts",
+    "dtshd",
+    "dv",
+    "eac3",
+    "flac",
+    "flv",
+    "gif",
+    "ivf",
+    "matroska",
+    "mov",
+    "mp3",
+    "mpeg",
+    "mpegts",
+    "mpegvideo",
+    "mxf",
+    "ogg",
+    "rm",
+    "tta",
+    "wav",
+    "wv",
+    "yuv4mpegpipe",
+]
+"""Formats of FFmpeg that are opened. Each holds its media itself: a playlist (HLS, concat, DASH, SDP)
+names other files, and FFmpeg knows it by its content, whatever the file is called."""
+
 _JUMP = 1.0  # seconds that time may go back before the clock is taken to have been reset
 _EARLY = 1.0  # seconds missing at the end that are worth a note
 _EARLY_SHARE = 0.02  # or this share of the length, if that is more
@@ -42,18 +78,18 @@ def tag_text(value: str) -> str:
 
 @contextmanager
 def opened(path: Path) -> Iterator[InputContainer]:
-    """Open a file as a container and read its header.
+    """Open a file as a container and read its header; no other file is opened by that.
 
     Raises:
         MediaError: The file cannot be opened.
     """
     doing = "the file cannot be opened: it is truncated, damaged or of an unknown format"
     with media_errors(doing):
-        # Only local files: a playlist inside a file must not reach the network.
+        # An absolute path has no protocol before it, such as `concat:a|b`.
         container = av.open(
-            str(path),
+            str(path.absolute()),
             "r",
-            container_options={"protocol_whitelist": "file,crypto,data"},
+            container_options={"protocol_whitelist": "file", "format_whitelist": ",".join(FORMATS)},
             **_OPEN_OPTIONS,
         )
     with container:
