@@ -41,7 +41,12 @@ manifests = st.builds(
         statistics=st.none() | artifacts,
         text_anchors=st.none() | artifacts,
     ),
-    store=st.builds(StoreInfo, kind=names, url=st.none() | names, collection=st.none() | names),
+    store=st.builds(
+        StoreInfo,
+        kind=names,
+        url=st.none() | st.sampled_from(["http://localhost:6333", "https://qdrant.example:6334"]),
+        collection=st.none() | names,
+    ),
     identifiers=st.none()
     | st.builds(
         IdentifierInfo,

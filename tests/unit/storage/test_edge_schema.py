@@ -9,6 +9,7 @@ import pytest
 import qdrant_edge as edge
 
 from cart_qdrant.errors import MismatchError, StoreError
+from cart_qdrant.storage import edge_schema
 from cart_qdrant.storage.edge import EdgeStore
 from cart_qdrant.storage.protocol import MEDIA, CollectionSpec
 from tests.unit.storage.points import SPEC, point, where
@@ -55,11 +56,11 @@ def test_a_crash_while_creating_leaves_nothing_in_the_way(
 ) -> None:
     path = tmp_path / "store"
 
-    def crash(self: Path, target: Path) -> Path:
+    def crash(source: Path, target: Path) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", crash)
+        patch.setattr(edge_schema, "rename_durably", crash)
         with pytest.raises(KeyboardInterrupt):
             EdgeStore(path).create(SPEC)
     assert not EdgeStore(path).exists()
