@@ -26,41 +26,12 @@ _OPEN_OPTIONS: Any = (
     {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "surrogateescape"}
 )
 
-FORMATS = [
-    "aac",
-    "ac3",
-    "aiff",
-    "amr",
-    "ape",
-    "apng",
-    "asf",
-    "au",
-    "avi",
-    "caf",
-    "dts",
-    "dtshd",
-    "dv",
-    "eac3",
-    "flac",
-    "flv",
-    "gif",
-    "ivf",
-    "matroska",
-    "mov",
-    "mp3",
-    "mpeg",
-    "mpegts",
-    "mpegvideo",
-    "mxf",
-    "ogg",
-    "rm",
-    "tta",
-    "wav",
-    "wv",
-    "yuv4mpegpipe",
-]
-"""Formats of FFmpeg that are opened. Each holds its media itself: a playlist (HLS, concat, DASH, SDP)
-names other files, and FFmpeg knows it by its content, whatever the file is called."""
+FORMATS = (
+    "aac,ac3,aiff,amr,ape,apng,asf,au,avi,caf,dts,dtshd,dv,eac3,flac,flv,gif,h264,hevc,ivf,m4v,"
+    "matroska,mov,mp3,mpeg,mpegts,mpegvideo,mxf,ogg,rm,tta,wav,wv,yuv4mpegpipe"
+)
+"""Formats of FFmpeg that are opened. Each holds its media itself; a playlist (HLS, concat, DASH,
+SDP) names other files, and FFmpeg knows it by its content, whatever the file is called."""
 
 _JUMP = 1.0  # seconds that time may go back before the clock is taken to have been reset
 _EARLY = 1.0  # seconds missing at the end that are worth a note
@@ -89,7 +60,7 @@ def opened(path: Path) -> Iterator[InputContainer]:
         container = av.open(
             str(path.absolute()),
             "r",
-            container_options={"protocol_whitelist": "file", "format_whitelist": ",".join(FORMATS)},
+            container_options={"protocol_whitelist": "file", "format_whitelist": FORMATS},
             **_OPEN_OPTIONS,
         )
     with container:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -85,10 +86,10 @@ def write(path: Path, codec: str) -> None:
     """Write a second of sound, or eight pictures, with FFmpeg's own writer of the format."""
     with av.open(str(path), "w", format="mp4" if path.suffix == ".m4a" else None) as out:
         if path.suffix[1:] in SOUND:
-            track = out.add_stream(codec, rate=48_000, layout="mono")
+            track: Any = out.add_stream(codec, rate=48_000, layout="mono")
             media._encode_audio(out, track, media.tone(1.0))
             return
-        stream = out.add_stream(codec, rate=25)
+        stream: Any = out.add_stream(codec, rate=25)
         stream.width, stream.height, stream.pix_fmt = 176, 144, "yuv420p"
         for frame in media.moving(1, 8, width=176, height=144):
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
