@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -11,7 +10,13 @@ from pathlib import Path
 
 from cart_qdrant.captions.encoding import decode_text
 from cart_qdrant.captions.subtitles import parse_subtitles
-from cart_qdrant.captions.tables import Problem, Row, parse_captions, parse_object
+from cart_qdrant.captions.tables import (
+    Problem,
+    Row,
+    load_json,
+    parse_captions,
+    parse_object,
+)
 from cart_qdrant.captions.text import make_captions
 from cart_qdrant.records import Caption, CaptionSource, text_key
 
@@ -97,7 +102,7 @@ def read_sidecar(path: Path, media: Path) -> Sidecar:
 
 
 def _from_json(text: str) -> Row:
-    value = json.loads(text)
+    value = load_json(text)
     if isinstance(value, dict):
         return parse_object(value, CaptionSource.JSON, titles=True)
     return Row(tuple(parse_captions(value, CaptionSource.JSON, "the file")))

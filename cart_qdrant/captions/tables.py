@@ -33,9 +33,10 @@ RESERVED = frozenset(
 """Payload fields of this package; a column of the same name is stored as `meta_<name>`."""
 
 _RESERVED_CART = re.compile(r"cart_\d+")
-_NUMBERED = re.compile(r"captions?_\d+")
+_NUMBERED = re.compile(r"captions?_[0-9]+")
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
 _INT64 = range(-(2**63), 2**63)
+_DIGITS = 4_000  # Python reads no whole number of more than 4,300 digits
 _FOREVER = 1e9  # seconds
 _MAX_DEPTH = 32  # levels of nesting; parsers of payloads stop at 128
 
@@ -108,14 +109,14 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, object]]:
             if not raw.strip():
                 continue
             try:
-                yield number, json.loads(decode_text(raw))
+                yield number, load_json(decode_text(raw))
             except (ValueError, RecursionError) as error:
                 yield number, _BadRowError(f"no JSON: {error}")
 
 
 def _read_json(path: Path) -> Iterator[tuple[int, object]]:
     try:
-        value = json.loads(decode_text(path.read_bytes()))
+        value = load_json(decode_text(path.read_bytes()))
     except (ValueError, RecursionError) as error:
         yield 0, _BadRowError(f"no JSON: {error}")
         return
@@ -160,15 +161,28 @@ def _cell(column: str, text: str) -> object:
         return _json_list(text) if listed else text
     text = text.strip()
     if _NUMBER.fullmatch(text):
-        return json.loads(text)
+        number = load_json(text)
+        return number if not isinstance(number, float) or math.isfinite(number) else text
     return _json_list(text) if text.startswith("[") else text
 
 
 def _json_list(text: str) -> object:
     try:
-        return json.loads(text)
+        return load_json(text)
     except (ValueError, RecursionError):
         return text
+
+
+def load_json(text: str) -> Any:
+    """Parse JSON; a whole number of more digits than Python reads becomes its text.
+
+    Raises:
+        ValueError: The text is no JSON.
+        RecursionError: It is nested too deep.
+    """
+    return json.loads(
+        text, parse_int=lambda digits: int(digits) if len(digits) < _DIGITS else digits
+    )
 
 
 def is_caption_column(name: str) -> bool:
@@ -183,12 +197,18 @@ def parse_object(record: Mapping[str, Any], source: CaptionSource, *, titles: bo
         ValueError: A caption is neither a text nor a list of texts; the message names it.
     """
     wanted = (*TEXT_COLUMNS, *(TITLE_COLUMNS if titles else ()))
-    numbered = sorted(filter(_NUMBERED.fullmatch, record), key=lambda k: int(k.rsplit("_", 1)[1]))
+    numbered = sorted(filter(_NUMBERED.fullmatch, record), key=_column_number)
     captions: list[Caption] = []
     for column in (*wanted, *numbered):
         captions += parse_captions(record.get(column), source, column)
     taken = {FILE_NAME, *wanted, *numbered}
     return Row(tuple(captions), _to_meta({k: v for k, v in record.items() if k not in taken}))
+
+
+def _column_number(name: str) -> tuple[int, str]:
+    """Sort key of the column `caption_<n>`: the order of numbers, whatever their length."""
+    digits = name.rsplit("_", 1)[1].lstrip("0")
+    return len(digits), digits
 
 
 def parse_captions(value: object, source: CaptionSource, where: str) -> list[Caption]:

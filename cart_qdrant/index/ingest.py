@@ -15,7 +15,7 @@ import numpy as np
 
 from cart_qdrant.captions.reader import CaptionReader, from_tags
 from cart_qdrant.embedders.protocol import AnchoredEmbedder, Embedder, FittedEmbedder
-from cart_qdrant.errors import CartError, UsageError
+from cart_qdrant.errors import UsageError
 from cart_qdrant.extras import require
 from cart_qdrant.index.consent import remember_media
 from cart_qdrant.index.corpus_stats import WORK, fitted_features
@@ -172,7 +172,7 @@ class Ingest:
             return ()
         try:
             return from_tags(probe(job.entry.path, self._options.segments).tags)
-        except CartError:
+        except Exception:  # noqa: BLE001 - whatever a damaged header leads a library to
             return stored  # the file was just deleted, or can no longer be read
 
     def _embed(self, jobs: Sequence[Job]) -> None:
@@ -225,7 +225,11 @@ class Ingest:
 
     def _take(self, result: FileResult, job: Job, rows: Sequence[Row]) -> None:
         rel, report = result.entry.rel, self._report
-        if not result.segments:
+        good = [row for row in rows if any(row.vector)]
+        if len(good) < len(rows) and result.failure is None:
+            result.failure = f"the embedder gave zeros for {len(rows) - len(good)} of its segments"
+        rows = good
+        if not rows:
             # Points of the file that are stored stay: it may be damaged for a while only.
             reason = result.failure or "; ".join(result.notes) or "nothing in it can be embedded"
             report.failed.append(Failure(rel, reason))

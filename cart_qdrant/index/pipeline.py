@@ -19,7 +19,7 @@ import numpy as np
 
 from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.config import SegmentConfig
-from cart_qdrant.errors import CartError, MediaError
+from cart_qdrant.errors import CartError, MediaError, VectorError
 from cart_qdrant.media.clip import Clip
 from cart_qdrant.media.scan import FileEntry, content_hash
 from cart_qdrant.media.segments import decode, probe
@@ -32,6 +32,8 @@ WAITING = 32 << 20
 six raw video segments."""
 BATCH = 32
 """Segments that are embedded together."""
+PATIENCE = 8
+"""Segments at which an embedder may fail in a way of its own before the first that succeeds."""
 
 
 @dataclass(slots=True)
@@ -112,11 +114,28 @@ def reason_of(error: BaseException) -> str:
     return f"unexpected {type(error).__name__}: {error}"
 
 
+def _raise_if_not_of_a_file(error: Exception) -> None:
+    """Pass on our errors about the index, its store or an installation: each file would meet them.
+
+    What other libraries raise, memory that is short included, may be due to the file.
+    """
+    if isinstance(error, CartError) and not isinstance(error, MediaError | VectorError):
+        raise error
+
+
+def _named(segment: Segment) -> str:
+    """A segment in words: `its image`, `its video from 3 to 6 s`."""
+    if segment.modality is Modality.IMAGE:
+        return "its image"
+    return f"its {segment.modality} from {segment.start:g} to {segment.end:g} s"
+
+
 class Pipeline:
     """Decodes and embeds files.
 
     Args:
-        features: Turns clips into rows (B, R); may raise `MediaError` for a clip.
+        features: Turns clips into rows (B, R). If it raises for a clip, the clip's file is reported
+            and the others go on.
         modalities: Modalities of the embedder; segments of others are skipped with a note.
         config: How files are cut into segments.
         prepare: Is called with each clip in the thread that decoded it, see `Preparing`.
@@ -140,6 +159,8 @@ class Pipeline:
         self._prepare = prepare
         self.embed_seconds = 0.0
         self.wait_seconds = 0.0
+        self._embedded = False
+        self._broken = 0
 
     def run(self, entries: Sequence[FileEntry]) -> Iterator[FileResult]:
         """Yield each file once, when all of it is embedded, in no fixed order."""
@@ -188,22 +209,41 @@ class Pipeline:
 
     def _embed(self, batch: list[_Decoded]) -> None:
         begin = time.perf_counter()
+        rows: list[FloatArray | None]
         try:
             rows = list(self._features([item.clip for item in batch])) if batch else []
-        except MediaError:
+        except Exception as error:  # noqa: BLE001 - one file never stops a run
+            _raise_if_not_of_a_file(error)
             rows = [self._embed_one(item) for item in batch]
         self.embed_seconds += time.perf_counter() - begin
         for item, row in zip(batch, rows, strict=True):
-            if row is not None:
-                item.result.segments.append(item.segment)
-                item.result.features.append(row)
+            if row is None:
+                continue
+            if not np.isfinite(row).all():
+                item.result.failure = (
+                    f"the embedder gave no finite vector of {_named(item.segment)}"
+                )
+                continue
+            self._embedded = True
+            item.result.segments.append(item.segment)
+            item.result.features.append(row)
 
     def _embed_one(self, item: _Decoded) -> FloatArray | None:
+        """The features of one segment; None where there are none, and the file says why.
+
+        An embedder that has failed at everything so far is broken: its error ends the run.
+        """
         try:
             row: FloatArray = self._features([item.clip])[0]
-        except MediaError as error:
+        except Exception as error:
+            _raise_if_not_of_a_file(error)
             item.result.failure = reason_of(error)
+            if not isinstance(error, MediaError) and not self._embedded:
+                self._broken += 1
+                if self._broken >= PATIENCE:
+                    raise
             return None
+        self._embedded = True
         return row
 
     def _decode_all(

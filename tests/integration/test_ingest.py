@@ -524,6 +524,33 @@ def _content(index: Index) -> dict[str, Any]:
     return {i: {k: v for k, v in p.items() if k != "cart"} for i, p in points(index).items()}
 
 
+class _Picky(PatchEmbedder):
+    """Fails at one file as a library may, and gives another one a vector of zeros."""
+
+    def embed_media(self, clips: Any) -> Any:
+        if any(clip.key == "m/p001.png" for clip in clips):
+            raise RuntimeError("expected scalar type Float but found Double")
+        rows = super().embed_media(clips)
+        rows[[n for n, clip in enumerate(clips) if clip.key == "m/p002.png"]] = 0
+        return rows
+
+
+def test_one_file_that_cannot_be_embedded_does_not_end_the_run(
+    tmp_path: Path, open_index: Run, ingest: Run
+) -> None:
+    pictures(tmp_path / "m", 12)
+    index = open_index(tmp_path / ".cartq", _Picky())
+    report = ingest(index, tmp_path / "m")
+    failed = {f.path: f.reason for f in report.failed}
+    assert failed.keys() == {"m/p001.png", "m/p002.png"} and report.segments == 10
+    assert "RuntimeError: expected scalar" in failed["m/p001.png"]
+    assert "zero" in failed["m/p002.png"]
+    assert_named(index)
+    index.set_embedder(PatchEmbedder())
+    report = ingest(index, tmp_path / "m")
+    assert (report.failed, report.segments, report.unchanged) == ([], 2, 10)
+
+
 def test_killed_between_writing_and_removing(
     tmp_path: Path, open_index: Run, ingest: Run, monkeypatch: Any
 ) -> None:

@@ -48,6 +48,56 @@ def texts(found: FileCaptions, source: CaptionSource | None = None) -> list[str]
     return [c.text for c in found.captions if source is None or c.source == source]
 
 
+HUGE = "9" * 5_000
+DEEP = "[" * 50_000
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metadata.csv", f"file_name,text,n\na.jpg,one,{HUGE}\nb.jpg,two,7\n"),
+        ("metadata.csv", f"file_name,text,n\na.jpg,one,{DEEP}\nb.jpg,two,7\n"),
+        ("metadata.csv", f"file_name,text,n\na.jpg,one,-{HUGE}.5e{HUGE}\nb.jpg,two,7\n"),
+        ("metadata.csv", f"file_name,text,n,caption_{HUGE}\na.jpg,one,x,y\nb.jpg,two,7,\n"),
+        ("metadata.csv", f"file_name,text,n\na.jpg,one,[{HUGE}]\nb.jpg,two,7\n"),
+        (
+            "metadata.jsonl",
+            f'{{"file_name": "a.jpg", "n": {HUGE}}}\n{{"file_name": "b.jpg", "n": 7}}',
+        ),
+        (
+            "metadata.jsonl",
+            f'{{"file_name": "a.jpg", "n": {DEEP}\n{{"file_name": "b.jpg", "n": 7}}',
+        ),
+        (
+            "metadata.jsonl",
+            f'{{"file_name": "a.jpg", "caption_{HUGE}": 1}}\n{{"file_name": "b.jpg", "n": 7}}',
+        ),
+        ("a.json", f'{{"n": {HUGE}, "caption": "one"}}'),
+        ("a.json", DEEP),
+        ("a.json", f'{{"caption_{HUGE}": "x"}}'),
+        ("a.srt", f"1\n{HUGE}:00:01,0 --> {HUGE}:00:02,0\nwords\n"),
+        ("a.srt", f"1\n00:00:01,{HUGE} --> 00:00:02,{HUGE}\nwords\n"),
+    ],
+)
+def test_no_number_and_no_nesting_ends_a_run(tmp_path: Path, name: str, content: str) -> None:
+    write(tmp_path / name, content)
+    reader = CaptionReader(base=tmp_path, roots=[tmp_path])
+    reader.read(tmp_path / "a.jpg", "a.jpg")
+    other = reader.read(tmp_path / "b.jpg", "b.jpg")
+    if name.startswith("metadata"):
+        assert other.meta["n"] == 7, "the rest of the table is read"
+
+
+def test_numbers_that_a_store_cannot_hold_are_texts_or_nothing(tmp_path: Path) -> None:
+    row = f"a.jpg,one,{HUGE},18446744073709551616,1e999,NaN,[1e999]"
+    write(tmp_path / "metadata.csv", f"file_name,text,huge,long,far,nan,list\n{row}\n")
+    found, reader = read(tmp_path, "a.jpg")
+    assert reader.failures == [] and texts(found)[0] == "one"
+    assert found.meta["huge"] == HUGE and found.meta["long"] == "18446744073709551616"
+    assert found.meta["far"] == "1e999" and found.meta["nan"] == "NaN"
+    assert found.meta["list"] == [None]
+
+
 # --- metadata tables ------------------------------------------------------------------------
 
 

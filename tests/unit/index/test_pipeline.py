@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cart_qdrant.config import SegmentConfig
-from cart_qdrant.errors import MediaError
+from cart_qdrant.errors import MediaError, StoreError, VectorError
 from cart_qdrant.index import pipeline as module
 from cart_qdrant.index.pipeline import Pipeline
 from cart_qdrant.media.clip import Clip
@@ -93,6 +93,51 @@ def test_clip_without_vector_fails_alone(entries: list[FileEntry]) -> None:
     found, _ = run(entries, picky)
     assert found["p3.png"].failure == "p3.png has no vector." and not found["p3.png"].segments
     assert all(len(found[f"p{n}.png"].segments) == 1 for n in range(9) if n != 3)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("mat1 and mat2 shapes"), MemoryError(), VectorError("p3 is zero.")]
+)
+def test_any_error_of_one_clip_is_its_own(entries: list[FileEntry], error: Exception) -> None:
+    def picky(clips: Sequence[Clip]) -> Any:
+        if any(clip.key == "p3.png" for clip in clips):
+            raise error
+        return rows(clips)
+
+    found, _ = run(entries, picky)
+    assert type(error).__name__ in found["p3.png"].failure or "is zero" in found["p3.png"].failure
+    assert not found["p3.png"].segments
+    assert all(len(found[f"p{n}.png"].segments) == 1 for n in range(9) if n != 3)
+    assert len(found["clip.mp4"].segments) == 2
+
+
+def test_features_that_are_not_finite_are_left_out(entries: list[FileEntry]) -> None:
+    def overflowing(clips: Sequence[Clip]) -> Any:
+        x = rows(clips)
+        x[[n for n, clip in enumerate(clips) if clip.modality is Modality.AUDIO]] = np.nan
+        return x
+
+    found, _ = run(entries, overflowing)
+    assert found["bell.wav"].segments == []
+    assert "no finite vector of its audio from" in found["bell.wav"].failure
+    assert [s.modality for s in found["clip.mp4"].segments] == [Modality.VIDEO]
+    assert len(found["clip.mp4"].features) == 1 and found["clip.mp4"].failure
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no kernel image"), StoreError("It is full.")])
+def test_an_embedder_or_a_store_that_is_broken_ends_the_run(
+    entries: list[FileEntry], error: Exception
+) -> None:
+    calls = 0
+
+    def broken(clips: Sequence[Clip]) -> Any:
+        nonlocal calls
+        calls += 1
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        run(entries, broken)
+    assert calls <= module.PATIENCE + 9
 
 
 def test_unknown_modality_is_noted(entries: list[FileEntry]) -> None:
