@@ -21,17 +21,23 @@ from cart_qdrant.storage.protocol import CAPTION, CAPTION_TEXTS
 HAS_CAPTION = qdrant.HasVectorCondition(has_vector=CAPTION)
 """Condition that an item has a caption vector."""
 
-_EXPRESSION = re.compile(
-    r"""\s*(?P<key>"[^"]+"(?:[.\[][^=!<>~]*)?|[^=!<>~"]+?)\s*
-        (?P<op>==|!=|>=|<=|=|>|<|~)\s*
-        (?P<value>.*?)\s*""",
-    re.VERBOSE | re.DOTALL,
-)
-_VALUE = re.compile(r'\s*(?:"(?P<quoted>[^"]*)"|(?P<bare>[^,"]*))\s*(?:,|$)')
+MOST_CONDITIONS = 64
+"""Conditions of one filter, at most."""
+MOST_CHARACTERS = 4_000
+"""Characters of one condition, at most."""
+MOST_VALUES = 256
+"""Values between the commas of one condition, at most."""
+
+# A filter may come from anybody whom an assistant listens to, so that it is read in time that grows
+# with its length: no pattern here can begin a match at one place in two ways.
+_OPERATOR = re.compile(r"==|!=|>=|<=|[=<>~]")
+_END_OF_KEY = re.compile(r"[=!<>~]")
+_SHOWN = 200  # characters of a condition in a message
+_SPACE = re.compile(r"\s*")
 _PATH_PART = re.compile(r'"[^"]+"|[^."\[\]]+|\[\d*\]|\.')
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+|\[\d*\]|\.|\".*\"")
 _INT = re.compile(r"[+-]?\d+")
-_FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_FLOAT = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _EXACT_FLOAT = 2**53  # whole numbers above are rounded by a range condition
 _RANGES = {">=": "gte", ">": "gt", "<=": "lte", "<": "lt"}
@@ -56,19 +62,18 @@ def parse_filter(
         None where no condition is given.
 
     Raises:
-        UsageError: An expression cannot be parsed; the message has an example.
+        UsageError: An expression cannot be parsed, or is too long; the message has an example.
     """
+    _check_size(expressions)
     must: list[qdrant.AnyCondition] = []
     must_not: list[qdrant.AnyCondition] = []
     if modality is not None:
         match = qdrant.MatchValue(value=str(modality))
         must.append(qdrant.FieldCondition(key="modality", match=match))
     for expression in expressions:
-        found = _EXPRESSION.fullmatch(expression)
-        if found is None:
-            raise _bad(expression, "it has no operator or no key")
-        key, op, value = _path(found["key"], expression), found["op"], found["value"]
-        if not value.strip():
+        name, op, value = _parts(expression)
+        key = _path(name, expression)
+        if not value:
             raise _bad(expression, 'it has no value (write key="" for the empty text)')
         if value[0] in "=!<>~":
             raise _bad(expression, f"{op + value[0]!r} is not an operator")
@@ -97,9 +102,54 @@ def merge_filters(*filters: qdrant.AnyFilter | None) -> qdrant.AnyFilter | None:
     return qdrant.Filter(must=list(given))
 
 
+def _check_size(expressions: Sequence[str]) -> None:
+    """Refuse what is too much, or no text that a store can hold.
+
+    Raises:
+        UsageError: It is.
+    """
+    if isinstance(expressions, str):
+        raise UsageError("A filter is a list of conditions, not a text.", 'Write ["year>=2020"].')
+    if len(expressions) > MOST_CONDITIONS:
+        raise UsageError(
+            f"The filter has {len(expressions)} conditions, but may have {MOST_CONDITIONS}.",
+            "Join values of one field by commas: camera=gopro,dji.",
+        )
+    for expression in expressions:
+        if len(expression) > MOST_CHARACTERS:
+            raise _bad(
+                expression,
+                f"it has {len(expression)} characters, but may have {MOST_CHARACTERS}",
+            )
+        try:
+            expression.encode()
+        except UnicodeEncodeError:
+            raise _bad(expression, "it is not UTF-8") from None
+
+
+def _parts(expression: str) -> tuple[str, str, str]:
+    """Key, operator and value of a condition, without the spaces around each."""
+    text = expression.strip()
+    start = 0
+    if text.startswith('"'):
+        start = text.find('"', 1) + 1
+        if start < 3:
+            raise _bad(expression, "a quote is not closed")
+    end = _END_OF_KEY.search(text, start)
+    op = None if end is None else _OPERATOR.match(text, end.start())
+    if op is None or not op.start():
+        raise _bad(expression, "it has no operator or no key")
+    key = text[: op.start()].rstrip()
+    # Behind a quoted name comes nothing but the rest of a path; elsewhere there are no quotes.
+    if (start and key[start : start + 1] not in ("", ".", "[")) or (not start and '"' in key):
+        raise _bad(expression, f"{key!r} is not a payload key")
+    return key, op[0], text[op.end() :].lstrip()
+
+
 def _bad(expression: str, why: str) -> UsageError:
+    shown = expression if len(expression) <= _SHOWN else f"{expression[:_SHOWN]}..."
     return UsageError(
-        f"Filter {expression!r} cannot be read: {why}.",
+        f"Filter {shown!r} cannot be read: {why}.",
         "Write for example year=2020, year>=2020, camera=gopro,dji, camera!=dji or caption~surf.",
     )
 
@@ -116,18 +166,35 @@ def _values(value: str, expression: str) -> list[tuple[str, bool]]:
     """The values between commas, and whether each was quoted."""
     out: list[tuple[str, bool]] = []
     at = 0
-    while True:
-        found = _VALUE.match(value, at)
-        if found is None:
-            raise _bad(expression, "a quote is not closed, or is inside a value")
-        quoted = found["quoted"] is not None
-        text = found["quoted"] if quoted else found["bare"].strip()
-        if not quoted and not text:
-            raise _bad(expression, 'a value is empty (write "" for the empty text)')
+    while at <= len(value):
+        if len(out) == MOST_VALUES:
+            raise _bad(expression, f"it has more than {MOST_VALUES} values")
+        at = _space(value, at)
+        quoted = value.startswith('"', at)
+        if quoted:
+            close = value.find('"', at + 1)
+            end = _space(value, close + 1)
+            if close < 0 or value[end : end + 1] not in ("", ","):
+                raise _bad(expression, "a quote is not closed, or is inside a value")
+            text = value[at + 1 : close]
+        else:
+            end = value.find(",", at)
+            end = len(value) if end < 0 else end
+            text = value[at:end].strip()
+            if not text:
+                raise _bad(expression, 'a value is empty (write "" for the empty text)')
+            if '"' in text:
+                raise _bad(expression, "a quote is not closed, or is inside a value")
         out.append((text, quoted))
-        at = found.end()
-        if not found[0].endswith(","):
-            return out
+        at = end + 1
+    return out
+
+
+def _space(text: str, at: int) -> int:
+    """Where the spaces from a place on end."""
+    found = _SPACE.match(text, at)
+    assert found is not None  # no space matches, too
+    return found.end()
 
 
 def _equals(key: str, value: str, *, quoted: bool) -> list[qdrant.AnyCondition]:

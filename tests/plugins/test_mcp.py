@@ -10,6 +10,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from cart_qdrant.search.filters import parse_filter
 from cart_qdrant.search.retriever import Retriever
 
 pytest.importorskip("mcp", reason='not installed: pip install "cart-qdrant[mcp]"')
@@ -111,6 +113,31 @@ def test_errors_are_told_with_the_remedy(
         answer = call(make_server(retriever), name, **arguments)
     assert answer.is_error and told in answer.content[0].text
     assert "Traceback" not in answer.content[0].text
+
+
+def test_a_filter_is_not_read_where_others_wait(
+    small_index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[tuple[int, int]] = []
+
+    def noted(*given: Any) -> Any:
+        threads.append((threading.get_ident(), waiting))
+        return parse_filter(*given)
+
+    async def run() -> Any:
+        nonlocal waiting
+        waiting = threading.get_ident()
+        async with Client(server, read_timeout_seconds=120) as client:
+            arguments = {"query": "a", "filters": ["path!=x" + " " * 100_000]}
+            return await client.call_tool("search_media", arguments)
+
+    waiting = 0
+    monkeypatch.setattr("cart_qdrant_mcp.server.parse_filter", noted)
+    with Retriever.open(small_index) as retriever:
+        server = make_server(retriever)
+        answer = asyncio.run(run())
+    assert answer.is_error and "100007 characters" in answer.content[0].text
+    assert threads and all(read != loop for read, loop in threads)
 
 
 def environment() -> dict[str, str]:

@@ -159,7 +159,7 @@ def make_server(retriever: Retriever) -> MCPServer[Any]:
     ) -> SearchAnswer:
         """Find images, moments of videos and audio by text, best first, with their seconds."""
         with _errors_as_messages():
-            only = parse_filter(filters or [], modality)
+            only = await asyncio.to_thread(parse_filter, filters or [], modality)
             found = await retriever.asearch(query, k=k, filter=only, group_by=group_by)
         return SearchAnswer(
             query=found.query, lane=found.lane, hits=[MediaHit.of(hit) for hit in found.hits],

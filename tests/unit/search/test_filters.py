@@ -11,7 +11,13 @@ from qdrant_client import QdrantClient, models
 
 from cart_qdrant.errors import UsageError
 from cart_qdrant.records import Modality
-from cart_qdrant.search.filters import merge_filters, parse_filter
+from cart_qdrant.search.filters import (
+    MOST_CHARACTERS,
+    MOST_CONDITIONS,
+    MOST_VALUES,
+    merge_filters,
+    parse_filter,
+)
 from cart_qdrant.storage.requests import FieldCondition, Filter, to_client
 
 VALUES = [
@@ -210,3 +216,54 @@ def test_any_plain_key_is_a_path_for_both_engines(key: str) -> None:
     client.upsert("c", [models.PointStruct(id=1, vector={}, payload={key: "x"})])
     filter = parse_filter([f"{key}=x"])
     assert select(client, filter) == {1}
+
+
+LONG = 100_000
+"""Characters of a condition that nobody wrote by hand."""
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        " " * LONG, "a" * LONG, "a" + " " * LONG, " " * LONG + "=1", '"' * LONG, '"' + "a" * LONG,
+        "a=" + " " * LONG + '"', "a=" + "1" * LONG, "a=" + "1," * (LONG // 2), "a" * LONG + "=1",
+        "a=" + '"x" ' * (LONG // 4), "=" * LONG, "!" * LONG, "a" + "[" * LONG + "=1",
+        "a" + ".b" * (LONG // 2) + "=1", "a>=" + "1" * LONG + "x", "\0" * LONG, "\u202e" * LONG,
+    ],
+)  # fmt: skip
+def test_a_long_condition_is_refused_by_its_length(expression: str) -> None:
+    with pytest.raises(UsageError, match=r"\d+ characters, but may have") as refused:
+        parse_filter([expression])
+    assert len(str(refused.value)) < 2_000
+    # At the limit it is read to its end: a pattern with two ways to go on would not come back.
+    with pytest.raises(UsageError) as refused:
+        parse_filter([expression[: MOST_CHARACTERS - 1].replace(",", "") + '"'])
+    assert len(str(refused.value)) < 10_000
+
+
+def test_many_conditions_and_many_values_are_refused_by_their_number() -> None:
+    assert parse_filter(["a=1"] * MOST_CONDITIONS) is not None
+    with pytest.raises(UsageError, match=f"{MOST_CONDITIONS + 1} conditions"):
+        parse_filter(["a=1"] * (MOST_CONDITIONS + 1))
+    assert parse_filter(["a=" + ",".join("b" * MOST_VALUES)]) is not None
+    with pytest.raises(UsageError, match=f"more than {MOST_VALUES} values"):
+        parse_filter(["a=" + ",".join("b" * (MOST_VALUES + 1))])
+    with pytest.raises(UsageError, match="a list of conditions"):
+        parse_filter("year>=2020")
+
+
+@pytest.mark.parametrize("expression", ["a=\ud800", "\udfff=1", 'a="\udc80"'])
+def test_what_no_store_can_hold_is_refused(expression: str) -> None:
+    with pytest.raises(UsageError, match="not UTF-8"):
+        parse_filter([expression])
+
+
+@settings(max_examples=500)
+@given(expression=st.text('a1"=!<>~., []\t\0\u202e-+e', max_size=40))
+def test_every_text_is_a_filter_or_refused(expression: str) -> None:
+    try:
+        found = parse_filter([expression])
+    except UsageError as error:
+        assert "cannot be read" in str(error)
+    else:
+        assert found is not None
