@@ -18,7 +18,9 @@ from cart_qdrant.progress import Reporter, Silent
 from cart_qdrant.storage.factory import open_store
 from cart_qdrant.storage.store_info import StoreInfo
 
-_LEFT_OUT = frozenset({"store", "store.json", "work", "lock", "manifest.json"})
+_LEFT_OUT = frozenset(
+    {"store", "store.json", "store.lock", "store.sock", "work", "lock", "manifest.json"}
+)
 _UNFINISHED = ("changed", "replaced.json")
 """Files of a run that was stopped: identifiers are not up to date, or replaced points are left."""
 

@@ -8,19 +8,21 @@
   identifiers-N.safetensors, trie-HASH.safetensors, items-HASH.safetensors
   generator-N/           safetensors and JSON of the trained generator
   store/                 the embedded store
+  store.lock, store.sock which process has it open, and where it answers the others
   work/                  drafts and unfinished work, from which a killed run resumes
   lock                   held by the one process that writes; marks the folder as an index
 ```
-Files get a new name for every version and are drafted in `work/`; the manifest is replaced last;
-files of older versions are removed afterwards, by exact patterns of names. A crash leaves the old
-version or the new one. An index is made in a new or empty folder, never among other files.
+Files get a new name for every version and are drafted in `work/`; the manifest is replaced last. A
+crash leaves the old version or the new one. Files of older versions stay until the next run that
+writes, so that an open retriever can finish with them; that run removes them, by exact patterns of
+names. An index is made in a new or empty folder, never among other files.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
+import logging
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -31,13 +33,19 @@ from typing import Any
 from cart_qdrant.errors import IndexMissingError, MismatchError, StoreError, UsageError
 from cart_qdrant.files import artifact_hash, make_folder, synchronise, write_atomic
 from cart_qdrant.index.manifest import Artifact, Manifest
+from cart_qdrant.locks import Holder, ProcessLock
 
+log = logging.getLogger(__name__)
+
+LOCK_PATIENCE = 10.0
+"""Seconds to wait for another process that writes."""
 SEEN = "checked.json"
 """File of an index folder with sizes and times of the files whose hashes were checked."""
 COPIED = "copied-from"
 """File in a read-only copy of an index folder: it names the original."""
 MARK = b"This folder is an index of cart-qdrant.\n"
-"""Content of the lock file; it marks the folder before there is a manifest."""
+"""Begin of the lock file; it marks the folder before there is a manifest. The record of the process
+that writes follows."""
 _VERSIONED = re.compile(
     r"(identifiers-\d+|(trie|items)-[0-9a-f]{12}|text-anchors-[0-9a-f]+)\.safetensors"
     r"|generator-\d+"
@@ -74,8 +82,13 @@ class IndexFolder:
 
     @property
     def lock_file(self) -> Path:
-        """The lock file, held by the process that writes; its content is `MARK`."""
+        """The lock file, held by the process that writes; it begins with `MARK`."""
         return self.root / "lock"
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether this is a read-only copy of an index behind a URL."""
+        return (self.root / COPIED).exists()
 
     def exists(self) -> bool:
         """Whether there is an index."""
@@ -114,7 +127,7 @@ class IndexFolder:
                 f"Name a separate folder: --index {self.root / '.cartq'}",
             )
         make_folder(self.root)
-        if not self.lock_file.exists() or self.lock_file.read_bytes() != MARK:
+        if not self.lock_file.exists() or not self.lock_file.read_bytes().startswith(MARK):
             self.lock_file.write_bytes(MARK)
             synchronise(self.root)  # without it, what is made next would count as foreign
 
@@ -126,14 +139,15 @@ class IndexFolder:
         except OSError:
             return False
         is_alone = len(list(self.root.iterdir())) == 1
-        return found == MARK or (is_alone and not found.strip(b"\0"))
+        return found.startswith(MARK) or (is_alone and not found.strip(b"\0"))
 
     def only_locked(self) -> bool:
-        """Whether the folder has only the lock file, left by a run that made no index."""
-        return self._marked() and len(list(self.root.iterdir())) == 1
+        """Whether the folder has only lock files, left by a run that made no index."""
+        names = {one.name for one in self.root.iterdir()}
+        return self._marked() and names <= {"lock", "store.lock"}
 
     def write(self, manifest: Manifest) -> None:
-        """Activate a manifest, and remove files of versions that it no longer names."""
+        """Activate a manifest. Files that it no longer names stay until `sweep`."""
         write_atomic(self.manifest, manifest.to_bytes(), self.work)
         # The hashes of new files were computed when they were written.
         seen = self._seen()
@@ -143,7 +157,6 @@ class IndexFolder:
             if seen.get(name, {}).get("hash") != a.hash
         }  # fmt: skip
         self._remember({name: one for name, one in seen.items() if name in known} | fresh)
-        self._sweep(manifest)
 
     def path(self, artifact: Artifact, *, rehash: bool = False) -> Path:
         """Path of a file or folder that the manifest names, after its content was checked.
@@ -200,13 +213,15 @@ class IndexFolder:
         with contextlib.suppress(OSError):  # a read-only folder is checked each time
             write_atomic(self.root / SEEN, json.dumps(states).encode(), self.work)
 
-    def _sweep(self, manifest: Manifest) -> None:
+    def sweep(self, manifest: Manifest) -> None:
+        """Remove files of versions that are no longer in force, and drafts of killed runs."""
         named = {artifact.name for artifact in manifest.artifacts()}
         old = [
             entry for entry in self.root.iterdir()
             if entry.name not in named and _VERSIONED.fullmatch(entry.name)
         ]  # fmt: skip
-        old += [entry for entry in self.work.iterdir() if _DRAFT.fullmatch(entry.name)]
+        if self.work.exists():
+            old += [entry for entry in self.work.iterdir() if _DRAFT.fullmatch(entry.name)]
         for entry in old:
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
@@ -214,11 +229,14 @@ class IndexFolder:
                 entry.unlink(missing_ok=True)  # another process may just have renamed its draft
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, patience: float = LOCK_PATIENCE) -> Iterator[None]:
         """Keep other writers out; the lock is released also when the process is killed.
 
+        Args:
+            patience: Seconds to wait for another process that writes.
+
         Raises:
-            StoreError: Another process writes to the index.
+            StoreError: Another process still writes to the index; it is named.
             UsageError: The folder is a read-only copy, or holds files that are not an index.
         """
         copied = self.root / COPIED
@@ -228,12 +246,21 @@ class IndexFolder:
                 "Write to the original.",
             )
         self.prepare()
-        with self.lock_file.open("ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StoreError(
-                    f"Another process is writing to {self.root}.",
-                    "Wait until it ends, or stop it.",
-                ) from None
+        lock = ProcessLock(self.lock_file, MARK)
+
+        def say(holder: Holder | None) -> None:
+            log.warning("Waiting for another writer of %s: %s", self.root, _named(holder))
+
+        if not lock.acquire(patience, say):
+            raise StoreError(
+                f"Another process is writing to {self.root}: {_named(lock.holder())}.",
+                "Wait until it ends, or stop it.",
+            )
+        try:
             yield
+        finally:
+            lock.release()
+
+
+def _named(holder: Holder | None) -> str:
+    return "it does not say which one" if holder is None else str(holder)

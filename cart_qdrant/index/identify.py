@@ -208,8 +208,10 @@ def activate_identifiers(index: Index, info: IdentifierInfo) -> None:
 
 
 def remove_stale(index: Index) -> None:
-    """Remove the payload fields of earlier identifiers; a run that is killed in between leaves the
-    rest to the next one."""
+    """Remove the files and payload fields of earlier versions, at the start of a run that writes:
+    searches that opened them have followed since. A run that is killed in between leaves the rest
+    to the next one."""
+    index.folder.sweep(index.manifest)
     if not index.manifest.stale_fields:
         return
     for field in index.manifest.stale_fields:

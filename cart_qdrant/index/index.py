@@ -201,6 +201,25 @@ class Index(IndexModels):
                 "Follow it with `cartq sync`, or ingest into another --index.",
             )
 
+    def with_manifest(self, manifest: Manifest) -> Index:
+        """This index by another manifest, with the same store and the models that stay valid."""
+        other = Index(self.folder, manifest, self.store)
+        other.share_models(self)
+        return other
+
+    def other_revision(self) -> str | None:
+        """The revision with which another copy of the folder wrote to a server's collection; None
+        where this one's was the last.
+
+        Raises:
+            MismatchError: The collection belongs to another index.
+        """
+        if self.manifest.store.kind == "edge":
+            return None
+        owner = check_owner(self.store, self.key, self.manifest.id)
+        accepted = owner is None or owner.accepts(self.manifest.revision)
+        return None if owner is None or accepted else owner.revision
+
     def _check_revision(self) -> None:
         """Refuse an index folder whose collection was written with another revision of it."""
         if self.manifest.store.kind == "edge":

@@ -70,6 +70,15 @@ class IndexModels:
             found.load_arrays(load_arrays(self.folder.path(info.statistics)))
         return found
 
+    def share_models(self, other: IndexModels) -> None:
+        """Take over the loaded models of another version of the index that are valid here, too."""
+        self.vectors_file = other.vectors_file
+        self._text, self._onnx_text = other._text, other._onnx_text
+        if other.manifest.embedder == self.manifest.embedder:
+            self._embedder, self._text_anchors = other._embedder, other._text_anchors
+            if other.manifest.generator == self.manifest.generator:
+                self._distilled_anchors = other._distilled_anchors
+
     def set_embedder(self, embedder: Embedder) -> None:
         """Use an embedder that is already open."""
         self._embedder = embedder

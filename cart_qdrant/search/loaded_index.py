@@ -45,15 +45,22 @@ class LoadedIndex:
     decoder: IdentifierDecoder | None
 
     @classmethod
-    def load(cls, index: Index) -> LoadedIndex:
+    def load(cls, index: Index, previous: LoadedIndex | None = None) -> LoadedIndex:
         """Load what searches read.
+
+        Args:
+            index: Open index.
+            previous: An earlier version, whose model is taken over where it is in force still.
 
         Raises:
             MismatchError: Parts of the index are of different versions.
         """
         manifest = index.manifest
         trie, codec = load_trie(index), load_codec(index, mapped=True)
-        model = _load_model(index)
+        if previous is not None and previous.index.manifest.generator == manifest.generator:
+            model = previous.model
+        else:
+            model = _load_model(index)
         if model is not None:
             calibration, modality_prior = model.calibration, model.modality_prior
         else:

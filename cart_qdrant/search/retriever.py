@@ -16,7 +16,7 @@ A search goes through `options` (what is asked for), `encoding` (queries to vect
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -28,14 +28,13 @@ from cart_qdrant.index.index import Index
 from cart_qdrant.index.remote import fetch_media, local_folder
 from cart_qdrant.media.folder import MediaFolder
 from cart_qdrant.records import Hit, Item
+from cart_qdrant.search.following import Follower
 from cart_qdrant.search.fusion import Calibration
 from cart_qdrant.search.lanes import Lane
-from cart_qdrant.search.loaded_index import LoadedIndex
 from cart_qdrant.search.lookup import find_item
 from cart_qdrant.search.options import Grouping, SearchOptions, SearchRequest
 from cart_qdrant.search.query import Query
 from cart_qdrant.search.result import SearchResult
-from cart_qdrant.search.searcher import Searcher
 from cart_qdrant.storage import requests as qdrant
 
 if TYPE_CHECKING:
@@ -49,14 +48,19 @@ THREADS = 4
 
 class Retriever:
     """Searches one index. Use `open`; a retriever is a context manager, and safe to use from
-    several threads."""
+    several threads. It follows the index: what another process trains or ingests while it is open
+    is in force from its next search on."""
 
-    def __init__(self, index: Index) -> None:
-        self._index = index
+    def __init__(self, index: Index, *, reopen: Callable[[], Index] | None = None) -> None:
+        """Search an open index, which the retriever closes.
+
+        Args:
+            index: The index.
+            reopen: Opens it again if it has moved to another store; None opens its folder.
+        """
+        self._follower = Follower(index, reopen or partial(Index.open, index.folder.root))
         # No thread is started before the first asynchronous search.
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="cart-qdrant")
-        self._loaded = LoadedIndex.load(index)
-        self._searcher = Searcher(self._loaded)
 
     @classmethod
     def open(
@@ -85,14 +89,23 @@ class Retriever:
                 for the server of the index.
             StoreError: The store cannot be opened, or another process has it.
         """
-        index = Index.open(
-            local_folder(str(root)), url=url, api_key=api_key, collection=collection, client=client
-        )
+
+        def reopen() -> Index:
+            return Index.open(
+                local_folder(str(root)), url=url, api_key=api_key, collection=collection,
+                client=client,
+            )  # fmt: skip
+
+        index = reopen()
         try:
-            return cls(index)
+            return cls(index, reopen=reopen)
         except BaseException:
             index.close()
             raise
+
+    @property
+    def _index(self) -> Index:
+        return self._follower.current().index
 
     @property
     def base(self) -> Path:
@@ -108,7 +121,7 @@ class Retriever:
     @property
     def calibration(self) -> Calibration:
         """Weights and router in force."""
-        return self._loaded.calibration
+        return self._follower.current().loaded.calibration
 
     def describe(self) -> Description:
         """What the collection holds: items of each modality, fields to filter on, examples."""
@@ -174,8 +187,10 @@ class Retriever:
     ) -> list[SearchResult]:
         """`search` for many queries with the same options; texts are answered in blocks."""
         request = SearchRequest(**options)
+        version = self._follower.current()
         request.check_index(
-            captions=self._index.keeps_captions, confidence=bool(self.calibration.confidence)
+            captions=version.index.keeps_captions,
+            confidence=bool(version.loaded.calibration.confidence),
         )
         asked = [
             query.parts[0].value if isinstance(query, Query) and query.is_text else query
@@ -184,16 +199,20 @@ class Retriever:
         if any(isinstance(query, str) and not query.strip() for query in asked):
             raise UsageError("The query is empty.", 'Say what to find: cartq search "a dog".')
         texts = [query for query in asked if isinstance(query, str)]
-        of_texts = iter(self._searcher.texts(texts, request))
-        return [
-            next(of_texts) if isinstance(query, str) else self._searcher.mixed(query, request)
+        searcher = version.searcher
+        of_texts = iter(searcher.texts(texts, request))
+        found = [
+            next(of_texts) if isinstance(query, str) else searcher.mixed(query, request)
             for query in asked
         ]
+        for one in found:
+            one.remarks.extend(version.remarks)
+        return found
 
     def close(self) -> None:
         """Close the store as soon as the running searches have ended."""
         self._threads.shutdown()
-        self._index.close()
+        self._follower.close()
 
     def __enter__(self) -> Self:
         return self

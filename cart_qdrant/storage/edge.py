@@ -230,17 +230,36 @@ class EdgeStore:
         batch: int = 1000,
     ) -> Iterator[qdrant.Record]:
         """Every point that matches, in order of id, read in pages of `batch`."""
-        names = check_names(with_vectors, self._widths())
-        wanted_names = wire_names(names) or False
-        payload = with_payload if isinstance(with_payload, bool) else list(with_payload)
-        native, offset = edge_requests.edge_filter(filter), None
+        offset = None
         while True:
-            with self._engine.use() as shard:
-                request = edge.ScrollRequest(offset, batch, native, payload, wanted_names)
-                rows, offset = shard.scroll(request)
-            yield from (_record(row, names) for row in rows)
+            records, offset = self.page(
+                filter, offset=offset, with_payload=with_payload, with_vectors=with_vectors,
+                batch=batch,
+            )  # fmt: skip
+            yield from records
             if offset is None:
                 return
+
+    def page(
+        self,
+        filter: qdrant.AnyFilter | None = None,
+        *,
+        offset: str | None = None,
+        with_payload: bool | Sequence[str] = True,
+        with_vectors: Sequence[str] = (),
+        batch: int = 1000,
+    ) -> tuple[list[qdrant.Record], str | None]:
+        """One page of `scroll`, and the id that the next page begins with; None at the end."""
+        names = check_names(with_vectors, self._widths())
+        payload = with_payload if isinstance(with_payload, bool) else list(with_payload)
+        request = edge.ScrollRequest(
+            None if offset is None else wire_id(offset), batch, edge_requests.edge_filter(filter),
+            payload, wire_names(names) or False,
+        )  # fmt: skip
+        with self._engine.use() as shard:
+            rows, after = shard.scroll(request)
+        records = [_record(row, names) for row in rows]
+        return records, None if after is None else str(after)
 
     def count(self, filter: qdrant.AnyFilter | None = None) -> int:
         """Exact number of points that match."""

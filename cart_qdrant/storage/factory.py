@@ -62,8 +62,9 @@ def _open_own(
         from cart_qdrant.storage.server import ServerStore
 
         return ServerStore.connect(info.url, api_key, collection)
-    from cart_qdrant.storage.edge import EdgeStore
+    from cart_qdrant.storage.shared import SharedStore
 
+    lock_file = folder.with_suffix(".lock")
     if info.path is not None:
-        return EdgeStore(Path(info.path), sidecar=False)
-    return EdgeStore(folder)
+        return SharedStore(Path(info.path), lock_file=lock_file, sidecar=False)
+    return SharedStore(folder, lock_file=lock_file)

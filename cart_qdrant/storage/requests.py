@@ -171,6 +171,15 @@ class QueryRequest:
 
 
 @dataclass(kw_only=True, slots=True)
+class PointStruct:
+    """A point to write: its id, vectors by name, and payload."""
+
+    id: str
+    vector: Any
+    payload: dict[str, Any] | None = None
+
+
+@dataclass(kw_only=True, slots=True)
 class Record:
     """A point that was read by its id or by scrolling."""
 

@@ -1,4 +1,7 @@
-"""Both stores give the same answers to the same random sequences of calls."""
+"""Both stores give the same answers to the same random sequences of calls.
+
+The embedded one is asked through the process that has it, so that its answers pass the wire, too.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from qdrant_client import models
 
 from cart_qdrant.errors import CartError
-from cart_qdrant.storage.edge import EdgeStore
 from cart_qdrant.storage.protocol import CAPTION, MEDIA, CollectionSpec, Store
 from cart_qdrant.storage.server import ServerStore
+from cart_qdrant.storage.shared import SharedStore
 
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
 
@@ -202,8 +205,19 @@ CONDITIONS: list[Any] = [
 ]
 
 
+def shared_store(folder: Path) -> tuple[SharedStore, SharedStore]:
+    """The store that has the engine open, and one that asks it."""
+    host = shared(folder)
+    host.create(SPEC)
+    return host, shared(folder)
+
+
+def shared(folder: Path) -> SharedStore:
+    return SharedStore(folder / "store", lock_file=folder / "store.lock", patience=5)
+
+
 def test_every_condition_selects_the_same_points(tmp_path: Path) -> None:
-    edge: Store = EdgeStore(tmp_path / "store")
+    host, edge = shared_store(tmp_path)
     local: Store = ServerStore.connect(":memory:")
     points = [
         models.PointStruct(
@@ -221,6 +235,7 @@ def test_every_condition_selects_the_same_points(tmp_path: Path) -> None:
         return [str(row.id) for row in store.scroll(filter, with_payload=False)]
 
     differ = []
+    assert host._host is not None and edge._host is None
     for condition in CONDITIONS:
         for filter in (models.Filter(must=[condition]), models.Filter(must_not=[condition])):
             if select(edge, filter) != select(local, filter):
@@ -234,13 +249,14 @@ class TwoStores(RuleBasedStateMachine):
         # In memory where there is such a folder: the engine waits for the disk at each flush.
         memory = Path("/dev/shm")
         self.folder = tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None)
-        self.edge = EdgeStore(Path(self.folder.name) / "store")
+        self.host, self.edge = shared_store(Path(self.folder.name))
         self.local: Store = ServerStore.connect(":memory:")
         for store in (self.edge, self.local):
             store.create(SPEC)
 
     def teardown(self) -> None:
         self.edge.close()
+        self.host.close()
         self.local.close()
         self.folder.cleanup()
 
@@ -378,12 +394,15 @@ class TwoStores(RuleBasedStateMachine):
 
     @rule()
     def reopen(self) -> None:
-        self.edge.close()
-        self.edge = EdgeStore(Path(self.folder.name) / "store")
+        """The other one takes over at its next call."""
+        self.host.close()
+        self.edge.count()
+        self.host, self.edge = self.edge, shared(Path(self.folder.name))
 
     @rule()
     def build_graph(self) -> None:
-        self.edge.build_graph()
+        assert self.host._host is not None
+        self.host._host.store.build_graph()
 
     @invariant()
     def same_size(self) -> None:

@@ -78,7 +78,9 @@ def test_an_item_finds_others_but_not_itself(trained: Path) -> None:
 def test_a_mix_is_the_sum_of_its_parts(trained: Path, worse: Path) -> None:
     text, picture = Part("text", "a dog", 0.7), Part("image", str(worse), 0.3)
     with Retriever.open(trained) as retriever:
-        mixer = Mixer(retriever._index, retriever._searcher._encoding.text_vectors)
+        mixer = Mixer(
+            retriever._index, retriever._follower.current().searcher._encoding.text_vectors
+        )
         a, b = (mixer.mix(asked(Part(p.kind, p.value))).media["visual"] for p in (text, picture))
         both = mixer.mix(asked(text, picture)).media
         less = mixer.mix(asked(text, Part("image", str(worse), -0.3))).media["visual"]

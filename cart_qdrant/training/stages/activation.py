@@ -9,7 +9,6 @@ from typing import Any
 
 from cart_qdrant.embedders.zero_shot import TextAnchors
 from cart_qdrant.files import folder_hash, rename_durably
-from cart_qdrant.index.identify import remove_stale
 from cart_qdrant.index.manifest import Artifact, GeneratorInfo
 from cart_qdrant.index.models import DISTILLED
 from cart_qdrant.training.stages.state import FittedIdentifiers, Run
@@ -23,7 +22,8 @@ def activate(
     anchors: TextAnchors | None,
     summary: Mapping[str, Any],
 ) -> None:
-    """Write the model's folder, put model and identifiers in force, and remove the old ones.
+    """Write the model's folder, and put model and identifiers in force. The old ones stay until the
+    next run that writes, for the searches that have them open.
 
     Args:
         anchors: Distilled texts, which are kept with the model unless the index has its own.
@@ -54,5 +54,4 @@ def activate(
     old = index.manifest.identifiers
     stale = [*index.manifest.stale_fields, *([old.field] if old is not None else [])]
     index.put(replace(index.manifest, identifiers=info, generator=generator, stale_fields=stale))
-    remove_stale(index)
     index.clear_work(["train"])

@@ -177,7 +177,7 @@ EXTERNAL = (
 """Names that look like ours and are not."""
 
 
-def test_writing_removes_files_of_older_versions_and_nothing_else(tmp_path: Path) -> None:
+def test_sweeping_removes_files_of_older_versions_and_nothing_else(tmp_path: Path) -> None:
     kept = (
         f"trie-{HASH}.safetensors", f"items-{HASH}.safetensors", "identifiers-2.safetensors",
         "lock", "store", *EXTERNAL,
@@ -202,8 +202,12 @@ def test_writing_removes_files_of_older_versions_and_nothing_else(tmp_path: Path
         count=0,
         unique_ratio=1.0,
     )
-    IndexFolder(tmp_path).write(manifest(identifiers=info))
+    folder, new = IndexFolder(tmp_path), manifest(identifiers=info)
+    folder.write(new)
+    # An open retriever may still read the files of the version before.
     ours = {"manifest.json", "checked.json", "work"}
+    assert {p.name for p in tmp_path.iterdir()} == {*kept, *deleted, *ours}
+    folder.sweep(new)
     assert {p.name for p in tmp_path.iterdir()} == {*kept, *ours}
     assert {p.name for p in (tmp_path / "work").iterdir()} == {"train"}
 

@@ -111,9 +111,9 @@ def test_statistics_are_frozen_and_checked(tmp_path: Path, open_index: Open) -> 
 
 
 def test_collection_has_its_vectors_and_indexes(tmp_path: Path, open_index: Open) -> None:
-    spec = open_index(tmp_path / ".cartq").store._schema.read()  # type: ignore[attr-defined]
-    assert spec.vectors == {MEDIA: 48, CAPTION: 384}
-    assert {"modality", "path", "hash", *identifier_fields("cart")} <= set(spec.keywords)
+    info = open_index(tmp_path / ".cartq").store.info()
+    assert {name: one.size for name, one in info.vectors.items()} == {MEDIA: 48, CAPTION: 384}
+    assert {"modality", "path", "hash", *identifier_fields("cart")} <= info.indexed
 
 
 def test_finished_work_is_cleared(tmp_path: Path, open_index: Open) -> None:

@@ -13,15 +13,13 @@ from qdrant_client import models
 from cart_qdrant.errors import StoreError
 from cart_qdrant.storage.edge import EdgeStore
 from cart_qdrant.storage.edge_engine import EdgeSettings
-from cart_qdrant.storage.factory import open_store
 from cart_qdrant.storage.protocol import MEDIA, CollectionSpec
-from cart_qdrant.storage.store_info import StoreInfo
 from tests.unit.storage.points import pid, point, where
 
 
 def test_opening_is_lazy(tmp_path: Path) -> None:
-    store = open_store(StoreInfo(), tmp_path / "store")
-    assert isinstance(store, EdgeStore) and not store.exists()
+    store = EdgeStore(tmp_path / "store")
+    assert not store.exists()
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(StoreError, match="no collection at"):
         store.count()

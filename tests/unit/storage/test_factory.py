@@ -14,22 +14,26 @@ from cart_qdrant.storage.edge import EdgeStore
 from cart_qdrant.storage.factory import open_store
 from cart_qdrant.storage.protocol import CollectionSpec
 from cart_qdrant.storage.server import ServerStore
+from cart_qdrant.storage.shared import SharedStore
 from cart_qdrant.storage.store_info import StoreInfo
 
 
 def test_without_a_place_the_store_is_in_the_folder_of_the_index(tmp_path: Path) -> None:
     store = open_store(StoreInfo(), tmp_path / "store")
-    assert isinstance(store, EdgeStore) and store.location == str(tmp_path / "store")
+    assert isinstance(store, SharedStore) and store.location == str(tmp_path / "store")
     assert not store.exists() and list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_of_others_gets_no_file_beside_it(tmp_path: Path) -> None:
     spec = CollectionSpec(vectors={"": 2})
-    EdgeStore(tmp_path / "theirs", sidecar=False).create(spec)
-    before = sorted(tmp_path.iterdir())
-    store = open_store(StoreInfo(path=str(tmp_path / "theirs")), tmp_path / "store")
-    assert isinstance(store, EdgeStore) and store.info().vectors[""].size == 2
-    assert sorted(tmp_path.iterdir()) == before
+    theirs, ours = tmp_path / "theirs" / "edge", tmp_path / "ours"
+    ours.mkdir()
+    EdgeStore(theirs, sidecar=False).create(spec)
+    before = sorted(theirs.parent.iterdir())
+    store = open_store(StoreInfo(path=str(theirs)), ours / "store")
+    assert isinstance(store, SharedStore) and store.info().vectors[""].size == 2
+    assert sorted(theirs.parent.iterdir()) == before
+    store.close()
 
 
 def test_a_url_opens_the_collection_of_a_server(tmp_path: Path) -> None:
