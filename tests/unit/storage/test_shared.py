@@ -113,6 +113,7 @@ def test_one_that_does_not_answer_is_named(make: Make, tmp_path: Path) -> None:
         guest = make()
         assert guest.count() == 0
         process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
         for store in (guest, make()):
             with pytest.raises(StoreError, match=rf"in use by process {process.pid} \(-c "):
                 store.count()
