@@ -44,8 +44,8 @@ def mcp(
 ) -> None:
     """Serve search_media, describe_collection and get_segment to an assistant (MCP).
 
-    The tools only read. An embedded index belongs to one process: use a Qdrant server to ingest
-    while this runs.
+    The tools only read. Other commands may search, ingest and train meanwhile: the next search
+    finds what is new.
     """
     from cart_qdrant_mcp import make_server
 
