@@ -60,7 +60,7 @@ from cart_qdrant.index.manifest import Artifact, IdentifierInfo
 from cart_qdrant.index.points import read_vectors
 from cart_qdrant.records import Identifier
 from cart_qdrant.search.retriever import Retriever
-from cart_qdrant.search.searcher import MIN_CANDIDATES
+from cart_qdrant.search.store_lists import MIN_CANDIDATES
 from cart_qdrant.search.trained_model import TrainedModel
 from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage.edge import EdgeStore

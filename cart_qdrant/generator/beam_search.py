@@ -3,7 +3,7 @@
 The search sees codes only. A `Scorer` scores a level for all queries at once. With as many beams as
 leaves the result is the full enumeration.
 Shape legend: B queries, K beams of a query, C their children, R beams of all queries, V codes,
-L levels.
+L levels, N leaves.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from cart_qdrant.arrays.types import FloatArray, IndexArray, IntArray
+from cart_qdrant.arrays.types import FloatArray, IndexArray, IntArray, MaskArray
 from cart_qdrant.errors import ConfigError
 from cart_qdrant.generator.prior import NodeBonus
 from cart_qdrant.identifiers.trie import Trie, spans
@@ -141,12 +141,22 @@ class _Front:
     hub_K: FloatArray | None
 
 
+def nodes_above(trie: Trie, leaf_N: MaskArray) -> list[MaskArray]:
+    """For each level, a mask of the nodes that lead to some of the leaves of a mask (N,)."""
+    allowed = [leaf_N]
+    for level in trie.levels[-2::-1]:
+        below = allowed[-1]
+        allowed.append(np.logical_or.reduceat(below, level.first[:-1]) if len(below) else below)
+    return allowed[::-1]
+
+
 def beam_search(
     trie: Trie,
     scorer: Scorer,
     queries: int,
     width: int,
     node_bonus: NodeBonus | None = None,
+    allowed: Sequence[MaskArray] | None = None,
 ) -> list[Beams]:
     """Find the best identifiers of the tree for each query.
 
@@ -156,6 +166,8 @@ def beam_search(
         queries: B.
         width: Beams kept of each query at every level.
         node_bonus: Added to the score of a beam that enters a node, whatever the query.
+        allowed: Nodes of each level that beams may enter, as `nodes_above` finds them; None allows
+            all.
 
     Raises:
         ConfigError: `width` is under 1.
@@ -181,8 +193,9 @@ def beam_search(
         elif level < depth - 1:
             tables = list(scorer(level, each, root.row_KL.repeat(queries, axis=0), each))
         # Query by query: the children of one query's beams stay in the processor's cache.
+        mask = None if allowed is None else allowed[level]
         fronts = [
-            _advance(trie, level, front, scores, width, node_bonus)
+            _advance(trie, level, front, scores, width, node_bonus, mask)
             for front, scores in zip(fronts, tables, strict=True)
         ]
         above, starts = starts, np.cumsum([0, *(len(front.node_K) for front in fronts)])
@@ -196,12 +209,14 @@ def _advance(
     table: FloatArray | None,
     width: int,
     node_bonus: NodeBonus | None,
+    allowed: MaskArray | None,
 ) -> _Front:
     """The best children of one query's beams.
 
     Args:
         level: Level of the children.
         table: Scores of the level's codes, (V,) or for each beam (K, V); None at the last level.
+        allowed: Nodes of the level that may be entered; None allows all.
     """
     tokens = trie.levels[level].tokens
     if level:
@@ -212,6 +227,9 @@ def _advance(
         begin_K, count_K = np.zeros(1, np.intp), np.asarray([len(tokens)])
     node_C = spans(begin_K, count_K)
     parent_C: IndexArray = np.arange(len(count_K)).repeat(count_K)
+    if allowed is not None:
+        kept = np.flatnonzero(allowed.take(node_C))
+        node_C, parent_C = node_C.take(kept), parent_C.take(kept)
     score_C = front.score_K.take(parent_C)
     if table is not None:
         token_C: npt.NDArray[Any] = tokens.take(node_C)

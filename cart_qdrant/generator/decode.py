@@ -13,7 +13,13 @@ import numpy as np
 
 from cart_qdrant.arrays.types import FloatArray, MaskArray
 from cart_qdrant.extras import require
-from cart_qdrant.generator.beam_search import Beams, PriorScorer, Scorer, beam_search
+from cart_qdrant.generator.beam_search import (
+    Beams,
+    PriorScorer,
+    Scorer,
+    beam_search,
+    nodes_above,
+)
 from cart_qdrant.generator.prior import NodeBonus, prior_logits
 from cart_qdrant.identifiers.quantizer import Codec
 from cart_qdrant.identifiers.trie import Trie
@@ -74,6 +80,7 @@ class IdentifierDecoder:
         mask_BS: MaskArray | Tensor | None = None,
         *,
         matching: int | None = None,
+        leaf_N: MaskArray | None = None,
     ) -> list[Beams]:
         """Identifiers for each query, best first; an empty list where no space is reached.
 
@@ -84,7 +91,9 @@ class IdentifierDecoder:
             mask_BS: True where there is a token.
             matching: Items that a filter lets through, None without a filter. The fewer they are,
                 the more beams of the prior are kept (up to `WIDEST`): most name none of them.
+            leaf_N: Leaves of the tree at which beams may end; None allows all.
         """
+        allowed = None if leaf_N is None else nodes_above(self.trie, leaf_N)
         wide = self.width
         if matching is not None:
             selectivity = len(self.trie) / max(1, matching)
@@ -94,10 +103,11 @@ class IdentifierDecoder:
             if space not in self.codec.quantizers:
                 continue
             levels = prior_logits(self.codec, media, space, self.scale)
-            found = beam_search(self.trie, PriorScorer(levels), len(q_BD), wide, self.node_bonus)
+            count, bonus = len(q_BD), self.node_bonus
+            found = beam_search(self.trie, PriorScorer(levels), count, wide, bonus, allowed)
             if self.corrects:
                 scorer = self._corrected(levels, q_BD, hidden_states, mask_BS)
-                corrected = beam_search(self.trie, scorer, len(q_BD), self.width, self.node_bonus)
+                corrected = beam_search(self.trie, scorer, count, self.width, bonus, allowed)
                 found = [_union(a, b) for a, b in zip(corrected, found, strict=True)]
             per_space.append(found)
         if not per_space:

@@ -32,6 +32,9 @@ class CandidateFeatures:
         bm25_C: BM25 score of the captions; NaN where they hold no word of the query.
         group_C: Number of the item's modality group, see `modality_prior`.
         log_prior_G: Log-probability of each modality group given the query.
+        first_C: Whether the candidate is one of those among whom the probability is shared; None:
+            all are. Their number is fixed, so that a hit's score and confidence do not depend on
+            how many hits are asked for.
     """
 
     media_C: FloatArray
@@ -43,6 +46,12 @@ class CandidateFeatures:
     bm25_C: FloatArray
     group_C: IndexArray
     log_prior_G: FloatArray
+    first_C: MaskArray | None = None
+
+    @property
+    def first(self) -> MaskArray:
+        """`first_C`, with all where it is None (C,)."""
+        return np.ones(len(self.group_C), bool) if self.first_C is None else self.first_C
 
     @property
     def has_caption(self) -> MaskArray:
@@ -52,7 +61,7 @@ class CandidateFeatures:
     @property
     def best_caption(self) -> float:
         """Greatest cosine of a caption; -1 where there is none."""
-        return greatest_cosine(self.caption_C)
+        return greatest_cosine(self.caption_C[self.first])
 
     @property
     def named(self) -> MaskArray:

@@ -33,6 +33,8 @@ class Candidates:
         bm25_C: BM25 score of the captions.
         compared_C: Whether the caption was compared already; NaN then means that there is none.
         found: Positions of the candidates that each list found.
+        first_C: Whether the candidate was among the first that were collected, which share the
+            probability; None where all were.
     """
 
     log_prior_G: FloatArray
@@ -45,6 +47,7 @@ class Candidates:
     bm25_C: FloatArray
     compared_C: MaskArray
     found: dict[str, IndexArray]
+    first_C: MaskArray | None = None
 
     @classmethod
     def of(
@@ -75,13 +78,15 @@ class Candidates:
             "caption": self.caption_C, "bm25": self.bm25_C,
         }[by]  # fmt: skip
 
+    def similarities(self) -> FloatArray:
+        """Cosine of the query and each candidate's media vector (C,), else of its caption vector;
+        NaN where neither was compared."""
+        return np.where(np.isnan(self.media_C), self.caption_C, self.media_C)
+
     def similarity(self, c: int) -> float | None:
-        """Cosine of the query and a candidate's media vector, else of its caption vector; None
-        where neither was compared."""
-        for cosine_C in (self.media_C, self.caption_C):
-            if not np.isnan(cosine_C[c]):
-                return float(cosine_C[c])
-        return None
+        """The similarity of one candidate; None where it was not compared."""
+        found = float(self.similarities()[c])
+        return None if np.isnan(found) else found
 
     def modality_prior(self, c: int) -> float | None:
         """Probability that the query is for a candidate's modality; None where the index has one
@@ -95,7 +100,7 @@ class Candidates:
         items = self.items
         return CandidateFeatures(
             self.media_C, self.caption_C, self.beam_C, items.space_C, items.hub_C,
-            items.caption_hub_C, self.bm25_C, items.group_C, self.log_prior_G,
+            items.caption_hub_C, self.bm25_C, items.group_C, self.log_prior_G, self.first_C,
         )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cart_qdrant.arrays.types import FloatArray
+from cart_qdrant.arrays.types import FloatArray, MaskArray
 from cart_qdrant.generator.beam_search import Beams
 from cart_qdrant.generator.encoder import EncodedTexts
 from cart_qdrant.index.index import TEXT_DIM
@@ -115,6 +115,27 @@ class QueryEncoding:
         return EncodedQueries(
             [text], EncodedTexts(no_text_BW, no_text_BW, media), beams, log_prior_BG
         )
+
+    def decode_again(
+        self, encoded: EncodedQueries, leaf_N: MaskArray, filter: qdrant.AnyFilter | None
+    ) -> Beams:
+        """Decode one query into identifiers that it has not given yet.
+
+        Args:
+            encoded: The query alone.
+            leaf_N: Leaves of the tree at which beams may end.
+            filter: Condition on the payload; the fewer items it lets through, the more beams are
+                kept. None where the leaves are those of such items.
+        """
+        decoder = self._loaded.decoder if encoded.is_text else self._vector_decoder
+        if decoder is None:
+            return Beams.none()
+        vectors = encoded.vectors
+        found = decoder.decode(
+            vectors.media, vectors.hidden_states, vectors.mask_BS,
+            matching=self._matching(filter), leaf_N=leaf_N,
+        )  # fmt: skip
+        return found[0] if found else Beams.none()
 
     def vectors(
         self, queries: Sequence[str], *, media: bool = True, hidden_states: bool = False

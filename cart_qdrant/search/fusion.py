@@ -41,8 +41,7 @@ class Calibration:
 
     Attributes:
         spaces: Names of the media spaces, in the order of the features.
-        dense: Weights of `CandidateFeatures.matrix` in the dense lane.
-        with_caption: Weights of the expert for items with a caption.
+        with_caption: Weights of `CandidateFeatures.matrix` of the expert for items with a caption.
         without_caption: Weights of the expert for items without a caption.
         caption_odds: Weights of `caption_odds_features` for the log-odds that an item with a
             caption is meant.
@@ -62,7 +61,6 @@ class Calibration:
     """
 
     spaces: list[str]
-    dense: list[float]
     with_caption: list[float]
     without_caption: list[float]
     caption_odds: list[float]
@@ -117,41 +115,38 @@ class Calibration:
     def score(self, lane: str, candidates: CandidateFeatures) -> FloatArray:
         """Scores (C,) of a lane; -inf where the lane says nothing.
 
-        `caption`: cosine; `bm25`: BM25; `rrf`: summed reciprocal ranks; `dense` within one modality
-        group: weighted cosine; all else: log-probability.
+        `dense` and `caption`: cosine; `bm25`: BM25; `rrf`: summed reciprocal ranks; all else:
+        log-probability. Only the last two depend on the other candidates.
         """
-        if lane in CAPTION_LANES:
-            found = {"caption": candidates.caption_C, "bm25": candidates.bm25_C}[lane]
-            return np.nan_to_num(found, nan=-np.inf)
+        if lane in ("dense", *CAPTION_LANES):
+            found = {"dense": candidates.media_C, "caption": candidates.caption_C}
+            return np.nan_to_num(found.get(lane, candidates.bm25_C), nan=-np.inf)
         if lane == "rrf":
             return reciprocal_ranks([candidates.media_C, candidates.caption_C, candidates.bm25_C])
-        features_CF = candidates.matrix(self.hub_means)
-        groups = np.unique(candidates.group_C)
-        if lane == "dense":
-            scores = np.asarray(features_CF @ np.asarray(self.dense, np.float32), np.float32)
-            if len(groups) < 2:
-                return scores
-        else:
-            scores = self.expert_scores(features_CF, candidates.has_caption)
+        scores = self.expert_scores(candidates.matrix(self.hub_means), candidates.has_caption)
         out = np.empty_like(scores)
-        log_prior_G = candidates.log_prior_G
-        total = log_sum(log_prior_G[groups]) if len(groups) else 0.0
+        log_prior_G, first = candidates.log_prior_G, candidates.first
+        groups = np.unique(candidates.group_C)
+        shared = np.unique(candidates.group_C[first])
+        total = log_sum(log_prior_G[shared]) if len(shared) else 0.0
         for g in groups:
             rows = candidates.group_C == g
-            if lane == "dense":
-                within = scores[rows] - log_sum(scores[rows])
-            else:
-                within = self._mixture(scores[rows], candidates.caption_C[rows])
+            within = self._mixture(scores[rows], candidates.caption_C[rows], first[rows])
             out[rows] = within + (log_prior_G[g] - total)
         return out
 
-    def _mixture(self, scores_C: FloatArray, caption_C: FloatArray) -> FloatArray:
-        """Log-probabilities (C,) of one group's candidates by the mixture of both experts."""
+    def _mixture(
+        self, scores_C: FloatArray, caption_C: FloatArray, first_C: MaskArray
+    ) -> FloatArray:
+        """Log-probabilities (C,) of one group's candidates by the mixture of both experts; the
+        `first_C` share the probability."""
         has = ~np.isnan(caption_C)
         if has.all() or not has.any():
-            return np.asarray(scores_C - log_sum(scores_C), np.float32)
-        with_caption, without = log_sum(scores_C[has]), log_sum(scores_C[~has])
-        features = caption_odds_features(greatest_cosine(caption_C), with_caption, without)
+            return np.asarray(scores_C - _log_sum_of(scores_C, first_C), np.float32)
+        with_caption = _log_sum_of(scores_C[has], first_C[has])
+        without = _log_sum_of(scores_C[~has], first_C[~has])
+        best = greatest_cosine(caption_C[first_C])
+        features = caption_odds_features(best, with_caption, without)
         odds = float(features @ np.asarray(self.caption_odds))
         share = np.where(has, -np.logaddexp(0, -odds), -np.logaddexp(0, odds))
         return np.asarray(scores_C - np.where(has, with_caption, without) + share, np.float32)
@@ -231,7 +226,6 @@ def untrained(spaces: Sequence[str], levels: int, captions: bool) -> Calibration
     lane = "fused" if captions else "dense"
     return Calibration(
         spaces=list(spaces),
-        dense=default_weights(len(spaces), 1.0),
         with_caption=default_weights(len(spaces), *UNTRAINED_WEIGHTS),
         without_caption=default_weights(len(spaces), UNTRAINED_WEIGHTS[0]),
         caption_odds=list(CAPTION_ODDS),
@@ -246,6 +240,11 @@ def log_odds(log_p_C: FloatArray) -> FloatArray:
     """Log-odds (C,) of log-probabilities, bounded so that certainty stays finite."""
     p = np.clip(np.exp(np.minimum(log_p_C, 0.0)), 1e-7, 1 - 1e-7)
     return np.asarray(np.log(p) - np.log1p(-p), dtype=np.float32)
+
+
+def _log_sum_of(scores_C: FloatArray, first_C: MaskArray) -> float:
+    """Logarithm of the summed exponentials of the first candidates; of all, where none is first."""
+    return log_sum(scores_C[first_C] if first_C.any() else scores_C)
 
 
 def log_sum(scores_C: FloatArray) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cart_qdrant.index.index import Index
@@ -19,23 +20,28 @@ class HitReader:
     def __init__(self, index: Index) -> None:
         self._index = index
 
-    def read(self, texts: Sequence[str], rankings: Sequence[Ranking], k: int) -> list[list[Hit]]:
+    def read(
+        self, texts: Sequence[str], rankings: Sequence[Ranking], k: int, offset: int = 0
+    ) -> list[list[Hit]]:
         """The best `k` of each ranking, with their payloads.
 
         Args:
             texts: Text of each query, by which the caption of a hit is chosen.
             rankings: Ranking of each query.
+            k: Hits of each query.
+            offset: Number of the best of each ranking that are passed over.
         """
+        rankings = [replace(one, order=one.order[offset:]) for one in rankings]
         best = [ranking.ids(ranking.order[:k]) for ranking in rankings]
         payloads = self._payloads({one for ids in best for one in ids})
         out: list[list[Hit]] = []
         for text, ids, ranking in zip(texts, best, rankings, strict=True):
             words = words_of(text)
-            found = self._first(ranking, ids, payloads, k, words)
+            found = self._first(ranking, ids, payloads, k, words, offset)
             if len(found) < min(k, len(ranking.order)):  # some were deleted meanwhile
                 ids += ranking.ids(ranking.order[k:])
                 payloads |= self._payloads(set(ids[k:]))
-                found = self._first(ranking, ids, payloads, k, words)
+                found = self._first(ranking, ids, payloads, k, words, offset)
             out.append(found)
         return out
 
@@ -50,13 +56,14 @@ class HitReader:
         payloads: Mapping[str, Payload],
         k: int,
         words: frozenset[str],
+        offset: int,
     ) -> list[Hit]:
         """The first `k` ranked points that still have a payload."""
         hits: list[Hit] = []
         for id, c in zip(ids, ranking.order.tolist(), strict=False):
             payload = payloads.get(id)
             if payload is not None:
-                hits.append(self._hit(ranking, c, payload, words, rank=len(hits) + 1))
+                hits.append(self._hit(ranking, c, payload, words, rank=offset + len(hits) + 1))
             if len(hits) == k:
                 break
         return hits

@@ -152,6 +152,23 @@ class ItemFeatureReader:
         )  # fmt: skip
         return features, shares
 
+    def leaves(self, ids: Sequence[Any] | None) -> MaskArray:
+        """A mask (N,) of the leaves of the tree: all of them, or those of some points."""
+        count = 0 if self._trie is None else len(self._trie)
+        if ids is None or self._table is None:
+            return np.ones(count, bool)
+        row_C = self._table.rows(np.unique(keys_of(ids)))
+        leaf_N = np.zeros(count, bool)
+        leaf_N[self._table.leaf_N.take(row_C[row_C >= 0])] = True
+        return leaf_N
+
+    def leaves_of_files(self, files: npt.NDArray[np.uint64]) -> IndexArray:
+        """The leaves of all segments of some files."""
+        if self._table is None:
+            return np.empty(0, np.intp)
+        of_files = np.flatnonzero(np.isin(self._table.file_N, files))
+        return np.asarray(self._table.leaf_N.take(of_files), np.intp)
+
     def _read_table(self, key_C: KeyArray, columns: _Columns) -> MaskArray:
         """Read the items that the table holds; returns a mask (C,) of the others."""
         if self._table is None or self._trie is None:

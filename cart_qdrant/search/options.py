@@ -21,7 +21,9 @@ class SearchOptions(TypedDict, total=False):
     lane: Lane
     filter: qdrant.AnyFilter | None
     group_by: Grouping
+    offset: int
     min_confidence: float
+    min_similarity: float | None
     explain: bool
 
 
@@ -34,7 +36,9 @@ class SearchRequest:
         lane: The lane that answers; `auto` lets the router choose one for each query.
         filter: Condition on the payload.
         group_by: `file`: each file once, by its best segment; `none`: all segments.
+        offset: Number of the best hits that are passed over: page 2 of ten begins at offset 10.
         min_confidence: Hits of a lower confidence are left out.
+        min_similarity: Hits of a lower similarity are left out.
         explain: Whether each hit tells why it is one.
 
     Raises:
@@ -45,12 +49,16 @@ class SearchRequest:
     lane: Lane = "auto"
     filter: qdrant.AnyFilter | None = None
     group_by: Grouping = "file"
+    offset: int = 0
     min_confidence: float = 0.0
+    min_similarity: float | None = None
     explain: bool = False
 
     def __post_init__(self) -> None:
         if self.k < 1:
             raise UsageError(f"k is {self.k}, but must be at least 1.")
+        if self.offset < 0:
+            raise UsageError(f"--offset is {self.offset}, but must be at least 0.")
         if self.lane not in LANES:
             raise UsageError(f"--lane is {self.lane!r}, but must be one of {', '.join(LANES)}.")
         if self.group_by not in get_args(Grouping):
@@ -61,6 +69,13 @@ class SearchRequest:
             raise UsageError(
                 f"--min-confidence is given, but the lane {self.lane} computes no confidence.",
                 f"Search in the lane {' or '.join(CONFIDENT_LANES)}.",
+            )
+        if self.min_similarity is not None and not -1 <= self.min_similarity <= 1:
+            raise UsageError(f"--min-similarity is {self.min_similarity}, but must be in -1..1.")
+        if self.min_similarity is not None and self.lane == "bm25":
+            raise UsageError(
+                "--min-similarity is given, but the lane bm25 compares words, not vectors.",
+                "Search in another lane, or without it.",
             )
 
     @property

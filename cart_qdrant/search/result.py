@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
 from cart_qdrant.records import Hit
+
+LOG = logging.getLogger("cart_qdrant")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,4 +40,12 @@ class SearchResult:
             "index_version": self.index_version,
             "took_ms": {k: round(v, 3) for k, v in self.took_ms.items()},
             "hits": [hit.to_json() for hit in self.hits],
+            "remarks": list(self.remarks),
         }
+
+    def log_remarks(self) -> None:
+        """Log the remarks, for hosts that hand on hits alone: as warnings where nothing is found,
+        else as information."""
+        level = logging.INFO if self.hits else logging.WARNING
+        for line in self.remarks:
+            LOG.log(level, "search for %r: %s", self.query, line)

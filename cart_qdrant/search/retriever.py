@@ -145,7 +145,9 @@ class Retriever:
         lane: Lane = "auto",
         filter: qdrant.AnyFilter | None = None,
         group_by: Grouping = "file",
+        offset: int = 0,
         min_confidence: float = 0.0,
+        min_similarity: float | None = None,
         explain: bool = False,
     ) -> SearchResult:
         """The best `k` hits for a text, an image, an audio file, an item, or a mix of them.
@@ -156,17 +158,20 @@ class Retriever:
             lane: The lane that answers; `auto` lets the router choose.
             filter: Condition on the payload; every lane obeys it.
             group_by: `file` gives each file once, `none` gives all segments.
+            offset: Number of the best hits that are passed over; `offset=10, k=10` is page 2.
             min_confidence: Hits of a lower confidence are left out.
+            min_similarity: Hits of a lower `Hit.similarity` are left out.
             explain: Whether each hit tells why it is one (`Hit.why`).
 
         Raises:
-            UsageError: An empty query, k under 1, an unknown lane or grouping, a confidence
-                outside [0, 1] or where none is known, a part of the query that is not there.
+            UsageError: An empty query, k under 1, an offset under 0, an unknown lane or grouping,
+                a confidence outside [0, 1] or where none is known, a similarity outside [-1, 1] or
+                in a lane that computes none, a part of the query that is not there.
             MediaError: A file of the query cannot be decoded.
         """
         return self.search_many(
-            [query], k=k, lane=lane, filter=filter, group_by=group_by,
-            min_confidence=min_confidence, explain=explain,
+            [query], k=k, lane=lane, filter=filter, group_by=group_by, offset=offset,
+            min_confidence=min_confidence, min_similarity=min_similarity, explain=explain,
         )[0]  # fmt: skip
 
     async def asearch(self, query: str | Query, **options: Unpack[SearchOptions]) -> SearchResult:

@@ -6,29 +6,38 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from typing import Protocol
 
 from cart_qdrant.index.identifier_files import load_table
 from cart_qdrant.records import Hit
+from cart_qdrant.search.candidate_pool import CandidatePool
 from cart_qdrant.search.candidates import Candidates
 from cart_qdrant.search.collector import Collector
 from cart_qdrant.search.encoding import EncodedQueries, EncodeTimes, QueryEncoding
 from cart_qdrant.search.explain import Explainer
 from cart_qdrant.search.filters import merge_filters
-from cart_qdrant.search.fusion import CAPTION_LANES
 from cart_qdrant.search.hits import HitReader
 from cart_qdrant.search.item_features import ItemFeatureReader
-from cart_qdrant.search.lanes import Lane
 from cart_qdrant.search.loaded_index import LoadedIndex
 from cart_qdrant.search.options import SearchRequest
 from cart_qdrant.search.query import Mixed, Mixer, Query
-from cart_qdrant.search.ranking import rank, rank_by_media
+from cart_qdrant.search.ranking import Ranking, rank, rank_by_media
+from cart_qdrant.search.remarks import Remarks
 from cart_qdrant.search.result import SearchResult
 from cart_qdrant.storage import requests as qdrant
 
 BLOCK = 64
 """Texts that are answered together."""
-MIN_CANDIDATES = 100
-"""Candidates that each list gives at least; more where more hits are asked for."""
+FIRST = 10
+"""Files (or segments) that each list gives before the first hits are ranked."""
+
+
+class Rank(Protocol):
+    """Ranks the candidates of one query."""
+
+    def __call__(self, candidates: Candidates, *, lane: str | None) -> Ranking:
+        """The ranking in a lane; None lets the request or the router choose."""
 
 
 class Searcher:
@@ -40,10 +49,11 @@ class Searcher:
         self._version = index.manifest.version
         groups, spaces = loaded.modality_prior.group_of, loaded.calibration.spaces
         items = ItemFeatureReader(index, loaded.trie, load_table(index), groups, spaces)
-        self._collector = Collector(index, groups, spaces, items)
         self._encoding = QueryEncoding(loaded)
+        self._collector = Collector(index, groups, spaces, items, self._encoding.decode_again)
         self._hits = HitReader(index)
         self._explainer = Explainer(loaded)
+        self._remarks = Remarks(loaded)
 
     def texts(self, texts: Sequence[str], request: SearchRequest) -> list[SearchResult]:
         """Results for texts, block by block; while one is answered, the next is encoded."""
@@ -67,19 +77,30 @@ class Searcher:
             lanes = {calibration.high_match_lane, calibration.low_match_lane}
             if calibration.confidence:
                 lanes.add("fused")
-        found = self._collector.collect(
-            encoded, limit=_limit(request), lanes=sorted(lanes), filter=request.filter
+        pool = self._collector.collect(
+            encoded, lanes=sorted(lanes), filter=request.filter, by_file=request.ranks_files
         )
-        rankings = [rank(candidates, calibration, request) for candidates in found]
-        hits = self._hits.read(encoded.texts, rankings, request.k)
+        whole = _ranked(pool, request, partial(rank, calibration=calibration, request=request))
+        rankings = [one.cut(request) for one in whole]
+        hits = self._hits.read(encoded.texts, rankings, request.k, request.offset)
         if request.explain:
-            hits = [self._explained(own, found[b], encoded.one(b)) for b, own in enumerate(hits)]
+            hits = [
+                self._explained(own, ranking.candidates, encoded.one(b))
+                for b, (own, ranking) in enumerate(zip(hits, rankings, strict=True))
+            ]
         resolve = (time.perf_counter() - begin) * 1e3
         took = _took(times, resolve, count)
-        remarks = self._remarks(request.lane, reached=bool(encoded.vectors.media))
+        reached = bool(encoded.vectors.media)
+        remarks = self._remarks.on_texts(request, reached=reached)
+        own_remarks = [
+            self._remarks.on_answer(request, one, kept, reached=reached)
+            for one, kept in zip(whole, rankings, strict=True)
+        ]
         return [
-            SearchResult(text, ranking.lane, self._version, dict(took), own, list(remarks))
-            for text, ranking, own in zip(encoded.texts, rankings, hits, strict=True)
+            SearchResult(text, ranking.lane, self._version, dict(took), own, [*remarks, *more])
+            for text, ranking, own, more in zip(
+                encoded.texts, rankings, hits, own_remarks, strict=True
+            )
         ]
 
     def mixed(self, query: Query, request: SearchRequest) -> SearchResult:
@@ -98,16 +119,18 @@ class Searcher:
         times = EncodeTimes((middle - begin) * 1e3, (time.perf_counter() - middle) * 1e3)
         resolve = time.perf_counter()
         lane = "generative" if request.lane == "generative" else "dense"
-        (candidates,) = self._collector.collect(
-            encoded, limit=_limit(request), lanes=[lane],
+        pool = self._collector.collect(
+            encoded, lanes=[lane], by_file=request.ranks_files,
             filter=merge_filters(request.filter, self._without(mixed, request)),
         )  # fmt: skip
-        ranking = rank_by_media(candidates, lane, request)
-        (hits,) = self._hits.read([query.words], [ranking], request.k)
+        (whole,) = _ranked(pool, request, partial(rank_by_media, request=request), lane)
+        ranking = whole.cut(request)
+        (hits,) = self._hits.read([query.words], [ranking], request.k, request.offset)
         if request.explain:
-            hits = self._explained(hits, candidates, encoded)
+            hits = self._explained(hits, ranking.candidates, encoded)
         took = _took(times, (time.perf_counter() - resolve) * 1e3, 1)
-        return SearchResult(str(query), lane, self._version, took, hits)
+        remarks = self._remarks.on_answer(request, whole, ranking, reached=True)
+        return SearchResult(str(query), lane, self._version, took, hits, remarks)
 
     def _without(self, mixed: Mixed, request: SearchRequest) -> qdrant.AnyFilter | None:
         """A filter that excludes the items that a query was made of, or their files if files are
@@ -128,27 +151,27 @@ class Searcher:
         whys = self._explainer.explain(hits, candidates, encoded)
         return [replace(hit, why=why) for hit, why in zip(hits, whys, strict=True)]
 
-    def _remarks(self, lane: Lane, *, reached: bool) -> list[str]:
-        """What the user should know of the answers to texts.
 
-        Args:
-            reached: Whether the texts have a vector in some media space.
-        """
-        remarks = []
-        if self._loaded.model is None:
-            remarks.append("not trained: `cartq train` makes answers better and quicker")
-        if lane in CAPTION_LANES or reached:
-            return remarks
-        if lane == "dense":
-            remarks.append("no text reaches the media vectors before training: nothing is found")
-        else:
-            remarks.append("no text reaches the media vectors: captions alone answer")
-        return remarks
+def _ranked(
+    pool: CandidatePool, request: SearchRequest, rank: Rank, lane: str | None = None
+) -> list[Ranking]:
+    """The rankings of a pool's queries, long enough for what is asked.
 
-
-def _limit(request: SearchRequest) -> int:
-    """Candidates of each list."""
-    return max(MIN_CANDIDATES, 5 * request.k)
+    The first hits are ranked among a fixed number of candidates, and those behind them among twice
+    as many files each time. So the same hit has the same place and confidence however many are
+    asked for.
+    """
+    need = FIRST
+    pool.fill(need)
+    rankings = [rank(candidates, lane=lane) for candidates in pool.candidates()]
+    while need < request.offset + request.k:
+        ranked, need = need, 2 * need
+        if pool.fill(need):
+            rankings = [
+                one.continued(rank(candidates, lane=one.lane), ranked, request)
+                for one, candidates in zip(rankings, pool.candidates(), strict=True)
+            ]
+    return rankings
 
 
 def _took(times: EncodeTimes, resolve: float, count: int) -> dict[str, float]:

@@ -43,7 +43,8 @@ EXAMPLES = examples(
     'cartq search "a dog surfing"',
     'cartq search "a red car" --explain --min-confidence 0.1',
     'cartq search "waves at night" --modality video -k 5 --html hits.html',
-    "cartq search --image beach.jpg",
+    'cartq search "a red car" -k 20 --offset 20',
+    "cartq search --image beach.jpg --min-similarity 0.5",
     "cartq search --like clip.mp4@12",
     'cartq search --mix "a dog" 0.7 --image beach.jpg 0.3 --minus snow',
     "cartq search rain --filter 'year>=2020' --filter camera=gopro,dji --json",
@@ -105,6 +106,10 @@ def search(
         list[str] | None, _weighed("A text that hits should not resemble.", "TEXT")
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Number of hits.")] = 10,
+    offset: Annotated[
+        int,
+        typer.Option("--offset", min=0, help="Best hits to pass over: page 2 of ten is at 10."),
+    ] = 0,
     lane: Annotated[
         Lane, typer.Option(help="Way to rank; auto chooses the best for the query.")
     ] = Lane.AUTO,
@@ -125,6 +130,16 @@ def search(
             help="Leave out hits whose confidence is lower.",
         ),
     ] = 0.0,
+    min_similarity: Annotated[
+        float | None,
+        typer.Option(
+            "--min-similarity",
+            min=-1.0,
+            max=1.0,
+            help="Leave out hits whose similarity is lower; known before training, too.",
+            show_default=False,
+        ),
+    ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show for each hit why it was found.")
     ] = False,
@@ -153,8 +168,8 @@ def search(
     wanted = parse_filter(filters or (), modality)
     with open_retriever(target) as retriever:
         result = retriever.search(
-            asked, k=k, lane=lane.value, filter=wanted, group_by=group_by.value,
-            min_confidence=min_confidence, explain=explain,
+            asked, k=k, lane=lane.value, filter=wanted, group_by=group_by.value, offset=offset,
+            min_confidence=min_confidence, min_similarity=min_similarity, explain=explain,
         )  # fmt: skip
         media = None if html is None else retriever.media_folder(result.hits)
     if json:

@@ -179,7 +179,7 @@ def test_search_prints_the_contracts_object(cartq: Run, small_index: Path) -> No
     found = cartq("search", "a dog surfing", "-k", 3, "--index", small_index, "--json")
     assert found.code == 0, found.err
     answer = found.json
-    assert set(answer) == {"query", "lane", "index_version", "took_ms", "hits"}
+    assert set(answer) == {"query", "lane", "index_version", "took_ms", "hits", "remarks"}
     assert set(answer["took_ms"]) == {"encode", "decode", "resolve", "total"}
     best = answer["hits"][0]
     keys = "rank id path modality start end score similarity confidence lane identifier caption"

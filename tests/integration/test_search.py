@@ -188,7 +188,7 @@ def test_grouping_gives_a_file_once(trained: Path) -> None:
 def test_json_contract(trained: Path) -> None:
     with Retriever.open(trained) as retriever:
         data = json.loads(json.dumps(retriever.search("a dog").to_json()))
-    assert set(data) == {"query", "lane", "index_version", "took_ms", "hits"}
+    assert set(data) == {"query", "lane", "index_version", "took_ms", "hits", "remarks"}
     assert set(data["took_ms"]) == {"encode", "decode", "resolve", "total"}
     assert set(data["hits"][0]) == {
         "rank", "id", "path", "modality", "start", "end", "score", "similarity", "confidence",
@@ -247,8 +247,26 @@ def test_bad_arguments_are_named(small_index: Path) -> None:
             retriever.search("  ")
         with pytest.raises(UsageError, match="k is 0"):
             retriever.search("a", k=0)
+        with pytest.raises(UsageError, match="offset is -1"):
+            retriever.search("a", offset=-1)
+        with pytest.raises(UsageError, match=r"is 2\.0, but"):
+            retriever.search("a", min_similarity=2.0)
+        with pytest.raises(UsageError, match="compares words"):
+            retriever.search("a", lane="bm25", min_similarity=0.5)
         with pytest.raises(UsageError, match="sideways"):
             retriever.search("a", lane="sideways")  # type: ignore[arg-type]
+
+
+def test_an_empty_answer_says_why(small_index: Path) -> None:
+    with Retriever.open(small_index) as retriever:
+        for options, reason in [
+            ({"offset": 500}, "--offset passes over 500"),
+            ({"min_similarity": 1.0}, "all left out by --min-similarity 1"),
+            ({"filter": parse_filter(["year=1066"])}, "no item meets the filter"),
+            ({"lane": "bm25"}, "no caption holds a word of the query"),
+        ]:
+            found = retriever.search("zyzzyva", **options)
+            assert found.hits == [] and reason in found.to_json()["remarks"][-1]
 
 
 def test_missing_and_damaged_indexes_are_named(trained: Path, tmp_path: Path) -> None:

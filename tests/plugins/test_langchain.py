@@ -69,6 +69,12 @@ def test_unknown_fields_and_arguments_are_refused(engine: Retriever) -> None:
         CartQdrantRetriever(retriever=engine, filter={"musty": []})
 
 
+def test_a_call_may_page_on(engine: Retriever) -> None:
+    retriever = CartQdrantRetriever(retriever=engine, k=3)
+    both = [d.id for d in retriever.invoke("a dog", k=6)]
+    assert [d.id for d in retriever.invoke("a dog", offset=3)] == both[3:]
+
+
 @pytest.mark.parametrize("form", [IMAGES, IMAGES.model_dump(exclude_none=True)])
 def test_a_filter_may_be_a_dict(engine: Retriever, form: object) -> None:
     found = CartQdrantRetriever(retriever=engine, k=50, filter=form).invoke("a dog")

@@ -64,11 +64,14 @@ def test_search_gives_hits_with_seconds(trained: Path) -> None:
         assert not answer.is_error
         hits = answer.structured_content["hits"]
         assert [hit["id"] for hit in hits] == [hit.id for hit in expected]
+        page = call(server, "search_media", query="a beach", k=2, offset=1).structured_content
+        assert [hit["id"] for hit in page["hits"]] == [hit["id"] for hit in hits[1:]]
         films = call(server, "search_media", query="a beach", modality="video", group_by="none")
         found = films.structured_content["hits"]
         assert found and all(hit["modality"] == "video" and hit["end"] > 0 for hit in found)
         none = call(server, "search_media", query="a beach", filters=["path=nowhere.png"])
         assert none.structured_content["hits"] == []
+        assert none.structured_content["remarks"][-1] == "no item meets the filter"
 
 
 def test_an_item_comes_with_its_picture(small_index: Path, small_media: Path) -> None:

@@ -1,5 +1,5 @@
-"""Weights of the dense lane, of the experts for items with and without a caption, and of the odds
-between the experts, fitted to held-out queries.
+"""Weights of the experts for items with and without a caption, and of the odds between the experts,
+fitted to held-out queries.
 
 Shape legend: B queries, C candidates, F features.
 """
@@ -27,7 +27,7 @@ FEW = 20
 
 
 def fit_lanes(base: Calibration, examples: Examples, *, beams: bool) -> Calibration:
-    """The calibration with fitted weights of the dense lane, of both experts and of their odds.
+    """The calibration with fitted weights of both experts and of their odds.
 
     Args:
         base: Names the media spaces; its weights stay where there are too few queries.
@@ -37,20 +37,19 @@ def fit_lanes(base: Calibration, examples: Examples, *, beams: bool) -> Calibrat
     spaces = len(base.spaces)
     column = FeatureColumns.of(spaces)
     fit = _LaneFit.of(examples, spaces, column)
-    dense = default_weights(1, base.scale)  # a single cosine ranks the same under every weight
+    media = default_weights(1, base.scale)  # a single cosine ranks the same under every weight
     if len(examples.candidates[0].log_prior_G) > 1:
         everything = np.arange(len(examples))
         allowed = column.media & ~column.hub & ~column.presence
-        dense = fit.weights(everything, fit.same_group, allowed)
+        media = fit.weights(everything, fit.same_group, allowed)
     # Whether an item has a caption is the same for all items of an expert.
     free = ~column.beam | beams
     with_caption = fit.expert(True, free & ~(column.caption & column.presence))
     without_caption = fit.expert(False, free & ~column.caption)
     calibration = replace(
         base,
-        dense=dense,
         with_caption=with_caption or default_weights(spaces, *TRAINED_WEIGHTS),
-        without_caption=without_caption or dense,
+        without_caption=without_caption or media,
     )
     odds = fit.caption_odds(calibration)
     return calibration if odds is None else replace(calibration, caption_odds=odds)

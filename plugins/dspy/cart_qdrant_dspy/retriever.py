@@ -16,7 +16,8 @@ from cart_qdrant.search.retriever import Retriever
 
 
 class Passages(dspy.Prediction):  # type: ignore[misc]
-    """Hits of one query: `passages` (texts for a prompt), `hits`, `scores`.
+    """Hits of one query: `passages` (texts for a prompt), `hits`, `scores`, and `remarks` on the
+    answer, which are logged under `cart_qdrant`, too: as a warning where nothing is found.
 
     Iterating gives predictions with `long_text`, which is what `dspy.Retrieve` reads from an `rm`.
     """
@@ -68,8 +69,10 @@ class CartQdrantRM:
 
 
 def _passages(found: SearchResult) -> Passages:
+    found.log_remarks()
     return Passages(
         passages=[to_passage(hit) for hit in found.hits],
         hits=[hit.to_json() for hit in found.hits],
         scores=[hit.score for hit in found.hits],
+        remarks=list(found.remarks),
     )

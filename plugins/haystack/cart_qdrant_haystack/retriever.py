@@ -25,6 +25,9 @@ def to_document(hit: Hit) -> Document:
 class CartQdrantRetriever:
     """Finds segments of media by text.
 
+    What a search remarks on its answer is logged under `cart_qdrant`: as a warning where nothing is
+    found.
+
     Args:
         index: Folder of the index, which `warm_up` or the first run opens.
         top_k: Number of documents that a query returns.
@@ -75,6 +78,7 @@ class CartQdrantRetriever:
     ) -> dict[str, list[Document]]:
         """Documents of a query, best first."""
         found = self._opened().search(query, **self._options(filters, top_k))
+        found.log_remarks()
         return {"documents": [to_document(hit) for hit in found.hits]}
 
     @component.output_types(documents=list[Document])
@@ -84,6 +88,7 @@ class CartQdrantRetriever:
         """Documents of a query, best first, without blocking the event loop."""
         retriever = await asyncio.to_thread(self._opened)
         found = await retriever.asearch(query, **self._options(filters, top_k))
+        found.log_remarks()
         return {"documents": [to_document(hit) for hit in found.hits]}
 
     def _opened(self) -> Retriever:

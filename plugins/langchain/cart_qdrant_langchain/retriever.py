@@ -41,9 +41,13 @@ def to_document(hit: Hit) -> Document:
 class CartQdrantRetriever(BaseRetriever):
     """Finds segments of media by text.
 
+    What a search remarks on its answer is logged under `cart_qdrant`: as a warning where nothing is
+    found.
+
     Attributes:
         retriever: An open `Retriever`, which the caller closes.
-        k: Number of documents that a query returns; `invoke(query, k=3)` overrides it once.
+        k: Number of documents that a query returns; `invoke(query, k=3)` overrides it once, and
+            `invoke(query, offset=10)` passes over the best ten.
         lane: Lane that answers, as in `cart_qdrant.Retriever.search`.
         filter: A `qdrant_client.models.Filter`, or its dictionary, which every lane obeys.
         score_threshold: Documents of a lower score are left out. Scores of different lanes are not
@@ -146,19 +150,21 @@ class CartQdrantRetriever(BaseRetriever):
         """Keyword arguments of a search.
 
         Raises:
-            UsageError: The caller gives an argument other than `k`.
+            UsageError: The caller gives an argument other than `k` and `offset`.
         """
-        unknown = sorted(set(kwargs) - {"k"})
+        unknown = sorted(set(kwargs) - {"k", "offset"})
         if unknown:
             raise UsageError(
-                f"CartQdrantRetriever is called with {', '.join(unknown)}, but takes only k.",
+                f"CartQdrantRetriever is called with {', '.join(unknown)}, but takes only k and "
+                "offset.",
                 "Set other options when the retriever is made.",
             )
         return {
             "k": kwargs.get("k", self.k), "lane": self.lane, "filter": self.filter,
-            "min_confidence": self.min_confidence,
+            "min_confidence": self.min_confidence, "offset": kwargs.get("offset", 0),
         }  # fmt: skip
 
     def _documents(self, found: SearchResult) -> list[Document]:
+        found.log_remarks()
         lowest = self.score_threshold
         return [to_document(hit) for hit in found.hits if lowest is None or hit.score >= lowest]

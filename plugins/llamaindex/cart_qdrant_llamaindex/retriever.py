@@ -57,7 +57,8 @@ class CartQdrantRetriever(BaseRetriever):
 
     The `embedding` of a `QueryBundle` is searched as it is. Without one,
     `custom_embedding_strs` (or the query string) and the image at `image_path` are searched
-    together.
+    together. What a search remarks on its answer is logged under `cart_qdrant`: as a warning where
+    nothing is found.
 
     Args:
         retriever: An open `Retriever`, which the caller closes.
@@ -91,6 +92,7 @@ class CartQdrantRetriever(BaseRetriever):
         return self._nodes(await self._retriever.asearch(to_query(query_bundle), **self._options))
 
     def _nodes(self, found: SearchResult) -> list[NodeWithScore]:
+        found.log_remarks()
         media = self._retriever.media_folder()
         return [to_node(hit, media) for hit in found.hits]
 

@@ -31,6 +31,8 @@ READ_ONLY = ToolAnnotations(
 )
 MOST = 100
 """Largest number of hits of one search."""
+FARTHEST = 10_000
+"""Largest number of hits that a search passes over."""
 
 
 class MediaHit(BaseModel):
@@ -46,6 +48,9 @@ class MediaHit(BaseModel):
     )
     caption: str | None = Field(description="The caption that matches the query best.")
     score: float = Field(description="Comparable within one answer only.")
+    similarity: float | None = Field(
+        description="Cosine of query and media (else caption); null where none was compared."
+    )
     confidence: float | None = Field(
         description="Probability that the hit is relevant; null where it is not known."
     )
@@ -56,8 +61,8 @@ class MediaHit(BaseModel):
         """Convert a hit of a search."""
         return cls(
             id=hit.id, path=hit.path, modality=hit.modality, start=hit.start, end=hit.end,
-            moment=hit.moment, caption=hit.caption, score=hit.score, confidence=hit.confidence,
-            identifier=hit.identifier,
+            moment=hit.moment, caption=hit.caption, score=hit.score,
+            similarity=hit.similarity, confidence=hit.confidence, identifier=hit.identifier,
         )  # fmt: skip
 
 
@@ -142,6 +147,9 @@ def make_server(retriever: Retriever) -> MCPServer[Any]:
     async def search_media(
         query: Annotated[str, Field(description='What to find, in plain words: "a dog surfing".')],
         k: Annotated[int, Field(description="Number of hits.", ge=1, le=MOST)] = 5,
+        offset: Annotated[
+            int, Field(description="Best hits to pass over, to page on.", ge=0, le=FARTHEST)
+        ] = 0,
         modality: Annotated[
             Modality | None, Field(description="Search only images, videos or audio.")
         ] = None,
@@ -160,7 +168,9 @@ def make_server(retriever: Retriever) -> MCPServer[Any]:
         """Find images, moments of videos and audio by text, best first, with their seconds."""
         with _errors_as_messages():
             only = await asyncio.to_thread(parse_filter, filters or [], modality)
-            found = await retriever.asearch(query, k=k, filter=only, group_by=group_by)
+            found = await retriever.asearch(
+                query, k=k, offset=offset, filter=only, group_by=group_by
+            )
         return SearchAnswer(
             query=found.query, lane=found.lane, hits=[MediaHit.of(hit) for hit in found.hits],
             remarks=found.remarks,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cart_qdrant.arrays.types import FloatArray, IntArray
 from cart_qdrant.errors import ConfigError
-from cart_qdrant.generator.beam_search import Beams, PriorScorer, beam_search
+from cart_qdrant.generator.beam_search import Beams, PriorScorer, beam_search, nodes_above
 from cart_qdrant.generator.decode import IdentifierDecoder, beams_for
 from cart_qdrant.generator.prior import NodeBonus
 from cart_qdrant.identifiers.codec import DisambiguationTokens, IdentifierConfig, fit_codec
@@ -94,6 +94,23 @@ def test_as_many_beams_as_leaves_is_the_full_enumeration(
         scorer = PrefixScorer(seed, count)
         for query, beams in enumerate(beam_search(trie, scorer, count, len(trie) + spare)):
             assert_enumeration(beams, {row: scorer.score(query, row[:-1]) for row in stored})
+
+
+@given(rows, seeds, queries, st.data())
+def test_beams_end_where_they_are_allowed_to(
+    stored: list[Row], seed: int, count: int, data: st.DataObject
+) -> None:
+    """As if the tree held the allowed identifiers alone; none may be allowed."""
+    trie, scorer = Trie.build(stored), PrefixScorer(seed, count)
+    allowed = data.draw(st.lists(st.booleans(), min_size=len(trie), max_size=len(trie)))
+    leaf_N = np.asarray(allowed, bool)
+    wanted = [tuple(row) for row in trie.rows()[leaf_N].tolist()]
+    above = nodes_above(trie, leaf_N)
+    assert [len(mask) for mask in above] == [len(level.tokens) for level in trie.levels]
+    found = beam_search(trie, scorer, count, max(1, len(wanted)), None, above)
+    for query, beams in enumerate(found):
+        assert_enumeration(beams, {row: scorer.score(query, row[:-1]) for row in wanted})
+        assert leaf_N[beams.leaf_K].all()
 
 
 @given(rows, seeds, queries)

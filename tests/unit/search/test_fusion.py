@@ -105,7 +105,6 @@ def test_an_unlikely_beam_still_names_its_item() -> None:
 def test_route_follows_the_best_caption(threshold: float, best: float) -> None:
     calibration = Calibration(
         spaces=["s"],
-        dense=[],
         with_caption=[],
         without_caption=[],
         caption_odds=[],
@@ -148,13 +147,46 @@ def test_the_prior_of_a_group_is_shared_by_its_items() -> None:
     found = candidates(
         [0.9, 0.8, 0.8, 0.8, 0.1], [nan] * 5, group=[0, 0, 0, 0, 1], prior=[0.4, 0.6]
     )
-    for lane in ("dense", "fused"):
-        p = np.exp(untrained(["s"], 2, captions=False).score(lane, found))
-        assert p[4] == pytest.approx(0.6, abs=1e-4)
-        assert p[:4].sum() == pytest.approx(0.4, abs=1e-4)
+    p = np.exp(untrained(["s"], 2, captions=False).score("fused", found))
+    assert p[4] == pytest.approx(0.6, abs=1e-4)
+    assert p[:4].sum() == pytest.approx(0.4, abs=1e-4)
     alone = candidates([0.9, 0.8], [nan] * 2, group=[0, 0], prior=[0.4, 0.6])
     p = np.exp(untrained(["s"], 2, captions=False).score("fused", alone))
     assert p.sum() == pytest.approx(1, abs=1e-4)
+
+
+@given(st.integers(1, 60), st.floats(0.01, 0.99))
+def test_the_dense_lane_ranks_by_the_cosine_whatever_else_is_found(more: int, prior: float) -> None:
+    """An image of cosine .40 before a video of .30, also among many images of .39."""
+    nan = float("nan")
+    calibration = untrained(["s"], 2, captions=False)
+    few = candidates([0.4, 0.3], [nan] * 2, group=[0, 1], prior=[prior, 1 - prior])
+    many = candidates(
+        [0.4, 0.3, *[0.39] * more, nan], [nan] * (more + 3), group=[0, 1, *[0] * (more + 1)],
+        prior=[prior, 1 - prior],
+    )  # fmt: skip
+    assert calibration.score("dense", few).tolist() == few.media_C.tolist()
+    assert calibration.score("dense", many)[:2].tolist() == few.media_C.tolist()
+    order, _ = calibration.order("dense", many, fill=True)
+    assert order.tolist() == [0, *range(2, more + 2), 1]
+
+
+def test_the_first_candidates_share_the_probability() -> None:
+    """Those that are found later, as more hits are asked for, change no score or confidence."""
+    nan = float("nan")
+    calibration = replace(untrained(["s"], 2, captions=True), confidence=[1.5, -0.2])
+    media, caption, group = [0.5, 0.4, 0.3], [nan, 0.6, nan], [0, 0, 1]
+    few = candidates(media, caption, group=group, prior=[0.7, 0.3])
+    many = replace(
+        candidates(
+            [*media, 0.45, 0.2, 0.1], [*caption, nan, 0.3, 0.7], group=[*group, 0, 0, 1],
+            prior=[0.7, 0.3],
+        ),
+        first_C=np.asarray([True] * 3 + [False] * 3),
+    )  # fmt: skip
+    for score in (lambda c: calibration.score("fused", c), calibration.confidences):
+        np.testing.assert_array_equal(score(many)[:3], score(few))
+    assert many.best_caption == few.best_caption
 
 
 def test_calibration_round_trip() -> None:
