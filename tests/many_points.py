@@ -15,15 +15,14 @@ from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.index.attach import AttachOptions, attach
 from cart_qdrant.index.identify import refit
 from cart_qdrant.index.index import TEXT_DIM, Index
-from cart_qdrant.index.manifest import StoreInfo
 from cart_qdrant.index.migrate import migrate
 from cart_qdrant.index.sync import sync
 from cart_qdrant.media.clip import Clip
 from cart_qdrant.records import Modality, Segment
-from cart_qdrant.search.loaded_index import LoadedIndex
 from cart_qdrant.search.retriever import Retriever
 from cart_qdrant.search.searcher import Searcher
 from cart_qdrant.storage.protocol import CAPTION, MEDIA
+from cart_qdrant.storage.store_info import StoreInfo
 from tests.conftest import TEST_COLLECTIONS
 
 DIM = 16
@@ -140,7 +139,7 @@ def _attached(root: Path, stored: Sequence[models.PointStruct], *, caption_vecto
         renamed.append(
             models.PointStruct(
                 id=point.id,
-                vector=vector,  # type: ignore[arg-type]
+                vector=vector,
                 payload={
                     "file": payload["path"], "kind": payload["modality"], "from": payload["start"],
                     "to": payload["end"], "parity": payload["parity"],
@@ -159,8 +158,8 @@ def _attached(root: Path, stored: Sequence[models.PointStruct], *, caption_vecto
 def open_retriever(index: Index, **calibration: Any) -> Retriever:
     """A retriever, with some values of the calibration replaced."""
     retriever = Retriever(index)
-    loaded = retriever._loaded
+    version = retriever._follower.current()
+    loaded = version.loaded
     changed = replace(loaded, calibration=replace(loaded.calibration, **calibration))
-    retriever._loaded, retriever._searcher = changed, Searcher(changed)
-    assert isinstance(changed, LoadedIndex)
+    retriever._follower._version = replace(version, loaded=changed, searcher=Searcher(changed))
     return retriever
