@@ -27,7 +27,7 @@ TITLE_COLUMNS = ("title", "description")
 RESERVED = frozenset(
     [
         *("cart", "cart_2", "path", "modality", "start", "end", "captions", "hash", "size"),
-        *("mtime", "segments", "caption_digest", "captioned_by", "meta"),
+        *("mtime", "ctime", "inode", "segments", "caption_digest", "captioned_by", "meta"),
     ]
 )
 """Payload fields of this package; a column of the same name is stored as `meta_<name>`."""

@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -35,6 +36,8 @@ ROWS = 2_048
 """Segments from which a part is written before it has `PART` files."""
 WORK = "features"
 """Folder of the parts in the work folder; to be removed when all points are stored."""
+
+_Key: TypeAlias = tuple[str, int, int, int]
 
 
 def fitted_features(
@@ -91,7 +94,7 @@ class _Sample:
     def __init__(self, folder: Path, entries: Iterable[FileEntry], width: int) -> None:
         self._folder = folder
         self._width = width
-        self._entries = {(entry.rel, entry.size, entry.mtime_ns): entry for entry in entries}
+        self._entries = {_key(entry): entry for entry in entries}
         self._failed: list[FileResult] = []  # not on disk: the next run tries them again
         self.files: set[str] = set()
         self.segments = 0
@@ -139,6 +142,11 @@ class _Sample:
             _write_part(self._folder, good, self._width)
 
 
+def _key(entry: FileEntry) -> _Key:
+    """What a file is known by while the sample waits: it changes when the content may have."""
+    return entry.rel, entry.size, entry.mtime_ns, entry.ctime_ns
+
+
 def _by_space(
     results: Callable[[], Iterable[FileResult]], embedder: FittedEmbedder
 ) -> dict[str, FloatArray]:
@@ -181,9 +189,7 @@ def _write_part(folder: Path, results: Sequence[FileResult], width: int) -> None
     write_atomic(folder / f"{number:05}.npy", arrays.getvalue())
     rows = [
         {
-            "rel": r.entry.rel,
-            "size": r.entry.size,
-            "mtime_ns": r.entry.mtime_ns,
+            "key": _key(r.entry),
             "hash": r.hash,
             "tags": r.tags,
             "notes": r.notes,
@@ -195,14 +201,14 @@ def _write_part(folder: Path, results: Sequence[FileResult], width: int) -> None
     write_atomic(folder / f"{number:05}.json", json.dumps(rows).encode())
 
 
-def _read_part(path: Path, left: dict[tuple[str, int, int], FileEntry]) -> Iterator[FileResult]:
+def _read_part(path: Path, left: dict[_Key, FileEntry]) -> Iterator[FileResult]:
     """Files of a part that are in `left`; they are removed from it."""
     x_NR = np.load(path.with_suffix(".npy"), allow_pickle=False)
     at = 0
     for row in json.loads(path.read_bytes()):
         features = list(x_NR[at : at + len(row["segments"])])
         at += len(features)
-        entry = left.pop((row["rel"], row["size"], row["mtime_ns"]), None)
+        entry = left.pop(tuple(row["key"]), None)
         if entry is None:
             continue
         segments = [

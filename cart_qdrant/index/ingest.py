@@ -84,9 +84,12 @@ class Ingest:
             roots=options.paths,
             use_captions=options.use_captions,
             force=options.force,
+            verify=options.verify,
+            reporter=self._reporter,
         )
         report.failed += [*found.failures, *plan.failures, *reader.failures]
-        report.warnings += [*found.skipped, *([] if options.prune else plan.unwanted)]
+        report.warnings += [*found.skipped, *plan.altered]
+        report.warnings += [] if options.prune else plan.unwanted
         self._count(plan)
         if options.dry_run:
             report.would_ingest = sorted(job.entry.rel for job in plan.fresh)
@@ -103,6 +106,7 @@ class Ingest:
         report = self._report
         report.files = plan.files
         report.unchanged = plan.unchanged + len(plan.touch)
+        report.hashed = plan.hashed
         report.recaptioned = len(plan.recaption)
         report.renamed = len(plan.renamed)
         if not self._options.prune:

@@ -1,16 +1,18 @@
 """Plans what to do for each file, by comparing it with what is stored; writes nothing.
 
-A file whose size, modification time and captions are as stored is unchanged, and is not opened.
-Else its content hash decides whether stored vectors, under this path or another, are used again.
+A file whose size, times, inode and captions are as stored is unchanged, and is not opened. Else its
+content hash decides whether stored vectors, under this path or another, are used again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from cart_qdrant.captions.reader import CaptionReader, FileCaptions
 from cart_qdrant.errors import MediaError
@@ -22,12 +24,16 @@ from cart_qdrant.index.prune import (
 )
 from cart_qdrant.media.scan import FileEntry, Scan, content_hash
 from cart_qdrant.media.segments import MEDIA_EXTENSIONS, sniff
+from cart_qdrant.progress import Reporter, Silent
 from cart_qdrant.records import Failure
 from cart_qdrant.storage.protocol import Store
 
-_KEYS = ["path", "size", "mtime", "hash", "segments", "caption_digest"]
+_KEYS = ["path", "size", "mtime", "ctime", "inode", "hash", "segments", "caption_digest"]
 _SAME_TIME = 1e-5
 """Tolerance in seconds: a store may round a float in JSON."""
+FALSE_ALARMS = 20
+"""Files of a device with another inode and the same content, after which inodes say nothing there:
+some file systems number their files anew at each mount."""
 
 
 @dataclass(slots=True)
@@ -36,6 +42,8 @@ class StoredFile:
 
     size: int | None
     mtime: float | None
+    ctime: float | None
+    inode: int | None
     hash: str | None
     segments: int | None
     digest: str | None
@@ -47,15 +55,29 @@ class StoredFile:
         return self.hash is not None and len(self.ids) == self.segments
 
     def is_unopened(self, entry: FileEntry) -> bool:
-        """Whether size and modification time are as stored: then the file is not opened."""
-        if self.size is None or self.mtime is None:
-            return False
-        return self.size == entry.size and abs(self.mtime - modified(entry)) < _SAME_TIME
+        """Whether size, times and inode are as stored: then the file is not opened."""
+        return self.inode == entry.inode and self._is_as_old(entry)
+
+    def is_renumbered(self, entry: FileEntry) -> bool:
+        """Whether nothing but the inode differs from what is stored."""
+        return self.inode != entry.inode and self._is_as_old(entry)
+
+    def _is_as_old(self, entry: FileEntry) -> bool:
+        now = file_state(entry)
+        return self.size == entry.size and all(
+            one is not None and abs(one - now[name]) < _SAME_TIME
+            for name, one in (("mtime", self.mtime), ("ctime", self.ctime))
+        )
 
 
-def modified(entry: FileEntry) -> float:
-    """Modification time as it is stored: seconds since 1970, in whole microseconds."""
-    return round(entry.mtime_ns / 1e9, 6)
+def file_state(entry: FileEntry) -> dict[str, Any]:
+    """What is stored of a file's folder entry; times are seconds since 1970, in microseconds."""
+    return {
+        "size": entry.size,
+        "mtime": round(entry.mtime_ns / 1e9, 6),
+        "ctime": round(entry.ctime_ns / 1e9, 6),
+        "inode": entry.inode,
+    }
 
 
 def read_stored(store: Store) -> dict[str, StoredFile]:
@@ -69,7 +91,7 @@ def read_stored(store: Store) -> dict[str, StoredFile]:
         known = out.setdefault(data["path"], one)
         known.ids.append(str(record.id))
         # A run that was killed between two writes leaves points of both versions.
-        for name in ("size", "mtime", "hash", "segments", "digest"):
+        for name in ("size", "mtime", "ctime", "inode", "hash", "segments", "digest"):
             if getattr(known, name) != getattr(one, name):
                 setattr(known, name, None)
     return out
@@ -102,12 +124,14 @@ class Plan:
         fresh: Files to decode and embed.
         copies: Files whose content is stored under another path; those of one source together.
         recaption: Files whose content is stored, but whose captions or columns changed.
-        touch: Files of which only the modification time changed.
+        touch: Files of which only times or inode changed.
         renamed: Deleted paths whose content was found under another path.
         removable: Other stored paths under the given folders that are gone or excluded.
         unwanted: Stored files that are no longer media, which are removable, too.
         held_back: Folders of which too much is gone to remove it unasked, with the reason.
         unchanged: Number of unchanged files.
+        hashed: Number of files whose content was hashed.
+        altered: Files whose content changed while size and times did not.
         files: Number of media files.
         failures: Files and folders that cannot be read.
     """
@@ -121,6 +145,8 @@ class Plan:
     unwanted: list[Failure] = field(default_factory=list)
     held_back: list[Failure] = field(default_factory=list)
     unchanged: int = 0
+    hashed: int = 0
+    altered: list[Failure] = field(default_factory=list)
     files: int = 0
     failures: list[Failure] = field(default_factory=list)
 
@@ -134,6 +160,8 @@ def make_plan(
     roots: Sequence[Path],
     use_captions: bool = True,
     force: bool = False,
+    verify: bool = False,
+    reporter: Reporter | None = None,
 ) -> Plan:
     """Compare files with what is stored.
 
@@ -141,6 +169,8 @@ def make_plan(
         base: Folder that stored paths are relative to.
         roots: Folders and files that were scanned.
         force: Also what is left alone in doubt may be removed, see `prune`.
+        verify: Files that look unchanged are hashed, too.
+        reporter: Receives the progress of hashing.
     """
     plan = Plan()
     changed: list[Job] = []
@@ -157,7 +187,7 @@ def make_plan(
         plan.files += 1
         captions = _captions(reader, entry, use_captions)
         job = Job(entry, captions, tuple(known.ids) if known else ())
-        if known is None or not same:
+        if known is None or not same or (verify and known.whole):
             changed.append(job)
         elif known.digest != captions.digest:
             plan.recaption.append(replace(job, source=entry.rel, digest=known.hash or ""))
@@ -168,7 +198,7 @@ def make_plan(
     missing.excluded |= {failure.path for failure in plan.unwanted}
     if not force:
         hold_back_away(missing, found, folders, roots)
-    _find_sources(plan, changed, stored)
+    _Sources(plan, stored, verify=verify).find(changed, reporter or Silent())
     _find_renamed(plan, stored, missing.gone, folders)
     missing.gone -= set(plan.renamed)
     if not force:
@@ -198,34 +228,66 @@ def _is_media(entry: FileEntry, failures: list[Failure]) -> bool:
         return False
 
 
-def _find_sources(plan: Plan, changed: Sequence[Job], stored: dict[str, StoredFile]) -> None:
-    """Sort changed files by whether their content is stored, first under the same path."""
-    by_hash: dict[str, str] = {}
-    sizes: set[int | None] = set()
-    for rel, one in stored.items():
-        if one.whole and one.hash is not None:
-            by_hash.setdefault(one.hash, rel)
-            sizes.add(one.size)
-    for job in changed:
-        rel = job.entry.rel
-        digest = _hash(job.entry) if job.entry.size in sizes else None
-        if digest is None or digest not in by_hash:
+class _Sources:
+    """Sorts changed files by whether their content is stored, first under the same path."""
+
+    def __init__(self, plan: Plan, stored: dict[str, StoredFile], *, verify: bool) -> None:
+        self.plan = plan
+        self.stored = stored
+        self.verify = verify
+        self.by_hash: dict[str, str] = {}
+        self.sizes: set[int | None] = set()
+        for rel, one in stored.items():
+            if one.whole and one.hash is not None:
+                self.by_hash.setdefault(one.hash, rel)
+                self.sizes.add(one.size)
+        self.false_alarms: Counter[int] = Counter()
+
+    def find(self, changed: Sequence[Job], reporter: Reporter) -> None:
+        likely = [job for job in changed if job.entry.size in self.sizes]
+        self.plan.fresh += [job for job in changed if job.entry.size not in self.sizes]
+        if likely:
+            reporter.phase("hash", len(likely))
+        for job in likely:
+            self._sort(job)
+            reporter.advance()
+
+    def _sort(self, job: Job) -> None:
+        entry, plan = job.entry, self.plan
+        known = self.stored.get(entry.rel)
+        digest = self._hash(entry, known)
+        if digest is None or digest not in self.by_hash:
             plan.fresh.append(job)
-            continue
-        known = stored.get(rel)
-        if known is None or not known.whole or known.hash != digest:
-            plan.copies.append(replace(job, source=by_hash[digest], digest=digest))
-        elif known.digest == job.captions.digest:
-            plan.touch.append(replace(job, source=rel, digest=digest))
+        elif known is None or not known.whole or known.hash != digest:
+            plan.copies.append(replace(job, source=self.by_hash[digest], digest=digest))
+        elif known.digest != job.captions.digest:
+            plan.recaption.append(replace(job, source=entry.rel, digest=digest))
+        elif known.is_unopened(entry) or self._renumbers(entry):
+            plan.unchanged += 1
         else:
-            plan.recaption.append(replace(job, source=rel, digest=digest))
+            plan.touch.append(replace(job, source=entry.rel, digest=digest))
 
+    def _hash(self, entry: FileEntry, known: StoredFile | None) -> str | None:
+        renumbered = known is not None and known.whole and known.is_renumbered(entry)
+        if known is not None and renumbered and self._renumbers(entry) and not self.verify:
+            return known.hash
+        try:
+            digest = content_hash(entry.path)
+        except MediaError:
+            return None  # the decoder meets the same error and reports it
+        self.plan.hashed += 1
+        if known is None or not known.whole:
+            return digest
+        if renumbered:
+            self.false_alarms[entry.device] += 1 if digest == known.hash else -FALSE_ALARMS
+        if digest != known.hash and known.is_unopened(entry):
+            reason = "its content changed, but its size and times did not: is the disk damaged?"
+            self.plan.altered.append(Failure(entry.rel, reason))
+        return digest
 
-def _hash(entry: FileEntry) -> str | None:
-    try:
-        return content_hash(entry.path)
-    except MediaError:
-        return None  # the decoder meets the same error and reports it
+    def _renumbers(self, entry: FileEntry) -> bool:
+        """Whether the file system of a file gives it another inode without a reason."""
+        return self.false_alarms[entry.device] >= FALSE_ALARMS
 
 
 def _find_renamed(

@@ -25,6 +25,8 @@ class IngestOptions:
     """Remove the points of files under `paths` that were deleted, or are excluded."""
     force: bool = False
     """Prune also where so much is gone that a disk may not be mounted."""
+    verify: bool = False
+    """Hash also the files that look unchanged."""
     dry_run: bool = False
     segments: SegmentConfig = field(default_factory=SegmentConfig)
 
@@ -37,6 +39,7 @@ class IngestReport:
         files: Media files found.
         segments: Points written for new or changed content.
         unchanged: Files whose content and captions are stored already.
+        hashed: Files whose content was hashed to tell whether it is stored.
         removed: Files whose points were removed.
         held_back: Folders of which so much is gone that nothing was removed without force.
         renamed: Files that took over the vectors of a deleted file with the same content.
@@ -51,6 +54,7 @@ class IngestReport:
     files: int = 0
     segments: int = 0
     unchanged: int = 0
+    hashed: int = 0
     removed: int = 0
     renamed: int = 0
     recaptioned: int = 0
@@ -74,6 +78,7 @@ class IngestReport:
             "files": self.files,
             "segments": self.segments,
             "unchanged": self.unchanged,
+            "hashed": self.hashed,
             "removed": self.removed,
             "renamed": self.renamed,
             "recaptioned": self.recaptioned,

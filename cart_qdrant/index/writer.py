@@ -23,7 +23,7 @@ from cart_qdrant.arrays.vectors import unit
 from cart_qdrant.captions.reader import merge_captions, segment_captions
 from cart_qdrant.files import write_atomic
 from cart_qdrant.index.index import Index
-from cart_qdrant.index.plan import Job, modified
+from cart_qdrant.index.plan import Job, file_state
 from cart_qdrant.records import Caption, Segment
 from cart_qdrant.storage.payloads import is_plain_key
 from cart_qdrant.storage.protocol import CAPTION, MEDIA
@@ -142,8 +142,7 @@ class PointWriter:
                 "end": round(segment.end, 3),
                 "captions": [c.to_payload() for c in captions],
                 "hash": digest,
-                "size": job.entry.size,
-                "mtime": modified(job.entry),
+                **file_state(job.entry),
                 "segments": len(rows) if whole else 0,
                 "caption_digest": job.captions.digest,
             }
@@ -162,14 +161,10 @@ class PointWriter:
             self.flush()
 
     def touch(self, jobs: Sequence[Job]) -> None:
-        """Store new modification times of files whose content and captions are stored already."""
-        self._index.store.set_payload(
-            [
-                (one, {"size": job.entry.size, "mtime": modified(job.entry)})
-                for job in jobs
-                for one in job.replaces
-            ]
-        )
+        """Store new times of files whose content and captions are stored already."""
+        updates = [(one, file_state(job.entry)) for job in jobs for one in job.replaces]
+        for begin in range(0, len(updates), WRITE):
+            self._index.store.set_payload(updates[begin : begin + WRITE])
 
     def remove(self, ids: Sequence[str]) -> None:
         """Remove points by id."""

@@ -14,6 +14,7 @@ from cart_qdrant.errors import MediaError, UsageError
 from cart_qdrant.files import file_hash
 from cart_qdrant.records import Failure
 
+_INT63 = 2**63 - 1
 _REASONS = {
     errno.EACCES: "cannot be read: permission denied; change its permissions or exclude it",
     errno.EPERM: "cannot be read: permission denied; change its permissions or exclude it",
@@ -32,13 +33,20 @@ class FileEntry:
         path: Absolute path, with links not resolved.
         rel: POSIX path relative to the base folder; it may begin with `..`.
         size: Size in bytes.
-        mtime_ns: Time of the last change, in nanoseconds since 1970.
+        mtime_ns: Time of the last change of its content, in nanoseconds since 1970; programs may
+            set it back.
+        ctime_ns: Time of the last change of its folder entry, likewise; no program sets it.
+        inode: Number of the file on its device; a file that replaces another has its own.
+        device: Number of the device.
     """
 
     path: Path
     rel: str
     size: int
     mtime_ns: int
+    ctime_ns: int = 0
+    inode: int = 0
+    device: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +196,15 @@ class _Walk:
         elif not os.access(path, os.R_OK):
             self._fail(path, _REASONS[errno.EACCES])
         else:
-            self.entries[path] = FileEntry(path, rel, info.st_size, info.st_mtime_ns)
+            self.entries[path] = FileEntry(
+                path,
+                rel,
+                info.st_size,
+                info.st_mtime_ns,
+                info.st_ctime_ns,
+                info.st_ino & _INT63,  # a store keeps signed numbers of 64 bits
+                info.st_dev,
+            )
 
     def _rel(self, path: Path) -> str:
         return relative_name(path, self.base)

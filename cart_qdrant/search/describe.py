@@ -20,7 +20,7 @@ EXAMPLES = 5
 """Values of a field, and captions, that a description shows at most."""
 _ATTACHED_FIELDS = frozenset({"path", "modality", "start", "end", "captions"})
 _OWN_FIELDS = _ATTACHED_FIELDS | frozenset(
-    {"hash", "size", "mtime", "segments", "caption_digest", MADE_BY}
+    {"hash", "size", "mtime", "ctime", "inode", "segments", "caption_digest", MADE_BY}
 )
 """Payload fields that an index writes; to an attached collection, only `_ATTACHED_FIELDS`."""
 

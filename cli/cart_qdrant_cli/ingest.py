@@ -114,6 +114,12 @@ def ingest(
             help="Let --prune remove everything of an empty folder, or most of a given one.",
         ),
     ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="Hash all files, also those whose size, times and inode are as stored."
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List what would be done, and change nothing.")
     ] = False,
@@ -145,6 +151,7 @@ def ingest(
         exclude=distinct(exclude or ()),
         prune=prune,
         force=force,
+        verify=verify,
         dry_run=dry_run,
     )
     with ingesting() as reporter:

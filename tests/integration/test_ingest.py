@@ -15,14 +15,17 @@ from qdrant_client import models
 
 from cart_qdrant.embedders.zero_shot import TextAnchors
 from cart_qdrant.errors import MismatchError, UsageError
+from cart_qdrant.index import plan as planning
 from cart_qdrant.index import writer
 from cart_qdrant.index.health import check
 from cart_qdrant.index.identifier_files import load_codec, load_trie
 from cart_qdrant.index.identify import refit
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.ingest import Ingest
+from cart_qdrant.index.plan import file_state
 from cart_qdrant.index.points import read_vectors
 from cart_qdrant.index.report import IngestOptions
+from cart_qdrant.media.scan import scan
 from cart_qdrant.records import Identifier
 from tests import media_factory as media
 from tests.conftest import PatchEmbedder, points, tree_of
@@ -100,15 +103,113 @@ def test_second_run_does_nothing(
     assert again.identifiers == first.identifiers
 
 
-def test_unchanged_files_are_not_opened(tmp_path: Path, open_index: Run, ingest: Run) -> None:
+def test_unchanged_files_are_not_opened(
+    tmp_path: Path, open_index: Run, ingest: Run, monkeypatch: Any
+) -> None:
     (path,) = pictures(tmp_path / "m", 1)
     index = open_index(tmp_path / ".cartq")
     ingest(index, tmp_path / "m")
-    info = path.stat()
-    path.write_bytes(b"x" * info.st_size)  # would be noticed if it were opened
-    os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+    path.chmod(0)
+    monkeypatch.setattr(os, "access", lambda *_: True)
+    for name in ("content_hash", "sniff"):
+        monkeypatch.setattr(f"cart_qdrant.index.plan.{name}", lambda _: pytest.fail("opened"))
+    (entry,) = scan([path], base=tmp_path).entries
+    index.store.set_payload([(i, file_state(entry)) for i in points(index)])
     report = ingest(index, tmp_path / "m")
-    assert report.unchanged == 1 and report.failed == []
+    assert (report.unchanged, report.hashed, report.failed) == (1, 0, [])
+
+
+def replace_in_place(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def replace_by_another(path: Path, content: bytes) -> None:
+    path.with_name("draft").write_bytes(content)
+    path.with_name("draft").replace(path)
+
+
+@pytest.mark.parametrize("put", [replace_in_place, replace_by_another])
+def test_a_file_of_the_same_size_and_date_but_other_content_is_noticed(
+    tmp_path: Path, open_index: Run, ingest: Run, put: Any
+) -> None:
+    """As `cp -p` and programs that keep dates do it."""
+    a, b = (media.write_image(tmp_path / f"{n}.bmp", media.scene(n)) for n in (1, 2))
+    (tmp_path / "m").mkdir()
+    path = Path(shutil.copy2(a, tmp_path / "m" / "a.bmp"))
+    index = open_index(tmp_path / ".cartq")
+    ingest(index, tmp_path / "m")
+    (before,) = points(index).values()
+    info = path.stat()
+    put(path, b.read_bytes())
+    os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (info.st_size, info.st_mtime_ns)
+    report = ingest(index, tmp_path / "m")
+    (after,) = points(index).values()
+    assert (report.segments, report.unchanged) == (1, 0)
+    assert after["hash"] != before["hash"] and after["vector"] != before["vector"]
+    assert ingest(index, tmp_path / "m").hashed == 0
+
+
+def test_content_that_changed_unseen_is_found_by_verify(
+    tmp_path: Path, open_index: Run, ingest: Run
+) -> None:
+    """As a failing disk changes it: the folder entry says nothing."""
+    a, _ = pictures(tmp_path / "m", 2)
+    index = open_index(tmp_path / ".cartq")
+    ingest(index, tmp_path / "m")
+    media.write_image(a, media.scene(40))
+    (entry, _) = scan([tmp_path / "m"], base=tmp_path).entries
+    (one,) = [i for i, p in points(index).items() if p["path"] == "m/p000.png"]
+    index.store.set_payload([(one, file_state(entry))])
+    assert ingest(index, tmp_path / "m").unchanged == 2
+    dry = Ingest(index, IngestOptions(paths=[tmp_path / "m"], verify=True, dry_run=True)).run()
+    assert dry.would_ingest == ["m/p000.png"] and dry.hashed == 2
+    report = ingest(index, tmp_path / "m", verify=True)
+    assert (report.hashed, report.segments, report.unchanged) == (2, 1, 1)
+    assert [f.path for f in report.warnings] == ["m/p000.png"]
+    assert "its size and times did not" in report.warnings[0].reason
+    report = ingest(index, tmp_path / "m", verify=True)
+    assert (report.hashed, report.segments, report.warnings) == (2, 0, [])
+
+
+def test_copied_folders_are_hashed_once_and_embedded_never(
+    tmp_path: Path, open_index: Run, ingest: Run
+) -> None:
+    """After a restore, or a move to another disk, every inode and ctime is another one."""
+    pictures(tmp_path / "one" / "m", 3)
+    index = open_index(tmp_path / "one" / ".cartq")
+    ingest(index, tmp_path / "one" / "m")
+    index.close()
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    embedder = PatchEmbedder()
+    index = open_index(tmp_path / "two" / ".cartq", embedder)
+    report = ingest(index, tmp_path / "two" / "m")
+    assert (report.unchanged, report.hashed, report.segments) == (3, 3, 0)
+    report = ingest(index, tmp_path / "two" / "m")
+    assert (report.unchanged, report.hashed) == (3, 0) and embedder.calls == []
+
+
+def test_a_disk_that_numbers_its_files_anew_is_not_read_whole(
+    tmp_path: Path, open_index: Run, ingest: Run, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(planning, "FALSE_ALARMS", 2)
+    made = pictures(tmp_path / "m", 6)
+    index = open_index(tmp_path / ".cartq")
+    ingest(index, tmp_path / "m")
+
+    def remount() -> None:
+        for i, p in points(index).items():
+            index.store.set_payload([(i, {"inode": p["inode"] + 1})])
+
+    remount()
+    report = ingest(index, tmp_path / "m")
+    assert (report.unchanged, report.hashed, report.segments) == (6, 2, 0)
+    remount()
+    assert ingest(index, tmp_path / "m", verify=True).hashed == 6
+    remount()
+    media.write_image(made[5], media.scene(50))
+    report = ingest(index, tmp_path / "m")
+    assert (report.segments, report.unchanged) == (1, 5)
 
 
 def test_touch_keeps_everything_but_the_time(tmp_path: Path, open_index: Run, ingest: Run) -> None:
@@ -125,7 +226,8 @@ def test_touch_keeps_everything_but_the_time(tmp_path: Path, open_index: Run, in
     changed = {i for i in before if before[i] != after[i]}
     assert {after[i]["path"] for i in changed} == {"m/p000.png"}
     (one,) = changed
-    assert after[one] == {**before[one], "mtime": 1e9}
+    changed = {key for key in after[one] if after[one][key] != before[one][key]}
+    assert changed == {"mtime", "ctime"} and after[one]["mtime"] == 1e9
     assert ingest(index, tmp_path / "m").unchanged == 3
 
 
@@ -521,7 +623,8 @@ def assert_same_content(index: Index, twin: Index) -> None:
 
 
 def _content(index: Index) -> dict[str, Any]:
-    return {i: {k: v for k, v in p.items() if k != "cart"} for i, p in points(index).items()}
+    other = ("cart", "ctime", "inode")  # the twin's files are others
+    return {i: {k: v for k, v in p.items() if k not in other} for i, p in points(index).items()}
 
 
 class _Picky(PatchEmbedder):
