@@ -179,6 +179,8 @@ class Item:
     identifier: Identifier | None
     captions: tuple[Caption, ...]
     payload: dict[str, Any] = field(repr=False)
+    fields: dict[str, list[Any]] = field(default_factory=dict, repr=False)
+    """Values of the payload fields that the index did not write, by dotted path."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,19 +79,27 @@ def describe(index: Index) -> Description:
 
 def _fields(payloads: list[dict[str, Any]], index: Index) -> dict[str, list[Any]]:
     """Values of the payload fields that the index did not write, shortest first."""
-    own = {index.key}
-    if index.manifest.identifiers is not None:
-        own.add(index.manifest.identifiers.field)
-    written = _ATTACHED_FIELDS if index.attachment is not None else _OWN_FIELDS
     found: dict[str, dict[Any, None]] = {}
     for payload in payloads:
-        for key, value in _flat(payload):
-            if key not in written and key.split(".")[0] not in own:
-                found.setdefault(key, {}).setdefault(value)
+        for key, values in user_fields(payload, index).items():
+            found.setdefault(key, {}).update(dict.fromkeys(values))
     return {
         key: sorted(values, key=lambda value: (len(str(value)), str(value)))[:EXAMPLES]
         for key, values in sorted(found.items())
     }
+
+
+def user_fields(payload: Mapping[str, Any], index: Index) -> dict[str, list[Any]]:
+    """Values of those fields of a payload that the index did not write, by dotted path."""
+    own = {index.key}
+    if index.manifest.identifiers is not None:
+        own.add(index.manifest.identifiers.field)
+    written = _ATTACHED_FIELDS if index.attachment is not None else _OWN_FIELDS
+    found: dict[str, list[Any]] = {}
+    for key, value in _flat(payload):
+        if key not in written and key.split(".")[0] not in own:
+            found.setdefault(key, []).append(value)
+    return found
 
 
 def _flat(payload: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:

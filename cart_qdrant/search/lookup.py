@@ -9,6 +9,7 @@ from cart_qdrant.errors import StoreError, UsageError
 from cart_qdrant.index.index import Index
 from cart_qdrant.media.scan import relative_name
 from cart_qdrant.records import Caption, Identifier, Item, Modality
+from cart_qdrant.search.describe import user_fields
 from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage.protocol import MEDIA
 
@@ -52,6 +53,7 @@ def find_item(index: Index, name: str) -> Item:
         identifier=Identifier.from_payload(cart) if cart else None,
         captions=tuple(Caption.from_payload(one) for one in payload.get("captions") or ()),
         payload=payload,
+        fields=user_fields(payload, index),
     )
 
 

@@ -112,6 +112,11 @@ class Retriever:
         """Folder that the paths of hits are relative to."""
         return self._index.folder.base
 
+    @property
+    def is_attached(self) -> bool:
+        """Whether others fill the collection, with payload fields of their own."""
+        return self._index.attachment is not None
+
     def media_folder(self, hits: Iterable[Hit | Item] = ()) -> MediaFolder:
         """Folder that holds the files of hits under their paths: `base`, or a cache to which the
         files are downloaded if the index is behind a URL. Its `file` gives the path of a hit's file

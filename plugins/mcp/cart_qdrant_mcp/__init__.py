@@ -5,7 +5,7 @@ from cart_qdrant.search.retriever import Retriever
 from cart_qdrant_mcp import make_server
 
 with Retriever.open(".cartq") as engine:
-    make_server(engine).run()  # stdio; run("streamable-http", port=8000) for HTTP
+    make_server(engine).run()  # stdio; for HTTP serve_http(server, HttpOptions(token=...))
 ```
 """
 
@@ -13,6 +13,7 @@ from cart_qdrant.extras import require
 
 require("mcp", "mcp.server.mcpserver")
 
-from cart_qdrant_mcp.server import make_server  # noqa: E402 - it imports the host
+from cart_qdrant_mcp.http import HttpOptions, serve_http  # noqa: E402 - they import the host
+from cart_qdrant_mcp.server import make_server  # noqa: E402
 
-__all__ = ["make_server"]
+__all__ = ["HttpOptions", "make_server", "serve_http"]
