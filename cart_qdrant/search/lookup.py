@@ -9,7 +9,6 @@ from cart_qdrant.errors import StoreError, UsageError
 from cart_qdrant.index.index import Index
 from cart_qdrant.media.scan import relative_name
 from cart_qdrant.records import Caption, Identifier, Item, Modality
-from cart_qdrant.search.describe import user_fields
 from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage.protocol import MEDIA
 
@@ -35,6 +34,8 @@ def find_item(index: Index, name: str) -> Item:
     Raises:
         UsageError: No item of the index has this name, or the item has an unknown modality.
     """
+    from cart_qdrant.search.describe import user_fields  # it imports the client of Qdrant
+
     record = find_record(index, name)
     payload = record.payload or {}
     if payload.get("modality") not in list(Modality):
