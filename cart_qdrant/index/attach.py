@@ -143,6 +143,7 @@ def attach(
         place = replace(place, attachment=how)
         manifest = Manifest(id=str(uuid.uuid4()), embedder=info, store=place)
         index = Index(folder, manifest, AttachedStore(store, how))
+        index.own(index.store)
         index.set_embedder(embedder)
         index.put(manifest)
     except BaseException:

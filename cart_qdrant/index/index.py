@@ -17,7 +17,7 @@ from cart_qdrant.index.consent import check_key, remember_key
 from cart_qdrant.index.folder import IndexFolder
 from cart_qdrant.index.manifest import Artifact, EmbedderInfo, Manifest
 from cart_qdrant.index.models import IndexModels
-from cart_qdrant.index.ownership import Owner, check_owner, set_owner
+from cart_qdrant.index.ownership import Ownership, check_owner
 from cart_qdrant.storage.address import server_address
 from cart_qdrant.storage.attachment import Attachment
 from cart_qdrant.storage.factory import open_store
@@ -58,6 +58,7 @@ class Index(IndexModels):
     def __init__(self, folder: IndexFolder, manifest: Manifest, store: Store) -> None:
         super().__init__(folder, manifest)
         self.store = store
+        self._ownership: Ownership | None = None
 
     @classmethod
     def open(
@@ -104,6 +105,7 @@ class Index(IndexModels):
                 )
             remember_key(api_key, url)
             index = cls(folder, manifest, store)
+            index.own(store)
             if not trust_folder:
                 index._check_revision()
         except BaseException:
@@ -164,6 +166,7 @@ class Index(IndexModels):
             store=info,
         )
         index = cls(folder, manifest, store)
+        index.own(store)
         index._embedder = embedder
         index.put(manifest)
         return index
@@ -205,6 +208,7 @@ class Index(IndexModels):
         """This index by another manifest, with the same store and the models that stay valid."""
         other = Index(self.folder, manifest, self.store)
         other.share_models(self)
+        other._ownership = self._ownership
         return other
 
     def other_revision(self) -> str | None:
@@ -220,22 +224,27 @@ class Index(IndexModels):
         accepted = owner is None or owner.accepts(self.manifest.revision)
         return None if owner is None or accepted else owner.revision
 
+    def own(self, store: Store) -> None:
+        """Use a store from now on, and write there only while no other copy of this index does."""
+        self.store = store
+        self._ownership = Ownership(store, self.key, self.manifest.id, self.folder.root)
+        store.guard_writes(self._before_write)
+
+    def _before_write(self) -> None:
+        if self._ownership is not None and self.manifest.store.kind != "edge":
+            self._ownership.before_write(self.manifest.revision)
+
     def _check_revision(self) -> None:
         """Refuse an index folder whose collection was written with another revision of it."""
-        if self.manifest.store.kind == "edge":
+        if self.manifest.store.kind == "edge" or self._ownership is None:
             return
-        owner = check_owner(self.store, self.key, self.manifest.id)
+        owner = self._ownership.owner()
         if owner is None:
             return
         if not owner.accepts(self.manifest.revision):
             self.manifest = self.folder.read()  # a writer may have replaced it since it was read
         if not owner.accepts(self.manifest.revision):
-            raise MismatchError(
-                f"The collection at {self.store.location} was last written with the revision "
-                f"{owner.revision!r}, but {self.folder.root} has {self.manifest.revision!r}.",
-                "Copy the index folder of that revision here; or, if it is lost or the collection "
-                "was restored from a snapshot, use this one: `cartq doctor --fix`.",
-            )
+            raise self._ownership.refusal(owner, self.manifest.revision)
 
     def take_ownership(self) -> bool:
         """Record this folder's revision in a server's collection, if another one is recorded.
@@ -249,7 +258,7 @@ class Index(IndexModels):
         try:
             self._check_revision()
         except MismatchError:
-            self.put(self.manifest)
+            self.put(self.manifest, trust_folder=True)
             return True
         return False
 
@@ -275,26 +284,29 @@ class Index(IndexModels):
         """Make the collection of this index in a store, or the payload indexes that it lacks."""
         store.create(_collection(self.manifest.embedder.dim, self.field))
 
-    def put(self, manifest: Manifest) -> None:
+    def put(self, manifest: Manifest, *, trust_folder: bool = False) -> None:
         """Activate another manifest.
 
         The metadata of a server's collection is written before and after: if the run is killed in
         between, both revisions are valid.
 
+        Args:
+            manifest: The manifest; it gets a new revision.
+            trust_folder: Whether to take the collection over from any other copy of the index.
+
         Raises:
-            MismatchError: The collection belongs to another index by now.
+            MismatchError: The collection belongs to another index by now, or another copy of this
+                one has written to it.
         """
         previous = self.manifest.revision
         manifest = replace(manifest, revision=uuid.uuid4().hex[:12])
-        owner = Owner(manifest.id, manifest.revision)
-        on_server = manifest.store.kind != "edge"
-        if on_server:
-            check_owner(self.store, self.key, manifest.id)
-            set_owner(self.store, self.key, replace(owner, previous=previous))
+        ownership = None if manifest.store.kind == "edge" else self._ownership
+        if ownership is not None:
+            ownership.replace_revision(manifest.revision, previous, trust=trust_folder)
         self.folder.write(manifest)
         self.manifest = manifest
-        if on_server:
-            set_owner(self.store, self.key, owner)
+        if ownership is not None:
+            ownership.confirm_revision(manifest.revision)
 
     def clear_work(self, names: Sequence[str]) -> None:
         """Remove files and folders of finished work from the work folder."""

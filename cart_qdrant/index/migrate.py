@@ -110,8 +110,11 @@ def migrate(
     except BaseException:
         target.close()
         raise
-    index.store = target
-    index.put(replace(index.manifest, store=place))
+    previous = index.manifest
+    index.own(target)
+    index.put(replace(previous, store=place))
+    if previous.store.kind != "edge":
+        _say_moved(source, index)
     source.close()
     report.seconds = time.perf_counter() - begin
     return report
@@ -123,6 +126,13 @@ def _prepare(index: Index, target: Store, place: StoreInfo) -> None:
     on_server = place.kind != "edge"  # an embedded store belongs to its folder
     if on_server and target.exists():
         owner = check_owner(target, key, manifest.id)
+        if owner is not None and not (owner.moved or owner.accepts(manifest.revision)):
+            raise MismatchError(
+                f"The collection at {target.location} was last written with the revision "
+                f"{owner.revision!r} by {owner.place}, and {index.folder.root} has "
+                f"{manifest.revision!r}: its points would be overwritten.",
+                "Move to another collection: --to-collection NAME; or delete that collection.",
+            )
         if owner is None and (count := target.count()):
             raise MismatchError(
                 f"The collection at {target.location} has {count} points that this index "
@@ -131,8 +141,16 @@ def _prepare(index: Index, target: Store, place: StoreInfo) -> None:
             )
     index.make_collection(target)
     if on_server:
-        set_owner(target, key, Owner(manifest.id, manifest.revision))
+        set_owner(target, key, Owner(manifest.id, manifest.revision, moved=True))
     copy_indexes(index.store, target)
+
+
+def _say_moved(source: Store, index: Index) -> None:
+    """Record in the collection that was left that the points are elsewhere: this index may be moved
+    back there, and copies of its folder may still read it."""
+    owner = check_owner(source, index.key, index.manifest.id)
+    if owner is not None:
+        set_owner(source, index.key, replace(owner, moved=True))
 
 
 def copy_indexes(source: Store, target: Store) -> None:

@@ -8,7 +8,7 @@ was given room for them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cart_qdrant.errors import StoreError
@@ -91,6 +91,10 @@ class AttachedStore:
         self._inner.set_metadata(key, value)
 
     # Writing: identifiers and caption vectors alone
+
+    def guard_writes(self, check: Callable[[], None]) -> None:
+        """Call `check` before identifiers or caption vectors are written."""
+        self._inner.guard_writes(check)
 
     def upsert(self, points: Sequence[models.PointStruct]) -> None:  # noqa: ARG002
         """Refuse: others write the points."""

@@ -159,6 +159,9 @@ class EdgeStore:
 
     # Writing
 
+    def guard_writes(self, check: Callable[[], None]) -> None:
+        """Check nothing: a folder belongs to one index alone."""
+
     def upsert(self, points: Sequence[models.PointStruct]) -> None:
         """Write points whole (vectors and payload), replacing those with the same id."""
         ready = prepare_points(points, self._widths())

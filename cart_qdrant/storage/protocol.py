@@ -7,7 +7,7 @@ whose collection others fill). The congruence tests hold the first two to the sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -114,6 +114,10 @@ class Store(Protocol):
 
     def set_metadata(self, key: str, value: Mapping[str, Any]) -> None:
         """Put a value into the collection's metadata; an embedded store keeps none."""
+
+    def guard_writes(self, check: Callable[[], None]) -> None:
+        """Call `check` before points are written, to refuse it; an embedded store, which belongs to
+        one folder, never does."""
 
     def upsert(self, points: Sequence[models.PointStruct]) -> None:
         """Write points whole (vectors and payload), replacing those with the same id."""

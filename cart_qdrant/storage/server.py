@@ -69,6 +69,7 @@ class ServerStore:
             client, collection, owned=owned, url=url, retry=retry or RetryPolicy(), sleep=sleep
         )
         self._dims: dict[str, int] | None = None
+        self._before_write: Callable[[], None] = lambda: None
 
     @classmethod
     def connect(
@@ -200,8 +201,13 @@ class ServerStore:
 
     # Writing
 
+    def guard_writes(self, check: Callable[[], None]) -> None:
+        """Call `check` before points are written."""
+        self._before_write = check
+
     def upsert(self, points: Sequence[models.PointStruct]) -> None:
         """Write points whole (vectors and payload), replacing those with the same id."""
+        self._before_write()
         ready = prepare_points(points, self._widths())
         for part in server_requests.groups(ready, server_requests.point_bytes):
             batch = [
@@ -211,12 +217,14 @@ class ServerStore:
 
     def delete(self, ids: Sequence[str]) -> None:
         """Remove points by id; unknown ids are ignored."""
+        self._before_write()
         for part in chunks([as_id(i) for i in ids], server_requests.REQUEST_POINTS):
             which = models.PointIdsList(points=wire_ids(part))
             self._call(self._client.delete, which, wait=True)
 
     def set_payload(self, updates: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
         """Set top-level payload keys of each named point, keeping its other keys."""
+        self._before_write()
         ready = [(as_id(i), clean_payload(payload)) for i, payload in updates]
 
         def write(updates: Sequence[tuple[str, Any]]) -> None:
@@ -233,12 +241,14 @@ class ServerStore:
 
     def delete_payload_key(self, key: str) -> None:
         """Remove a top-level payload key from every point."""
+        self._before_write()
         keys = [quote_key(key)]
         everything = models.FilterSelector(filter=models.Filter())
         self._call(self._client.delete_payload, keys, everything, wait=True)
 
     def update_vectors(self, name: str, updates: Sequence[tuple[str, Sequence[float]]]) -> None:
         """Replace one named vector of each named point."""
+        self._before_write()
         ids = [as_id(i) for i, _ in updates]
         rows = check_vectors(name, [row for _, row in updates], self._widths(), ids)
         pairs = list(zip(ids, rows, strict=True))
@@ -252,6 +262,7 @@ class ServerStore:
 
     def delete_vectors(self, name: str, ids: Sequence[str]) -> None:
         """Remove one named vector of each named point."""
+        self._before_write()
         check_names([name], self._widths())
         for part in chunks([as_id(i) for i in ids], server_requests.REQUEST_POINTS):
             which = models.PointIdsList(points=wire_ids(part))

@@ -296,7 +296,7 @@ def test_another_model_is_refused(
     new = index.manifest.revision
     for name, data in old_trie.items():
         (root / name).write_bytes(data)
-    with pytest.raises(MismatchError, match=f"revision {new!r}, but .* has ") as told:
+    with pytest.raises(MismatchError, match=f"revision {new!r} by .*, but .* has ") as told:
         Index.open(root, client=client)
     assert "cartq doctor --fix" in told.value.remedy
     other = json.loads(old)
