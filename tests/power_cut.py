@@ -168,20 +168,20 @@ class PowerCut:
         """Number of an entry, which is kept open so that its number stays its own."""
         number = path.stat().st_ino
         if number not in self._held:
-            self._held[number] = os.open(path, os.O_RDONLY)
+            self._held[number] = os.open(path, os.O_PATH)  # a socket cannot be read
             self._is_folder[number] = path.is_dir()
         return number
 
     def _see_all(self) -> None:
         if self.root.exists():
             self._see(self.root)
-            for path in self.root.rglob("*"):
+            for path in _below(self.root):
                 self._see(path)
 
     def _listing(self, folder: Path) -> dict[str, int]:
         if folder == self.root.parent:  # what else lies there is not ours
             return {self.root.name: self._see(self.root)} if self.root.exists() else {}
-        return {path.name: self._see(path) for path in folder.iterdir()}
+        return {path.name: self._see(path) for path in folder.iterdir() if not path.is_socket()}
 
     def _synchronised(self, path: Path) -> None:
         number = self._see(path)
@@ -191,7 +191,7 @@ class PowerCut:
             self._content[number] = self._copy(path)
 
     def _synchronised_below(self, folder: Path) -> None:
-        for path in (folder, *folder.rglob("*")):
+        for path in (folder, *_below(folder)):
             self._synchronised(path)
 
     def _copy(self, path: Path) -> Path:
@@ -237,7 +237,7 @@ class PowerCut:
         """Names of each folder as a process sees them."""
         folders = [self.root.parent]
         if self.root.exists():
-            folders += [self.root, *(one for one in self.root.rglob("*") if one.is_dir())]
+            folders += [self.root, *(one for one in _below(self.root) if one.is_dir())]
         return {folder.stat().st_ino: self._listing(folder) for folder in folders}
 
     def _is_engine(self, number: int, now: dict[int, dict[str, int]]) -> bool:
@@ -248,7 +248,7 @@ class PowerCut:
         store = self.root / "store"
         if not store.exists():
             return set()
-        return {one.stat().st_ino for one in (store, *store.rglob("*")) if one.is_dir()}
+        return {one.stat().st_ino for one in (store, *_below(store)) if one.is_dir()}
 
     def _choices(
         self, changed: list[int], now: dict[int, dict[str, int]]
@@ -292,6 +292,11 @@ class PowerCut:
         found = names.get(number, self._names.get(number, {}))
         below = tuple((name, self._entry(one, names)) for name, one in sorted(found.items()))
         return Entry(number, names=below)
+
+
+def _below(folder: Path) -> list[Path]:
+    """Files and folders below a folder; a socket is not on the disk."""
+    return [path for path in folder.rglob("*") if not path.is_socket()]
 
 
 def _write(entry: Entry, target: Path, *, linked: bool) -> None:

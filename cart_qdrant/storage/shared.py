@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +105,9 @@ class SharedStore:
         self._write("set_metadata", key, value)
 
     # Writing
+
+    def guard_writes(self, check: Callable[[], None]) -> None:
+        """Check nothing: a folder belongs to one index alone."""
 
     def upsert(self, points: Sequence[models.PointStruct | qdrant.PointStruct]) -> None:
         """Write points whole (vectors and payload), replacing those with the same id."""
