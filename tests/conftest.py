@@ -188,6 +188,11 @@ def small_index(small_media: Path) -> Path:
     return root
 
 
+def copy_of(root: Path, target: Path) -> Path:
+    """A copy of an index folder, without the socket of a process that has it open or was killed."""
+    return Path(shutil.copytree(root, target, ignore=shutil.ignore_patterns("*.sock")))
+
+
 def short_training(tower_steps: int = 1) -> TrainOptions:
     """Options of a training for tests: the generator takes a single epoch, the query tower at least
     `tower_steps` steps, which a test raises where it judges what is found."""

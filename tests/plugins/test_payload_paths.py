@@ -14,6 +14,7 @@ from PIL import Image
 from cart_qdrant.evaluation.compare import stored_files
 from cart_qdrant.index.index import Index
 from cart_qdrant.search.retriever import Retriever
+from tests.conftest import copy_of
 
 SHOWN = "media/picture-0.png"
 
@@ -25,7 +26,7 @@ def hostile(
     """An index, and the path that one of its items has by now: it leads to a secret picture."""
     home = tmp_path / "home"
     shutil.copytree(small_media, home / "media")
-    root = shutil.copytree(small_index, home / ".cartq")
+    root = copy_of(small_index, home / ".cartq")
     secret = tmp_path / "secret.png"
     Image.new("RGB", (64, 64), (250, 0, 0)).save(secret)
     (home / "link.png").symlink_to(secret)
