@@ -138,6 +138,17 @@ class Trie:
         """All identifiers (N, L) in lexicographic order."""
         return self.prefixes(self.depth)
 
+    def rows_at(self, leaf_R: AnyArray) -> IntArray:
+        """Identifiers (R, L) by their positions."""
+        out = np.empty((len(leaf_R), self.depth), dtype=np.int32)
+        node_R = np.asarray(leaf_R, dtype=np.int32)
+        for level in range(self.depth - 1, -1, -1):
+            out[:, level] = self.levels[level].tokens.take(node_R)
+            if level:
+                above = self.levels[level - 1].first
+                node_R = (above.searchsorted(node_R, side="right") - 1).astype(np.int32)
+        return out
+
     def prefixes(self, length: int) -> IntArray:
         """All distinct prefixes of `length` codes, in lexicographic order."""
         count = len(self.levels[length - 1].tokens) if length else min(1, len(self))
@@ -146,6 +157,10 @@ class Trie:
             begin = self._begin(level, length - 1)
             out[:, level] = np.repeat(self.levels[level].tokens, np.diff(begin))
         return out
+
+    def leaf_begins(self) -> AnyArray:
+        """Position of the first identifier under each node of the first level (nodes + 1,)."""
+        return self._begin(0, self.depth - 1)
 
     def _begin(self, level: int, below: int) -> AnyArray:
         """Position, in the level `below`, of the first descendant of each node (nodes + 1,)."""

@@ -16,9 +16,6 @@ from cart_qdrant.identifiers.trie import Level, Trie, find_codes, narrowed
 def insert(trie: Trie, rows_NL: npt.ArrayLike, hub_N: npt.ArrayLike | None = None) -> Trie:
     """A tree that also holds `rows_NL`; identifiers that are already stored change nothing.
 
-    Called by `benchmarks/trie.py` and the tests only: an index builds its tree from all of its
-    identifiers.
-
     Args:
         rows_NL: Identifiers (N, L), in any order.
         hub_N: Hubness of each identifier, if known.

@@ -178,7 +178,6 @@ class _Run:
             self._flush()
             if self.writer.changed:
                 assign_new(self.index)  # captions change the hubness of an item
-                self.writer.settle()
 
     def _due(
         self, modalities: set[Modality], *, speech: bool
@@ -363,7 +362,7 @@ class _Run:
                 update |= identifier_payload(payload)  # without hubness: it is computed again
             updates.append((item.id, update))
         if described:
-            self.writer.mark_changed()
+            self.writer.mark_changed([one for one, _ in described])
             means = caption_means(self.encoder, [captions for _, captions in described])
             vectors = zip(described, means, strict=True)
             self.index.store.update_vectors(

@@ -13,8 +13,10 @@ from cart_qdrant.arrays.vectors import unique_ratio
 from cart_qdrant.identifiers.codec import LevelReport, level_reports
 from cart_qdrant.identifiers.fit import distinct_rows
 from cart_qdrant.identifiers.quantizer import Codec
-from cart_qdrant.index.identifier_files import load_codec
-from cart_qdrant.index.identify import GROWN, encode, fitted_on
+from cart_qdrant.identifiers.trie import Trie
+from cart_qdrant.index.identifier_files import load_codec, load_trie
+from cart_qdrant.index.identifier_writes import encode
+from cart_qdrant.index.identify import GROWN, fitted_on
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.manifest import IdentifierInfo
 from cart_qdrant.index.points import has_identifier, read_vectors
@@ -23,6 +25,8 @@ DRIFT = 1.25
 """Reconstruction error of the items, divided by that at fitting, from which a refit is advised."""
 OUTGROWN = 4
 """Growth of a space since fitting from which a refit is advised."""
+UNIQUE = 0.95
+"""Least unique-identifier ratio, times the share of distinct vectors."""
 FEW = 20
 """Items below which statistics of identifiers are unreliable."""
 
@@ -61,7 +65,72 @@ class Health:
         return not self.problems
 
 
-def check(index: Index, min_unique_ratio: float = 0.95) -> Health | None:
+@dataclass(frozen=True, slots=True)
+class KnownHealth:
+    """What manifest and prefix tree know of the identifiers; no vector and no payload is read.
+
+    Attributes:
+        unique_ratio: Share of items whose semantic part is unique.
+        levels: Number of semantic levels.
+        items: Number of items that have an identifier.
+        clashes: Items that share their semantic part with an earlier item.
+        sizes: Number of items now, per space.
+        fitted_on: Number of items at fitting, per space.
+        problems: What is wrong, each with its remedy; empty if nothing is known to be.
+        remarks: What is worth knowing, but not wrong.
+    """
+
+    unique_ratio: float
+    levels: int
+    items: int
+    clashes: int
+    sizes: dict[str, int]
+    fitted_on: dict[str, int]
+    problems: list[str]
+    remarks: list[str]
+
+
+def known_health(index: Index) -> KnownHealth | None:
+    """The health that is known without a look at the points, see `check`; None before the first
+    fit."""
+    info, trie = index.manifest.identifiers, load_trie(index)
+    if info is None or trie is None:
+        return None
+    sizes = _sizes(trie, {space: int(one["offset"]) for space, one in info.meta.items()})
+    fitted = {space: int(one["fitted_on"]) for space, one in info.meta.items()}
+    repair = _repair(index)
+    problems = [
+        f"{space}: fitted on {fitted[space]} items, but there are {size}. {repair}"
+        for space, size in sizes.items()
+        if size > OUTGROWN * fitted[space]
+    ]
+    remarks = _remarks(info.count, copies=0)
+    if info.unique_ratio < UNIQUE and info.count >= FEW:
+        remarks.append(
+            f"The unique-identifier ratio is {info.unique_ratio:.3f}; `cartq doctor` finds out "
+            "whether exact copies are the reason."
+        )
+    clashes = info.count - round(info.unique_ratio * info.count)
+    return KnownHealth(
+        info.unique_ratio, info.levels, info.count, clashes, sizes, fitted, problems, remarks
+    )
+
+
+def _sizes(trie: Trie, offsets: dict[str, int]) -> dict[str, int]:
+    """Number of identifiers of each space, whose coarse codes begin at its offset."""
+    spaces = sorted(offsets, key=offsets.__getitem__)
+    begins = trie.leaf_begins()
+    nodes = trie.levels[0].tokens.searchsorted([offsets[space] for space in spaces])
+    first = [*begins[nodes].tolist(), len(trie)]
+    return {space: first[n + 1] - first[n] for n, space in enumerate(spaces)}
+
+
+def _repair(index: Index) -> str:
+    trained = index.manifest.generator is not None
+    return f"Refit the identifiers: `{'cartq train' if trained else 'cartq doctor --fix'}`."
+
+
+def check(index: Index, min_unique_ratio: float = UNIQUE) -> Health | None:
     """Measure the identifiers in force; None before the first fit.
 
     Reads all media vectors.
@@ -80,8 +149,7 @@ def check(index: Index, min_unique_ratio: float = 0.95) -> Health | None:
         if space in codec.quantizers
     }
     ratio = unique_ratio(codes)
-    trained = index.manifest.generator is not None
-    repair = f"Refit the identifiers: `{'cartq train' if trained else 'cartq doctor --fix'}`."
+    repair = _repair(index)
     wanted = min_unique_ratio * (distinct / items if items else 1.0)
     problems: list[str] = []
     if ratio < wanted:

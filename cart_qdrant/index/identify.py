@@ -5,125 +5,49 @@ Shape legend: N items, D vector width, L identifier length.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from cart_qdrant.arrays.types import FloatArray, IntArray
+from cart_qdrant.arrays.point_ids import keys_of
+from cart_qdrant.arrays.types import IntArray
 from cart_qdrant.arrays.vectors import unique_ratio
 from cart_qdrant.errors import StoreError
 from cart_qdrant.files import save_arrays
 from cart_qdrant.identifiers.codec import DisambiguationTokens, IdentifierConfig, fit_codec
-from cart_qdrant.identifiers.hubness import CAPTION as CAPTION_BANK
-from cart_qdrant.identifiers.hubness import QueryBank, media_space
+from cart_qdrant.identifiers.hubness import QueryBank
+from cart_qdrant.identifiers.item_edits import Items
 from cart_qdrant.identifiers.quantizer import Codec
-from cart_qdrant.index.identified_items import IdentifiedItems
-from cart_qdrant.index.identifier_files import load_codec, save_part
+from cart_qdrant.identifiers.trie import Trie
+from cart_qdrant.index.identifier_files import save_part
+from cart_qdrant.index.identifier_updates import built_parts, edited_parts
+from cart_qdrant.index.identifier_writes import encode, measure_hubness, write_identifiers
 from cart_qdrant.index.index import Index, identifier_fields
 from cart_qdrant.index.manifest import Artifact, IdentifierInfo
-from cart_qdrant.index.points import (
-    BLOCK,
-    Vectors,
-    has_identifier,
-    in_blocks,
-    is_ours,
-    lacks,
-    read_vectors,
-    vector_of,
-)
-from cart_qdrant.records import Identifier
+from cart_qdrant.index.points import BLOCK, Vectors, is_ours, lacks, read_vectors, vector_of
 from cart_qdrant.storage import requests as qdrant
-from cart_qdrant.storage.protocol import CAPTION, MEDIA, Store
+from cart_qdrant.storage.protocol import CAPTION
 
-ENCODED = 65_536
-"""Vectors that are copied and encoded together."""
 GROWN = 2
 """Growth since fitting from which identifiers are refitted, if no generator was trained on them."""
 
 
-def encode(codec: Codec, x_ND: FloatArray, spaces: npt.NDArray[np.str_]) -> IntArray:
-    """Codes (N, levels) of vectors of several spaces; -1 where a space has no quantiser."""
-    out = np.full((len(x_ND), codec.levels), -1, dtype=np.int32)
-    for space, quantizer in codec.quantizers.items():
-        rows = np.flatnonzero(spaces == space)
-        for begin in range(0, len(rows), ENCODED):
-            some = rows[begin : begin + ENCODED]
-            out[some] = quantizer.encode(x_ND[some])
-    return out
+@dataclass(frozen=True, slots=True)
+class PreparedIdentifiers:
+    """Identifiers that are written, but not yet in force.
 
-
-def write_identifiers(
-    store: Store, field: str, ids: Sequence[str], codes_NL: IntArray, counters: DisambiguationTokens
-) -> IntArray:
-    """Write identifiers into the payload.
-
-    Args:
-        store: The collection.
-        field: Payload field.
-        ids: Point ids.
-        codes_NL: Semantic part of each identifier, without its disambiguation token.
-        counters: Next free disambiguation token of each semantic part; advanced.
-
-    Returns:
-        The whole identifiers (N, levels + 1).
+    Attributes:
+        info: The record for the manifest, which `activate_identifiers` activates without a
+            generator.
+        trie: The prefix tree.
+        items: All items, in the order of the vectors.
     """
-    rows = counters.complete(codes_NL)
-    for begin in range(0, len(ids), BLOCK):
-        updates: list[tuple[str, Mapping[str, Any]]] = []
-        for n in range(begin, min(begin + BLOCK, len(ids))):
-            *codes, u = rows[n].tolist()
-            identifier = Identifier(tuple(codes), u)
-            updates.append((ids[n], {field: identifier.to_payload()}))
-        store.set_payload(updates)
-    return rows
 
-
-def write_hubness(
-    index: Index,
-    field: str,
-    bank: QueryBank,
-    which: qdrant.Filter,
-    on_write: Callable[[str, Mapping[str, float]], None] | None = None,
-) -> None:
-    """Compute the hubness of points and write it beside their identifier.
-
-    Args:
-        index: Open index.
-        field: Payload field of the identifiers.
-        bank: Queries from which hubness is computed.
-        which: Points that have an identifier there.
-        on_write: Is called with each point id and its hubness by vector, after they are written.
-    """
-    names = [MEDIA, CAPTION]
-    found = index.store.scroll(which, with_payload=["modality", field], with_vectors=names)
-    for chunk in in_blocks(found):
-        hubs: list[dict[str, float]] = [{} for _ in chunk]
-        wanted: dict[str, list[tuple[int, str, list[float]]]] = {}
-        for n, record in enumerate(chunk):
-            space = index.space((record.payload or {}).get("modality", ""))
-            media, caption = vector_of(record), vector_of(record, CAPTION)
-            if media is not None and space is not None:
-                wanted.setdefault(media_space(space), []).append((n, "media", media))
-            if caption is not None:
-                wanted.setdefault(CAPTION_BANK, []).append((n, "caption", caption))
-        for space, rows in wanted.items():
-            h_N = bank.hubness(np.asarray([x for _, _, x in rows], dtype=np.float32), space)
-            for (n, name, _), h in zip(rows, h_N.tolist(), strict=True):
-                if h == h:  # a space without a bank has none
-                    # The store gives a number of few digits back exactly.
-                    hubs[n][name] = round(h, 5)
-        index.store.set_payload(
-            [
-                (str(record.id), {field: {**(record.payload or {})[field], "hub": hub}})
-                for record, hub in zip(chunk, hubs, strict=True)
-            ]
-        )
-        if on_write is not None:
-            for record, hub in zip(chunk, hubs, strict=True):
-                on_write(str(record.id), hub)
+    info: IdentifierInfo
+    trie: Trie
+    items: Items
 
 
 def prepare(
@@ -131,18 +55,18 @@ def prepare(
     vectors: Vectors,
     codec: Codec,
     bank: QueryBank | None = None,
-) -> IdentifierInfo:
+) -> PreparedIdentifiers:
     """Write new identifiers under the next payload field; no search reads them until they are
     activated.
+
+    Tree and table are made of what was computed, not of what the store gives back: on a cluster a
+    replica may lag behind.
 
     Args:
         index: Open index; its lock is held.
         vectors: All items.
         codec: Fitted on every space that has items.
         bank: Queries from which hubness is computed; None writes no hubness.
-
-    Returns:
-        The record for the manifest, which `activate_identifiers` activates without a generator.
 
     Raises:
         StoreError: The store failed, or the payload field of an attached collection is in use.
@@ -155,15 +79,13 @@ def prepare(
     if index.attachment is not None:
         _check_free(index, field)
     codes = encode(codec, vectors.x_ND, vectors.spaces)
-    write_identifiers(index.store, field, vectors.ids, codes, DisambiguationTokens())
-    if bank is not None:
-        write_hubness(index, field, bank, has_identifier(field))
-    trie, table = IdentifiedItems.read(index, field, codec.levels).finish()
+    items = _write_all(index, field, vectors, DisambiguationTokens().complete(codes), bank)
+    trie, table = items.build()
     index.store.flush()
     name = f"identifiers-{version}.safetensors"
     folder = index.folder
     books = Artifact(name, save_arrays(folder.root / name, codec.to_arrays(), folder.work))
-    return IdentifierInfo(
+    info = IdentifierInfo(
         version=version,
         field=field,
         books=books,
@@ -174,6 +96,32 @@ def prepare(
         count=len(trie),
         unique_ratio=unique_ratio(codes),
     )
+    return PreparedIdentifiers(info, trie, items)
+
+
+def _write_all(
+    index: Index, field: str, vectors: Vectors, row_NL: IntArray, bank: QueryBank | None
+) -> Items:
+    """Write the identifiers of all items, with their hubness if there is a bank."""
+    hub_N2 = np.full((len(row_NL), 2), np.nan, dtype=np.float32)
+    for begin in range(0, len(row_NL), BLOCK):
+        some = slice(begin, begin + BLOCK)
+        ids, hubs = vectors.ids[some], None
+        if bank is not None:
+            captions = _caption_vectors(index, ids)
+            hubs = measure_hubness(bank, vectors.x_ND[some], vectors.spaces[some], captions)
+            hub_N2[some] = [[h.get(name, np.nan) for name in ("media", "caption")] for h in hubs]
+        write_identifiers(index.store, field, ids, row_NL[some], hubs)
+    return Items(
+        keys_of(vectors.ids), row_NL, hub_N2[:, 0], vectors.modality_N, vectors.file_N, hub_N2[:, 1]
+    )
+
+
+def _caption_vectors(index: Index, ids: Sequence[str]) -> list[list[float] | None]:
+    """Caption vector of each point; None where it has none."""
+    found = index.store.retrieve(ids, with_payload=False, with_vectors=[CAPTION])
+    by_id = {str(record.id): vector_of(record, CAPTION) for record in found}
+    return [by_id.get(one) for one in ids]
 
 
 def _check_free(index: Index, field: str) -> None:
@@ -228,7 +176,7 @@ def refit(index: Index, config: IdentifierConfig | None = None) -> IdentifierInf
     vectors = read_vectors(index)
     if not vectors.ids:
         return None
-    info = prepare(index, vectors, fit_codec(vectors.by_space(), config))
+    info = prepare(index, vectors, fit_codec(vectors.by_space(), config)).info
     activate_identifiers(index, info)
     return info
 
@@ -249,8 +197,8 @@ def summary(info: IdentifierInfo) -> dict[str, Any]:
 
 
 def update_identifiers(index: Index) -> int:
-    """Assign identifiers to new points. Refit all identifiers instead where the collection has
-    outgrown its codebooks and no generator was trained on them.
+    """Bring identifiers, tree and table up to date with the points. Refit all identifiers instead
+    where the collection has outgrown its codebooks and no generator was trained on them.
 
     Returns:
         How many items stay without an identifier.
@@ -261,70 +209,44 @@ def update_identifiers(index: Index) -> int:
         and index.manifest.generator is None
         and index.store.count(is_ours()) > GROWN * fitted_on(info)
     ):
-        refit(index)
-        return 0
+        return _refit_all(index)
     return assign_new(index)
 
 
-def assign_new(index: Index) -> int:
+def _refit_all(index: Index) -> int:
+    refit(index)
+    index.store.flush()
+    index.changes.settle()
+    return 0
+
+
+def assign_new(index: Index, *, rebuild: bool = False) -> int:
     """Assign an identifier to every point that has none, and update tree and table.
 
-    Both are built from the payloads of all points, since a run that was killed may have written
-    points without updating them. Items of a space without codebooks need a new fit: it is done at
-    once, unless that would discard a trained generator.
+    The points that `index.changes` names are replaced in both. Where it does not know all of them,
+    since a run was killed, both are built from the payloads of all points. Items of a space without
+    codebooks need a new fit: it is done at once, unless that would discard a trained generator.
+
+    Args:
+        index: Open index; its lock is held.
+        rebuild: Build tree and table from all payloads in any case.
 
     Returns:
         How many items stay without an identifier.
     """
     info = index.manifest.identifiers
     if info is None:
-        refit(index)
-        return 0
-    bank = index.query_bank()
-    items = IdentifiedItems.read(index, info.field, info.levels, list_unmeasured=bank is not None)
-    without = _assign(index, info, items)
+        return _refit_all(index)
+    updated = None if rebuild else edited_parts(index, info)
+    without, trie, table = updated or built_parts(index, info)
     if without and index.manifest.generator is None:
-        refit(index)
-        return 0
-    if bank is not None:
-        unmeasured = list(items.unmeasured)
-        for begin in range(0, len(unmeasured), BLOCK):
-            some = qdrant.HasIdCondition(has_id=unmeasured[begin : begin + BLOCK])
-            which = qdrant.Filter(must=[some])
-            write_hubness(index, info.field, bank, which, items.set_hubness)
+        return _refit_all(index)
     index.store.flush()
-    trie, table = items.finish()
     written = replace(
         info, trie=save_part(index, "trie", trie), items=save_part(index, "items", table),
         count=len(trie), unique_ratio=trie.unique_ratio,
     )  # fmt: skip
     if (written.trie, written.items) != (info.trie, info.items):
         index.put(replace(index.manifest, identifiers=written))
-    return without
-
-
-def _assign(index: Index, info: IdentifierInfo, items: IdentifiedItems) -> int:
-    """Write identifiers of points that have none, and add these points to `items`.
-
-    Returns:
-        How many items stay without one, since their space has no codebooks.
-    """
-    codec = load_codec(index)
-    assert codec is not None
-    missing = qdrant.Filter(must=[lacks(f"{info.field}.id")], must_not=[lacks("hash")])
-    counters = DisambiguationTokens(items.free_tokens())
-    without = 0
-    wanted = ["modality", "path"]
-    for chunk in in_blocks(index.store.scroll(missing, with_payload=wanted, with_vectors=[MEDIA])):
-        x = np.asarray([vector_of(r) for r in chunk], dtype=np.float32)
-        spaces = np.asarray([index.space((r.payload or {})["modality"]) or "" for r in chunk])
-        codes = encode(codec, x, spaces)
-        known = codes[:, 0] >= 0
-        # A modality that the embedder does not know never gets one: that is no reason to refit.
-        without += int((~known & (spaces != "")).sum())
-        kept = [record for record, ok in zip(chunk, known, strict=True) if ok]
-        ids = [str(record.id) for record in kept]
-        rows = write_identifiers(index.store, info.field, ids, codes[known], counters)
-        for id, record, row in zip(ids, kept, rows.tolist(), strict=True):
-            items.add(id, row, record.payload or {})
+    index.changes.settle()
     return without

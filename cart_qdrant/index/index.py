@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 from cart_qdrant.embedders.protocol import Embedder, FittedEmbedder
 from cart_qdrant.errors import IndexMissingError, MismatchError, UsageError
 from cart_qdrant.files import save_arrays
+from cart_qdrant.index.changes import Changes
 from cart_qdrant.index.consent import check_key, remember_key
 from cart_qdrant.index.folder import IndexFolder
 from cart_qdrant.index.manifest import Artifact, EmbedderInfo, Manifest
@@ -59,6 +60,7 @@ class Index(IndexModels):
         super().__init__(folder, manifest)
         self.store = store
         self._ownership: Ownership | None = None
+        self.changes = Changes(folder.work)
 
     @classmethod
     def open(

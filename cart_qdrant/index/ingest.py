@@ -274,7 +274,6 @@ class Ingest:
         if self._writer.changed or (info is None and has_points):
             self._reporter.phase("identifiers", None)
             without = update_identifiers(index)
-            self._writer.settle()
             for line in advice(index, without):
                 self._reporter.say(line)
         info = index.manifest.identifiers

@@ -5,6 +5,7 @@ Shape legend: N points, D vector width.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from cart_qdrant.arrays.spill import SpillBuffer
 from cart_qdrant.arrays.types import FloatArray
+from cart_qdrant.identifiers.item_table import file_number, modality_number
 from cart_qdrant.index.index import Index
 from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage.protocol import MEDIA
@@ -62,12 +64,16 @@ class Vectors:
         ids: Point ids.
         x_ND: Unit vectors; in a memory-mapped file if they are many, see `SpillBuffer`.
         spaces: Space of each vector (N,).
+        modality_N: Number of each item's modality, see `modality_number`.
+        file_N: Number of each item's file, see `file_number`.
         folder: Folder of that file; None keeps the vectors of each space in memory.
     """
 
     ids: list[str]
     x_ND: FloatArray
     spaces: npt.NDArray[np.str_]
+    modality_N: npt.NDArray[np.uint8]
+    file_N: npt.NDArray[np.uint64]
     folder: Path | None = None
 
     def by_space(self) -> dict[str, FloatArray]:
@@ -94,16 +100,22 @@ def read_vectors(index: Index) -> Vectors:
     dim = index.manifest.embedder.dim
     ids: list[str] = []
     spaces: list[str] = []
+    modalities, files = bytearray(), array("Q")
     read = SpillBuffer(dim, index.folder.work)
-    found = index.store.scroll(is_ours(), with_payload=["modality"], with_vectors=[MEDIA])
+    found = index.store.scroll(is_ours(), with_payload=["modality", "path"], with_vectors=[MEDIA])
     for chunk in in_blocks(found):
         rows: list[list[float]] = []
         for record in chunk:
-            vector = vector_of(record)
-            space = index.space((record.payload or {}).get("modality", ""))
+            vector, payload = vector_of(record), record.payload or {}
+            space = index.space(payload.get("modality", ""))
             if vector is not None and space is not None:
                 ids.append(str(record.id))
                 spaces.append(space)
+                modalities.append(modality_number(payload.get("modality")))
+                files.append(file_number(payload.get("path", str(record.id))))
                 rows.append(vector)
         read.add(np.asarray(rows, dtype=np.float32).reshape(-1, dim))
-    return Vectors(ids, read.array(), np.asarray(spaces, dtype=np.str_), index.folder.work)
+    return Vectors(
+        ids, read.array(), np.asarray(spaces, dtype=np.str_), np.frombuffer(modalities, np.uint8),
+        np.asarray(files, np.uint64), index.folder.work,
+    )  # fmt: skip

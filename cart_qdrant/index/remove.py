@@ -118,7 +118,6 @@ def remove(index: Index, chosen: Chosen) -> RemoveReport:
         writer.remove(chosen.ids)
     if writer.changed and index.manifest.identifiers is not None:
         update_identifiers(index)
-        writer.settle()
     info = index.manifest.identifiers
     report.identifiers = {} if info is None else summary(info)
     report.seconds = time.perf_counter() - begin

@@ -16,13 +16,8 @@ from cart_qdrant.identifiers.codec import DisambiguationTokens
 from cart_qdrant.identifiers.free_tokens import FreeTokens
 from cart_qdrant.index.health import advice
 from cart_qdrant.index.identifier_files import load_codec, load_trie
-from cart_qdrant.index.identify import (
-    encode,
-    remove_stale,
-    summary,
-    update_identifiers,
-    write_identifiers,
-)
+from cart_qdrant.index.identifier_writes import encode, write_identifiers
+from cart_qdrant.index.identify import remove_stale, summary, update_identifiers
 from cart_qdrant.index.index import TEXT_DIM, Index
 from cart_qdrant.index.points import has_identifier, in_blocks, is_ours, vector_of
 from cart_qdrant.index.writer import caption_means
@@ -184,7 +179,8 @@ def _reassign_changed(index: Index, reporter: Reporter) -> int:
         old = np.asarray([(r.payload or {})[info.field]["codes"] for r in chunk], np.int32)
         rows = np.flatnonzero((codes != old).any(axis=1) & (codes[:, 0] >= 0))
         ids = [str(chunk[n].id) for n in rows]
-        write_identifiers(index.store, info.field, ids, codes[rows], counters)
+        index.changes.add(ids)
+        write_identifiers(index.store, info.field, ids, counters.complete(codes[rows]))
         changed += len(rows)
         reporter.advance(len(chunk))
     return changed

@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from cart_qdrant.captions.reader import merge_captions, segment_captions
 from cart_qdrant.files import write_atomic
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.plan import Job, file_state
+from cart_qdrant.index.points import has_identifier
 from cart_qdrant.records import Caption, Segment
 from cart_qdrant.storage.payloads import is_plain_key
 from cart_qdrant.storage.protocol import CAPTION, MEDIA
@@ -81,7 +81,6 @@ class PointWriter:
         self._points: list[tuple[models.PointStruct, list[Caption]]] = []
         self._replacements: list[_Replacement] = []
         self._note = index.folder.work / "replaced.json"
-        self._mark = index.folder.work / "changed"
         self._columns: set[str] = set()
         self._indexed: set[str] = set()
         self.embed_seconds = 0.0
@@ -89,13 +88,8 @@ class PointWriter:
 
     @property
     def changed(self) -> bool:
-        """Whether points were written since the last `settle`, by this run or a killed one."""
-        return self._mark.exists()
-
-    def settle(self) -> None:
-        """Record that identifiers and prefix tree are up to date with the points."""
-        self._index.store.flush()
-        self._mark.unlink(missing_ok=True)
+        """Whether points have changed since identifiers were up to date, also by a killed run."""
+        return self._index.changes.pending
 
     def recover(self) -> None:
         """Remove the points whose replacements a killed run has written."""
@@ -104,7 +98,7 @@ class PointWriter:
         for one in json.loads(self._note.read_bytes()):
             there = self._index.store.retrieve(one["new"], with_payload=False)
             if len(there) == len(one["new"]):
-                self.mark_changed()
+                self.mark_changed(one["old"])
                 self._index.store.delete(one["old"])
         self._note.unlink()
 
@@ -170,7 +164,7 @@ class PointWriter:
         """Remove points by id."""
         if not ids:
             return
-        self.mark_changed()
+        self.mark_changed(ids)
         for begin in range(0, len(ids), WRITE):
             self._index.store.delete(ids[begin : begin + WRITE])
 
@@ -180,10 +174,10 @@ class PointWriter:
             return
         self._embed_captions()
         begin = time.perf_counter()
-        self.mark_changed()
-        self._index_columns()
         written = {str(point.id) for point, _ in self._points}
         old = sorted({one for r in self._replacements for one in r.old} - written)
+        self.mark_changed([*written, *old])
+        self._index_columns()
         if old:
             note = [{"new": r.new, "old": sorted(set(r.old) - written)} for r in self._replacements]
             write_atomic(self._note, json.dumps(note).encode())
@@ -200,10 +194,15 @@ class PointWriter:
             self._index.store.create_keyword_index(key)
             self._indexed.add(key)
 
-    def mark_changed(self) -> None:
-        """Record that identifiers and prefix tree are not up to date until `settle`."""
-        if not self.changed:
-            _create(self._mark)
+    def mark_changed(self, ids: Iterable[str]) -> None:
+        """Record points that are about to change, until `update_identifiers` has followed."""
+        index = self._index
+        info = index.manifest.identifiers
+        if info is not None and not index.changes.pending:
+            stored = index.store.count(has_identifier(info.field))
+            if stored != info.count:  # others have deleted points, or brought back older ones
+                index.changes.forget_ids()
+        index.changes.add(ids)
 
     def _embed_captions(self) -> None:
         if not any(captions for _, captions in self._points):
@@ -239,11 +238,6 @@ def caption_means(
         for n in set(owner):
             out[n] = unit(means[n])
     return out
-
-
-def _create(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, b"")
 
 
 def identifier_payload(payload: Mapping[str, Any]) -> dict[str, Any]:

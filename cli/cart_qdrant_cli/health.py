@@ -1,4 +1,4 @@
-"""How the state of the identifiers is shown, by `ingest` and by `doctor`."""
+"""How the state of the identifiers is shown: what is known by `ingest`, all of it by `doctor`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from rich.text import Text
 from cart_qdrant_cli.output import counted, grid, plain, verdict
 
 if TYPE_CHECKING:
-    from cart_qdrant.index.health import Health
+    from cart_qdrant.index.health import Health, KnownHealth
 
 
 def health_json(health: Health) -> dict[str, Any]:
-    """The object of `doctor --json`, and `identifiers` of `ingest --json`."""
+    """The object of `doctor --json`."""
     return {
         "passed": health.passed,
         "unique_ratio": round(health.unique_ratio, 4),
@@ -39,22 +39,30 @@ def health_json(health: Health) -> dict[str, Any]:
     }
 
 
-def health_line(health: Health) -> Text:
-    """One line: the verdict and the main numbers."""
-    dead = sum(level.dead for level in health.levels)
-    used = sum(level.used for level in health.levels)
-    entropy = ", ".join(f"{level.entropy:.2f}" for level in health.levels)
-    error = ", ".join(f"{space} {e:.3f}" for space, e in health.error.items()) or "none"
-    return Text.assemble(
-        "identifiers ",
-        verdict(health.passed),
-        f"  unique-identifier ratio {health.unique_ratio:.3f} · {len(health.levels)} levels · "
-        f"entropy {entropy} · "
-        f"{used} codes used, {dead} dead · {counted(health.clashes, 'clash')} · error {error}",
+def known_json(health: KnownHealth) -> dict[str, Any]:
+    """The object `identifiers` of `ingest --json`."""
+    return {
+        "unique_ratio": round(health.unique_ratio, 4),
+        "levels": health.levels,
+        "count": health.items,
+        "clashes": health.clashes,
+        "sizes": health.sizes,
+        "fitted_on": health.fitted_on,
+        "problems": health.problems,
+        "remarks": health.remarks,
+    }
+
+
+def known_line(health: KnownHealth) -> str:
+    """One line with the main numbers."""
+    return (
+        f"identifiers  unique-identifier ratio {health.unique_ratio:.3f} · {health.levels} levels "
+        f"· {counted(health.clashes, 'clash')} · {counted(health.items, 'item')}, fitted on "
+        f"{sum(health.fitted_on.values()):,}"
     )
 
 
-def show_notes(console: Console, health: Health) -> None:
+def show_notes(console: Console, health: Health | KnownHealth) -> None:
     """The problems with their remedies, then the remarks."""
     for problem in health.problems:
         console.print(Text.assemble(("✗ ", "bold red"), plain(problem)))

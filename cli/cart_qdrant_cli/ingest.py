@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from cart_qdrant.errors import UsageError
-from cart_qdrant_cli.health import health_json, health_line, show_notes
+from cart_qdrant_cli.health import known_json, known_line, show_notes
 from cart_qdrant_cli.ingest_progress import ingesting
 from cart_qdrant_cli.options import (
     CollectionOption,
@@ -39,7 +39,7 @@ from cart_qdrant_cli.output import (
 )
 
 if TYPE_CHECKING:
-    from cart_qdrant.index.health import Health
+    from cart_qdrant.index.health import KnownHealth
     from cart_qdrant.index.index import Index
     from cart_qdrant.index.report import IngestOptions, IngestReport
 
@@ -57,16 +57,16 @@ EXAMPLES = examples(
 
 @dataclass(frozen=True, slots=True)
 class Ingested:
-    """A run's report and the state of the identifiers after it."""
+    """A run's report and what is known of the identifiers after it."""
 
     report: IngestReport
-    health: Health | None
+    health: KnownHealth | None
 
     def to_json(self) -> dict[str, Any]:
-        """The contract's object; the identifiers' state joins what the report says of them."""
+        """The contract's object; the identifiers' state replaces what the report says of them."""
         out = self.report.to_json()
         if self.health is not None:
-            out["identifiers"] = {**out["identifiers"], **health_json(self.health)}
+            out["identifiers"] = known_json(self.health)
         return out
 
 
@@ -178,13 +178,13 @@ def run_ingest(
         UsageError: A path does not exist, or the embedder and `vectors` do not fit.
         MismatchError: The index is bound to another embedder.
     """
-    from cart_qdrant.index.health import check
+    from cart_qdrant.index.health import known_health
     from cart_qdrant.index.ingest import Ingest
 
     _require_paths(options)
     with _open(target, reporter, options.dry_run, embedder, vectors) as index:
         report = Ingest(index, options, reporter).run()
-        health = None if options.dry_run else check(index)
+        health = None if options.dry_run else known_health(index)
     return Ingested(report, health)
 
 
@@ -254,7 +254,7 @@ def show_ingest(console: Console, done: Ingested, target: Target, *, hint: bool 
     if done.health is None:
         remark("The index is empty.")
         return
-    console.print(health_line(done.health))
+    console.print(Text(known_line(done.health)))
     show_notes(console, done.health)
     if not hint:
         return

@@ -30,7 +30,7 @@ from cart_qdrant.generator.prior import level_sizes
 from cart_qdrant.identifiers.codec import DisambiguationTokens, QuantizerSize, fit_quantizer
 from cart_qdrant.identifiers.quantizer import Codec, Quantizer
 from cart_qdrant.identifiers.trie import Trie
-from cart_qdrant.index.identify import encode
+from cart_qdrant.index.identifier_writes import encode
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.points import Vectors
 from cart_qdrant.progress import Reporter, Silent
@@ -88,12 +88,12 @@ def _vectors(data: AblationData, variant: Variant, seed: int) -> Vectors:
     """The media vectors, with noise if the variant has some."""
     vectors = data.corpus.vectors
     if not variant.noise:
-        return Vectors(vectors.ids, vectors.x_ND, vectors.spaces)
+        return replace(vectors, folder=None)
     rng = np.random.default_rng((seed, 7))
     noise = rng.normal(size=vectors.x_ND.shape) / np.sqrt(vectors.x_ND.shape[1])
     x_ND = (vectors.x_ND + variant.noise * noise).astype(np.float32)
     x_ND /= np.linalg.norm(x_ND, axis=1, keepdims=True)
-    return Vectors(vectors.ids, x_ND, vectors.spaces)
+    return replace(vectors, x_ND=x_ND, folder=None)
 
 
 def _codec(data: AblationData, vectors: Vectors, variant: Variant, seed: int) -> Codec:

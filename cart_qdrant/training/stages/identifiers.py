@@ -11,7 +11,6 @@ from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.identifiers.codec import IdentifierConfig, fit_codec
 from cart_qdrant.identifiers.hubness import BANK, CAPTION, QueryBank, media_space
 from cart_qdrant.identifiers.quantizer import Codec
-from cart_qdrant.identifiers.trie import Trie
 from cart_qdrant.index.identify import prepare
 from cart_qdrant.training.stages.state import (
     FittedIdentifiers,
@@ -31,19 +30,12 @@ def fit_identifiers(run: Run, data: TrainingData, tower: TrainedTower) -> Fitted
     run.reporter.phase("identifiers", None)
     codec = _codec(run.options.seed, data, tower)
     bank = _query_bank(run.options.seed, data, tower)
-    info = prepare(run.index, data.corpus.vectors, codec, bank)
-    trie = Trie.load(run.index.folder.root / info.trie.name)
-    # Read back, since the store rounds hubness, and searches read what is stored.
-    row = {one: n for n, one in enumerate(data.corpus.vectors.ids)}
-    rows_NL = np.zeros((len(row), info.levels + 1), dtype=np.int32)
-    hub_N2 = np.full((len(row), 2), np.nan, dtype=np.float32)
-    for record in run.index.store.scroll(with_payload=[info.field]):
-        n = row.get(str(record.id))
-        if n is not None:
-            stored = (record.payload or {})[info.field]
-            rows_NL[n] = [*stored["codes"], stored["disambiguation"]]
-            hub_N2[n] = [stored["hub"].get(name, np.nan) for name in ("media", "caption")]
-    return FittedIdentifiers(info, codec, trie, bank, rows_NL, hub_N2[:, 0], hub_N2[:, 1])
+    prepared = prepare(run.index, data.corpus.vectors, codec, bank)
+    items = prepared.items
+    return FittedIdentifiers(
+        prepared.info, codec, prepared.trie, bank, items.row_CL, items.media_hub_C,
+        items.caption_hub_C,
+    )  # fmt: skip
 
 
 def _codec(seed: int, data: TrainingData, tower: TrainedTower) -> Codec:

@@ -19,16 +19,16 @@ from cart_qdrant.identifiers.codec import DisambiguationTokens
 from cart_qdrant.identifiers.free_tokens import FreeTokens
 from cart_qdrant.identifiers.hubness import QueryBank
 from cart_qdrant.identifiers.item_table import MODALITIES, file_number
+from cart_qdrant.index.changes import Changes
 from cart_qdrant.index.health import check
 from cart_qdrant.index.identifier_files import load_codec, load_table, load_trie
+from cart_qdrant.index.identifier_writes import encode, write_identifiers
 from cart_qdrant.index.identify import (
     activate_identifiers,
     assign_new,
-    encode,
     prepare,
     refit,
     remove_stale,
-    write_identifiers,
 )
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.manifest import Artifact, GeneratorInfo
@@ -162,7 +162,7 @@ def test_tree_is_mended_from_the_payload(index: Index) -> None:
     add(index, vectors(20))
     refit(index)
     index.store.delete([Segment("p0", Modality.IMAGE).id])
-    assign_new(index)
+    assign_new(index, rebuild=True)
     assert_in_step(index)
 
 
@@ -177,8 +177,12 @@ def test_interrupted_assignment_goes_on(index: Index) -> None:
     assert trie is not None
     ids = [Segment(f"copy{n}", Modality.IMAGE).id for n in range(3)]
     codes = encode(codec, same[:3], np.array(["visual"] * 3))
-    write_identifiers(index.store, info.field, ids, codes, DisambiguationTokens(FreeTokens(trie)))
+    rows = DisambiguationTokens(FreeTokens(trie)).complete(codes)
+    index.changes.add(ids)
+    write_identifiers(index.store, info.field, ids, rows)
     # Killed here: three of six are named, the tree knows none.
+    index.changes = Changes(index.folder.work)
+    assert index.changes.unknown
     assign_new(index)
     assert_in_step(index)
 
@@ -224,7 +228,7 @@ def test_points_that_come_after_training_get_their_hubness(index: Index) -> None
     assert trie is not None and np.isnan(trie.hub_N).all() and not hubs(index)
     pretend_trained(index, vectors(5, seed=3))
     add(index, vectors(4, seed=5), name="new")
-    assign_new(index)
+    assign_new(index, rebuild=True)  # the older points have none either: training would write it
     assert_in_step(index)
     bank, found, info = index.query_bank(), read_vectors(index), index.manifest.identifiers
     assert bank is not None and info is not None
@@ -247,7 +251,7 @@ def test_flip_is_one_step(index: Index) -> None:
     old = {one.id for one in names(index)}
     codec = load_codec(index)
     assert codec is not None and first is not None
-    info = prepare(index, read_vectors(index), codec)
+    info = prepare(index, read_vectors(index), codec).info
     assert info.field == "cart_2"
     # Before: the old one in force and whole.
     assert index.manifest.identifiers == first and {o.id for o in names(index)} == old

@@ -1,0 +1,264 @@
+"""What a later ingestion costs: nothing changed, ten files are new, or ten were deleted.
+
+    python benchmarks/incremental.py --sizes 1000 10000 100000
+    python benchmarks/incremental.py --sizes 100000 --against ../before
+
+The collection is made, not ingested: points with vectors of 64 numbers (noisy copies of a fiftieth
+as many centres), payloads as `cartq ingest` writes them, without captions; the codebooks are
+fitted on 20,000 of them, and every item is coded by them. The files are real: hard links to small
+PNG pictures, 1,000 in a folder. Each run is `cartq ingest --embedder precomputed` in a process of
+its own, in the embedded store; its time is that of the command without the start of Python and
+imports, the memory is the highest of the process. Ten new files are pictures that are decoded, and
+whose vectors come from a file; ten deleted files leave by `--prune`. Medians of `--repeat` runs.
+`--against` does the same with another checkout of this repository, and prints the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from qdrant_client import models
+
+from cart_qdrant.arrays.point_ids import keys_of
+from cart_qdrant.arrays.types import FloatArray, IntArray
+from cart_qdrant.arrays.vectors import unique_ratio
+from cart_qdrant.captions.reader import CaptionReader
+from cart_qdrant.embedders.precomputed import PrecomputedEmbedder
+from cart_qdrant.files import save_arrays
+from cart_qdrant.identifiers.codec import DisambiguationTokens, fit_codec
+from cart_qdrant.identifiers.item_table import ItemTable, file_number
+from cart_qdrant.identifiers.quantizer import Codec
+from cart_qdrant.identifiers.trie import Trie
+from cart_qdrant.index.identifier_files import save_part
+from cart_qdrant.index.index import KEY, Index
+from cart_qdrant.index.manifest import Artifact, IdentifierInfo
+from cart_qdrant.index.plan import file_state
+from cart_qdrant.media.scan import FileEntry, scan
+from cart_qdrant.records import Identifier, Modality, Segment
+
+SIZES = (1_000, 10_000, 100_000)
+DIM, SAMPLE, BLOCK = 64, 20_000, 5_000
+CHANGED = 10
+"""Files that are added, and that are deleted."""
+FOLDER, LINKS = 1_000, 30_000
+"""Files in a folder, and hard links to one picture."""
+RUNS = ("nothing", "new", "deleted")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    """Measure each size, print a row for each run."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="points")
+    parser.add_argument("--repeat", type=int, default=3, help="runs of a kind")
+    parser.add_argument("--against", type=Path, help="another checkout to compare with")
+    parser.add_argument("--folder", type=Path, help="where indexes are made; temporary if not")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--make", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.make:
+        make_index(given.folder, given.make)
+    elif given.one:
+        print(json.dumps(one_run(given.folder, prune=given.one == "deleted")))
+    else:
+        compare(given.sizes, given.repeat, given.against, given.folder)
+
+
+def compare(sizes: list[int], repeat: int, against: Path | None, where: Path | None) -> None:
+    """Print the table."""
+    checkouts = {"after": ROOT} if against is None else {"before": against.resolve(), "after": ROOT}
+    head = " | ".join(f"{name} s | {name} MB" for name in checkouts)
+    print(f"| points | changed | {head} |" + (" times quicker |" if against else ""))
+    print("|---:|---|" + "---:|" * (2 * len(checkouts) + (against is not None)))
+    for size in sizes:
+        found = {}
+        for name, checkout in checkouts.items():
+            with tempfile.TemporaryDirectory(dir=where) as folder:
+                found[name] = measure(checkout, Path(folder), size, repeat)
+        for kind in RUNS:
+            cells = [f"{found[name][kind][n]:,.{2 - 2 * n}f}" for name in checkouts for n in (0, 1)]
+            if against is not None:
+                cells.append(f"{found['before'][kind][0] / found['after'][kind][0]:.1f}")
+            print(f"| {size:,} | {kind} | " + " | ".join(cells) + " |", flush=True)
+
+
+def measure(checkout: Path, folder: Path, size: int, repeat: int) -> dict[str, tuple[float, float]]:
+    """Median seconds and megabytes of each kind of run."""
+    call(checkout, folder, "--make", str(size))
+    took: dict[str, list[dict[str, float]]] = {kind: [] for kind in RUNS}
+    for number in range(repeat + 1):  # the first is not counted: files and pages are cold
+        for kind in RUNS:
+            change_files(folder, kind, number)
+            row = json.loads(call(checkout, folder, "--one", kind))
+            wanted = [CHANGED * (kind == "new"), CHANGED * (kind == "deleted"), []]
+            if [row["segments"], row["removed"], row["failed"]] != wanted:
+                raise SystemExit(f"{kind}: {row}")
+            if number or not repeat:
+                took[kind].append(row)
+    return {
+        kind: (
+            statistics.median(row["seconds"] for row in rows),
+            statistics.median(row["mb"] for row in rows),
+        )
+        for kind, rows in took.items()
+    }
+
+
+def call(checkout: Path, folder: Path, *words: str) -> str:
+    """Run this file with the package of a checkout."""
+    path = os.pathsep.join(str(checkout / part) for part in ("", "cli"))
+    return subprocess.run(
+        [sys.executable, __file__, "--folder", str(folder), *words],
+        env={**os.environ, "PYTHONPATH": path}, check=True, stdout=subprocess.PIPE, text=True,
+    ).stdout  # fmt: skip
+
+
+def change_files(folder: Path, kind: str, number: int) -> None:
+    """Add or delete ten files."""
+    media = folder / "media"
+    if kind == "deleted":
+        for path in sorted((media / "0").iterdir())[:CHANGED]:
+            path.unlink()
+    if kind == "new":
+        paths = [f"new/{number}-{n}.png" for n in range(CHANGED)]
+        (media / "new").mkdir(exist_ok=True)
+        for n, one in enumerate(paths):
+            write_picture(media / one, 1000 + number * CHANGED + n)
+        np.savez(
+            folder / "vectors.npz", vectors=make_vectors(CHANGED, seed=number),
+            paths=np.asarray([f"media/{path}" for path in paths]),
+        )  # fmt: skip
+
+
+def one_run(folder: Path, *, prune: bool) -> dict[str, Any]:
+    """One ingestion in this process: its seconds, memory and report."""
+    from cart_qdrant.index import health, ingest  # noqa: F401
+    from cart_qdrant.index.report import IngestOptions
+    from cart_qdrant.progress import Silent
+    from cart_qdrant_cli.ingest import run_ingest
+    from cart_qdrant_cli.options import Target
+
+    fields = dict.fromkeys(Target.__dataclass_fields__)
+    values: Any = {**fields, "index": folder / ".cartq", "verbose": False}
+    target = Target(**values)
+    options = IngestOptions(paths=[folder / "media"], prune=prune)
+    begin = time.perf_counter()
+    done = run_ingest(
+        target,
+        options,
+        Silent(),
+        embedder="precomputed",
+        vectors=folder / "vectors.npz",
+    )
+    seconds = time.perf_counter() - begin
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    report = done.report
+    return {
+        "seconds": seconds, "mb": memory, "segments": report.segments, "removed": report.removed,
+        "failed": [failure.path for failure in report.failed],
+    }  # fmt: skip
+
+
+def make_index(folder: Path, size: int) -> None:
+    """An index of `size` items and its files in `folder`."""
+    make_files(folder / "media", size)
+    x_ND = make_vectors(size)
+    np.savez(folder / "vectors.npz", vectors=x_ND[:1], paths=np.asarray(["media/none.png"]))
+    embedder = PrecomputedEmbedder.from_file(folder / "vectors.npz")
+    found = scan([folder / "media"], base=folder)
+    reader = CaptionReader(base=folder, roots=[folder / "media"])
+    with Index.create(folder / ".cartq", embedder) as index, index.folder.lock():
+        (space,) = set(embedder.spaces.values())
+        codec = fit_codec({space: x_ND[:SAMPLE]})
+        quantizer = replace(codec.quantizers[space], fitted_on=size)
+        rows_NL = DisambiguationTokens().complete(quantizer.encode(x_ND))
+        for begin in range(0, size, BLOCK):
+            some = slice(begin, begin + BLOCK)
+            rows = zip(
+                found.entries[some], rows_NL[some].tolist(), x_ND[some].tolist(), strict=True
+            )
+            index.store.upsert([point(*row, reader) for row in rows])
+        index.store.flush()
+        put_identifiers(index, Codec({space: quantizer}), found.entries, rows_NL)
+
+
+def point(
+    entry: FileEntry, row: list[int], vector: list[float], reader: CaptionReader
+) -> models.PointStruct:
+    """A stored point of a picture, as the ingestion writes it."""
+    *codes, token = row
+    payload = {
+        "path": entry.rel, "modality": "image", "start": 0.0, "end": 0.0, "captions": [],
+        "hash": os.urandom(16).hex(), "size": entry.size, "mtime": modified(entry), "segments": 1,
+        "caption_digest": reader.read(entry.path, entry.rel).digest,
+        KEY: Identifier(tuple(codes), token).to_payload(),
+    }  # fmt: skip
+    name = Segment(entry.rel, Modality.IMAGE).id
+    return models.PointStruct(id=name, vector={"media": vector}, payload=payload)
+
+
+def put_identifiers(
+    index: Index, codec: Codec, entries: tuple[FileEntry, ...], rows_NL: IntArray
+) -> None:
+    """Store books, tree and table, and put them in force."""
+    trie = Trie.build(rows_NL)
+    table = ItemTable.build(
+        keys_of(Segment(one.rel, Modality.IMAGE).id for one in entries), trie.nodes(rows_NL),
+        np.zeros(len(entries)), np.asarray([file_number(one.rel) for one in entries], np.uint64),
+        np.full(len(entries), np.nan),
+    )  # fmt: skip
+    name = "identifiers-1.safetensors"
+    digest = save_arrays(index.folder.root / name, codec.to_arrays(), index.folder.work)
+    info = IdentifierInfo(
+        version=1, field=KEY, books=Artifact(name, digest), trie=save_part(index, "trie", trie),
+        items=save_part(index, "items", table), meta=codec.to_meta(), levels=codec.levels,
+        count=len(trie), unique_ratio=unique_ratio(rows_NL[:, :-1]),
+    )  # fmt: skip
+    index.put(replace(index.manifest, identifiers=info))
+
+
+def make_files(media: Path, size: int) -> None:
+    """Hard links to small pictures."""
+    base = media.with_name("pictures")
+    base.mkdir()
+    for n in range(size):
+        picture = base / f"{n // LINKS}.png"
+        if n % LINKS == 0:
+            write_picture(picture, n // LINKS)
+        path = media / str(n // FOLDER) / f"{n}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.hardlink_to(picture)
+
+
+def write_picture(path: Path, seed: int) -> None:
+    """A picture of noise, 8 by 8."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def make_vectors(count: int, seed: int = 0) -> FloatArray:
+    """Unit vectors (count, DIM) around a fiftieth as many centres."""
+    rng = np.random.default_rng(seed)
+    centers = rng.normal(size=(max(count // 50, 1), DIM)).astype(np.float32)
+    x_ND = centers[rng.integers(0, len(centers), count)]
+    x_ND += 0.5 * rng.normal(size=x_ND.shape).astype(np.float32)
+    return np.asarray(x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True), np.float32)
+
+
+if __name__ == "__main__":
+    main()
