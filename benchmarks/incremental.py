@@ -4,9 +4,10 @@
     python benchmarks/incremental.py --sizes 100000 --against ../before
 
 The collection is made, not ingested: points with vectors of 64 numbers (noisy copies of a fiftieth
-as many centres), payloads as `cartq ingest` writes them, without captions; the codebooks are
-fitted on 20,000 of them, and every item is coded by them. The files are real: hard links to small
-PNG pictures, 1,000 in a folder. Each run is `cartq ingest --embedder precomputed` in a process of
+as many centres), payloads as `cartq ingest --no-captions` writes them; the codebooks are
+fitted on 20,000 of them, and every item is coded by them. The files are real: copies of one small
+PNG picture, 1,000 in a folder; the stored content hashes are random, no file of the made ones is
+opened. Each run is `cartq ingest --no-captions --embedder precomputed` in a process of
 its own, in the embedded store; its time is that of the command without the start of Python and
 imports, the memory is the highest of the process. Ten new files are pictures that are decoded, and
 whose vectors come from a file; ten deleted files leave by `--prune`. Medians of `--repeat` runs.
@@ -16,6 +17,7 @@ whose vectors come from a file; ten deleted files leave by `--prune`. Medians of
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import resource
@@ -30,7 +32,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from qdrant_client import models
 
 from cart_qdrant.arrays.point_ids import keys_of
 from cart_qdrant.arrays.types import FloatArray, IntArray
@@ -45,7 +46,8 @@ from cart_qdrant.identifiers.trie import Trie
 from cart_qdrant.index.identifier_files import save_part
 from cart_qdrant.index.index import KEY, Index
 from cart_qdrant.index.manifest import Artifact, IdentifierInfo
-from cart_qdrant.index.plan import file_state
+from cart_qdrant.index.plan import make_plan
+from cart_qdrant.index.writer import PointWriter, Row
 from cart_qdrant.media.scan import FileEntry, scan
 from cart_qdrant.records import Identifier, Modality, Segment
 
@@ -53,10 +55,21 @@ SIZES = (1_000, 10_000, 100_000)
 DIM, SAMPLE, BLOCK = 64, 20_000, 5_000
 CHANGED = 10
 """Files that are added, and that are deleted."""
-FOLDER, LINKS = 1_000, 30_000
-"""Files in a folder, and hard links to one picture."""
+FOLDER = 1_000
+"""Files in a folder."""
 RUNS = ("nothing", "new", "deleted")
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def picture(seed: int) -> bytes:
+    """A PNG picture of noise, 8 by 8."""
+    file = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, "png")
+    return file.getvalue()
+
+
+PICTURE = picture(0)
 
 
 def main() -> None:
@@ -138,7 +151,7 @@ def change_files(folder: Path, kind: str, number: int) -> None:
         paths = [f"new/{number}-{n}.png" for n in range(CHANGED)]
         (media / "new").mkdir(exist_ok=True)
         for n, one in enumerate(paths):
-            write_picture(media / one, 1000 + number * CHANGED + n)
+            (media / one).write_bytes(picture(1 + number * CHANGED + n))
         np.savez(
             folder / "vectors.npz", vectors=make_vectors(CHANGED, seed=number),
             paths=np.asarray([f"media/{path}" for path in paths]),
@@ -156,7 +169,7 @@ def one_run(folder: Path, *, prune: bool) -> dict[str, Any]:
     fields = dict.fromkeys(Target.__dataclass_fields__)
     values: Any = {**fields, "index": folder / ".cartq", "verbose": False}
     target = Target(**values)
-    options = IngestOptions(paths=[folder / "media"], prune=prune)
+    options = IngestOptions(paths=[folder / "media"], use_captions=False, prune=prune)
     begin = time.perf_counter()
     done = run_ingest(
         target,
@@ -176,40 +189,33 @@ def one_run(folder: Path, *, prune: bool) -> dict[str, Any]:
 
 def make_index(folder: Path, size: int) -> None:
     """An index of `size` items and its files in `folder`."""
-    make_files(folder / "media", size)
+    media = folder / "media"
+    for n in range(size):
+        path = media / str(n // FOLDER) / f"{n}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(PICTURE)
     x_ND = make_vectors(size)
     np.savez(folder / "vectors.npz", vectors=x_ND[:1], paths=np.asarray(["media/none.png"]))
     embedder = PrecomputedEmbedder.from_file(folder / "vectors.npz")
-    found = scan([folder / "media"], base=folder)
-    reader = CaptionReader(base=folder, roots=[folder / "media"])
+    found = scan([media], base=folder)
+    reader = CaptionReader(base=folder, roots=[media])
+    plan = make_plan(found, {}, reader, base=folder, roots=[media], use_captions=False)
     with Index.create(folder / ".cartq", embedder) as index, index.folder.lock():
         (space,) = set(embedder.spaces.values())
         codec = fit_codec({space: x_ND[:SAMPLE]})
         quantizer = replace(codec.quantizers[space], fitted_on=size)
         rows_NL = DisambiguationTokens().complete(quantizer.encode(x_ND))
-        for begin in range(0, size, BLOCK):
-            some = slice(begin, begin + BLOCK)
-            rows = zip(
-                found.entries[some], rows_NL[some].tolist(), x_ND[some].tolist(), strict=True
-            )
-            index.store.upsert([point(*row, reader) for row in rows])
+        writer = PointWriter(index, use_captions=False)
+        for job, row_L, x_D in zip(plan.fresh, rows_NL, x_ND, strict=True):
+            *codes, token = row_L.tolist()
+            cart = Identifier(tuple(codes), token).to_payload()
+            segment = Segment(job.entry.rel, Modality.IMAGE)
+            row = Row(segment, x_D.tolist(), {KEY: cart})
+            writer.put(job, [row], os.urandom(16).hex(), ())
+        writer.flush()
         index.store.flush()
         put_identifiers(index, Codec({space: quantizer}), found.entries, rows_NL)
-
-
-def point(
-    entry: FileEntry, row: list[int], vector: list[float], reader: CaptionReader
-) -> models.PointStruct:
-    """A stored point of a picture, as the ingestion writes it."""
-    *codes, token = row
-    payload = {
-        "path": entry.rel, "modality": "image", "start": 0.0, "end": 0.0, "captions": [],
-        "hash": os.urandom(16).hex(), "size": entry.size, "mtime": modified(entry), "segments": 1,
-        "caption_digest": reader.read(entry.path, entry.rel).digest,
-        KEY: Identifier(tuple(codes), token).to_payload(),
-    }  # fmt: skip
-    name = Segment(entry.rel, Modality.IMAGE).id
-    return models.PointStruct(id=name, vector={"media": vector}, payload=payload)
+        (index.folder.work / "changed").unlink()  # all is up to date
 
 
 def put_identifiers(
@@ -230,25 +236,6 @@ def put_identifiers(
         count=len(trie), unique_ratio=unique_ratio(rows_NL[:, :-1]),
     )  # fmt: skip
     index.put(replace(index.manifest, identifiers=info))
-
-
-def make_files(media: Path, size: int) -> None:
-    """Hard links to small pictures."""
-    base = media.with_name("pictures")
-    base.mkdir()
-    for n in range(size):
-        picture = base / f"{n // LINKS}.png"
-        if n % LINKS == 0:
-            write_picture(picture, n // LINKS)
-        path = media / str(n // FOLDER) / f"{n}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.hardlink_to(picture)
-
-
-def write_picture(path: Path, seed: int) -> None:
-    """A picture of noise, 8 by 8."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
 
 
 def make_vectors(count: int, seed: int = 0) -> FloatArray:
