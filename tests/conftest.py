@@ -21,6 +21,7 @@ from qdrant_client import QdrantClient
 from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.embedders.registry import lite_available
 from cart_qdrant.embedders.text.folder import text_encoder_folder
+from cart_qdrant.index import ingest as ingestion
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.ingest import Ingest
 from cart_qdrant.index.report import IngestOptions, IngestReport
@@ -46,6 +47,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What is kept between runs is not kept among the user's."""
     os.environ["CARTQ_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["CARTQ_CONFIG"] = str(tmp_path_factory.mktemp("config"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def settled_files() -> None:
+    """Files that a test has just written are not being written."""
+    ingestion.SETTLE = 0.0
 
 
 class PatchEmbedder:

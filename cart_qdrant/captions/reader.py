@@ -66,6 +66,7 @@ class CaptionReader:
     Args:
         base: Folder that holds the index; `rel` of `read` is relative to it.
         roots: Folders or files that are ingested; `metadata.*` above them is not read.
+        follow: Read also caption files that are links out of `roots`.
         explicit: A table named by the user. Its `file_name` is relative to its own folder or to
             `base`, or the tail of a path that no other file under `roots` has.
 
@@ -74,19 +75,33 @@ class CaptionReader:
         CaptionError: `explicit` cannot be read, or holds no usable row.
     """
 
-    def __init__(self, *, base: Path, roots: Sequence[Path], explicit: Path | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        base: Path,
+        roots: Sequence[Path],
+        explicit: Path | None = None,
+        follow: bool = False,
+    ) -> None:
         self._base = base.absolute()
         self._roots = _top_folders(roots)
+        self._follow = follow
         self._folders: dict[Path, Folder] = {}
         self._tables: dict[Path, Table] = {}
         self._above: dict[Path, tuple[Path, ...]] = {}
         self._failures: dict[Failure, None] = {}
+        self._remarks: dict[Failure, None] = {}
         self._explicit = None if explicit is None else self._open_explicit(explicit)
 
     @property
     def failures(self) -> list[Failure]:
         """Caption files and lines that could not be used so far, each once."""
         return list(self._failures)
+
+    @property
+    def remarks(self) -> list[Failure]:
+        """Caption files that were left alone so far, each once."""
+        return list(self._remarks)
 
     @property
     def unused(self) -> int:
@@ -105,7 +120,7 @@ class CaptionReader:
         row = Row() if self._explicit is None else self._explicit.find(path, rel, self._fail)
         for folder in self._folders_above(path.parent):
             row = row.joined(self._from_tables(folder, path))
-        for sidecar in self._folder(path.parent).beside(path):
+        for sidecar in filter(self._may_read, self._folder(path.parent).beside(path)):
             row = row.joined(self._from_sidecar(sidecar, path))
         words = filename_words(PurePath(path.name))
         weak = make_captions([words] if words else [], CaptionSource.FILENAME)
@@ -156,11 +171,23 @@ class CaptionReader:
                 self._fail(folder, error.strerror or str(error))
         return self._folders[folder]
 
+    def _may_read(self, file: Path) -> bool:
+        """Whether a caption file lies in the given folders; a link out of them is named."""
+        if self._follow or file not in self._folder(file.parent).links:
+            return True
+        target = file.resolve()
+        if any(target.is_relative_to(root) for root in self._roots):
+            return True
+        reason = f"a link to {target}, out of the given folders; --follow reads it"
+        self._remarks[Failure(self._named(file), reason)] = None
+        return False
+
     def _from_tables(self, folder: Path, path: Path) -> Row:
         row = Row()
         for file in self._folder(folder).tables:
             if file not in self._tables:
-                self._tables[file] = self._read_table(file)
+                readable = self._may_read(file)
+                self._tables[file] = self._read_table(file) if readable else Table({}, ())
             if found := self._tables[file].rows.get(relative_key(path, folder)):
                 row = row.joined(found)
         return row
@@ -190,9 +217,11 @@ class CaptionReader:
             self._fail(file, f"{len(problems) - MAX_PROBLEMS} more lines cannot be used")
 
     def _fail(self, file: Path, reason: str) -> None:
+        self._failures[Failure(self._named(file), reason)] = None
+
+    def _named(self, file: Path) -> str:
         below = file.is_relative_to(self._base)
-        name = file.relative_to(self._base).as_posix() if below else file.as_posix()
-        self._failures[Failure(name, reason)] = None
+        return file.relative_to(self._base).as_posix() if below else file.as_posix()
 
 
 def _top_folders(roots: Iterable[Path]) -> frozenset[Path]:

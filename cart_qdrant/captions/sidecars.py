@@ -24,6 +24,7 @@ TABLES = ("metadata.jsonl", "metadata.csv")
 SUBTITLES = (".srt", ".vtt")
 NOTES = (".txt", ".json")
 SUFFIXES = frozenset({*SUBTITLES, *NOTES, ".jsonl", ".csv"})
+_ENDINGS = tuple(SUFFIXES)
 MAX_BYTES = 16 * 2**20
 """Bytes; a larger sidecar is refused."""
 
@@ -37,6 +38,8 @@ class Folder:
 
     tables: tuple[Path, ...]
     by_name: dict[str, tuple[Path, ...]]
+    links: frozenset[Path] = frozenset()
+    """Those of them that are links."""
 
     def beside(self, path: Path) -> list[Path]:
         """Sidecars of the media file `path`, both `NAME.txt` and `NAME.mp4.txt`."""
@@ -53,8 +56,8 @@ def list_folder(folder: Path) -> Folder:
     tables: list[Path] = []
     by_name: dict[str, list[Path]] = {}
     with os.scandir(folder) as entries:
-        names = sorted(e.name for e in entries if e.name.lower().endswith(tuple(SUFFIXES)))
-    for name in names:
+        found = {e.name: e.is_symlink() for e in entries if e.name.lower().endswith(_ENDINGS)}
+    for name in sorted(found):
         stem, suffix = os.path.splitext(name)  # noqa: PTH122 - a million names: no Path each
         if name in TABLES:
             tables.append(folder / name)
@@ -64,7 +67,8 @@ def list_folder(folder: Path) -> Folder:
         elif suffix.lower() in NOTES:
             by_name.setdefault(stem, []).append(folder / name)
     tables.sort(key=lambda path: TABLES.index(path.name))
-    return Folder(tuple(tables), {key: tuple(paths) for key, paths in by_name.items()})
+    links = frozenset(folder / name for name, is_link in found.items() if is_link)
+    return Folder(tuple(tables), {key: tuple(paths) for key, paths in by_name.items()}, links)
 
 
 @dataclass(frozen=True, slots=True)

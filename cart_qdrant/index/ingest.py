@@ -22,12 +22,12 @@ from cart_qdrant.index.corpus_stats import WORK, fitted_features
 from cart_qdrant.index.health import advice
 from cart_qdrant.index.identify import remove_stale, summary, update_identifiers
 from cart_qdrant.index.index import Index
-from cart_qdrant.index.pipeline import FileResult, Pipeline, Preparing
+from cart_qdrant.index.pipeline import UNSETTLED, FileResult, Pipeline, Preparing
 from cart_qdrant.index.plan import Job, Plan, StoredFile, make_plan, read_stored
 from cart_qdrant.index.points import vector_of
 from cart_qdrant.index.report import IngestOptions, IngestReport
 from cart_qdrant.index.writer import MADE_BY, PointWriter, Row, identifier_payload
-from cart_qdrant.media.scan import scan
+from cart_qdrant.media.scan import Scan, has_changed, scan
 from cart_qdrant.media.segments import probe
 from cart_qdrant.progress import Reporter, Silent, file_done
 from cart_qdrant.records import MADE_SOURCES, Caption, CaptionSource, Failure, Segment
@@ -35,6 +35,8 @@ from cart_qdrant.storage.protocol import MEDIA
 
 TOGETHER = 64
 """Segments whose features are projected together, at least."""
+SETTLE = 1.0
+"""Seconds for which a file must be as it is: one that changed later is looked at again."""
 
 
 class Ingest:
@@ -68,8 +70,10 @@ class Ingest:
         if not options.paths:
             raise UsageError("Nothing to ingest: no path was given.", "cartq ingest FOLDER")
         base = index.folder.base
-        found = scan(options.paths, base=base, exclude=options.exclude)
-        reader = CaptionReader(base=base, roots=options.paths, explicit=options.captions)
+        found = scan(options.paths, base=base, exclude=options.exclude, follow=options.follow)
+        reader = CaptionReader(
+            base=base, roots=options.paths, explicit=options.captions, follow=options.follow
+        )
         if not options.dry_run:
             require("media")
             require("train")  # identifiers are fitted at the end, captions embedded before
@@ -88,9 +92,10 @@ class Ingest:
             reporter=self._reporter,
         )
         report.failed += [*found.failures, *plan.failures, *reader.failures]
+        report.warnings += reader.remarks
         report.warnings += [*found.skipped, *plan.altered]
         report.warnings += [] if options.prune else plan.unwanted
-        self._count(plan)
+        self._count(plan, found)
         if options.dry_run:
             report.would_ingest = sorted(job.entry.rel for job in plan.fresh)
         else:
@@ -102,9 +107,10 @@ class Ingest:
         report.seconds = time.perf_counter() - begin
         return report
 
-    def _count(self, plan: Plan) -> None:
+    def _count(self, plan: Plan, found: Scan) -> None:
         report = self._report
         report.files = plan.files
+        report.ignored = found.ignored
         report.unchanged = plan.unchanged + len(plan.touch)
         report.hashed = plan.hashed
         report.recaptioned = len(plan.recaption)
@@ -180,6 +186,7 @@ class Ingest:
             return stored  # the file was just deleted, or can no longer be read
 
     def _embed(self, jobs: Sequence[Job]) -> None:
+        jobs = self._settled(jobs)
         if not jobs:
             return
         by_rel = {job.entry.rel: job for job in jobs}
@@ -210,6 +217,18 @@ class Ingest:
         self._report.embed_seconds += pipeline.embed_seconds
         self._report.wait_seconds += pipeline.wait_seconds
 
+    def _settled(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """Files that are not being written: those that have just changed are looked at again."""
+        now = time.time()
+        ages = {job.entry.rel: now - job.entry.mtime_ns / 1e9 for job in jobs}
+        recent = {rel: age for rel, age in ages.items() if 0 <= age < SETTLE}
+        if not recent:
+            return jobs
+        time.sleep(SETTLE - min(recent.values()))
+        busy = {j.entry.rel for j in jobs if j.entry.rel in recent and has_changed(j.entry)}
+        self._report.warnings += [Failure(rel, UNSETTLED) for rel in sorted(busy)]
+        return [job for job in jobs if job.entry.rel not in busy]
+
     def _vectors(
         self, results: Sequence[FileResult], fitted: FittedEmbedder | None
     ) -> list[list[float]]:
@@ -229,6 +248,9 @@ class Ingest:
 
     def _take(self, result: FileResult, job: Job, rows: Sequence[Row]) -> None:
         rel, report = result.entry.rel, self._report
+        if result.unsettled:  # what is stored of it stays
+            report.warnings.append(Failure(rel, UNSETTLED))
+            return
         good = [row for row in rows if any(row.vector)]
         if len(good) < len(rows) and result.failure is None:
             result.failure = f"the embedder gave zeros for {len(rows) - len(good)} of its segments"

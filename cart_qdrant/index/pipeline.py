@@ -21,7 +21,7 @@ from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.config import SegmentConfig
 from cart_qdrant.errors import CartError, MediaError, VectorError
 from cart_qdrant.media.clip import Clip
-from cart_qdrant.media.scan import FileEntry, content_hash
+from cart_qdrant.media.scan import FileEntry, content_hash, has_changed
 from cart_qdrant.media.segments import decode, probe
 from cart_qdrant.records import Modality, Segment
 
@@ -34,6 +34,7 @@ BATCH = 32
 """Segments that are embedded together."""
 PATIENCE = 8
 """Segments at which an embedder may fail in a way of its own before the first that succeeds."""
+UNSETTLED = "it is being written; the next run takes it"
 
 
 @dataclass(slots=True)
@@ -47,6 +48,8 @@ class FileResult:
     tags: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     failure: str | None = None
+    unsettled: bool = False
+    """Whether the file changed while it was read; `failure` says so."""
 
     def stacked(self, width: int) -> FloatArray:
         """Features (N, R)."""
@@ -281,6 +284,8 @@ class Pipeline:
                 if note not in result.notes:
                     result.notes.append(note)
         result.tags = probe(entry.path, self._config).tags
+        if has_changed(entry):
+            result.failure, result.unsettled = UNSETTLED, True
 
 
 def _drain(ready: _Ready) -> None:

@@ -21,6 +21,8 @@ class IngestOptions:
     use_captions: bool = True
     """False stores no captions; other columns of caption tables are still stored."""
     exclude: Sequence[str] = ()
+    follow: bool = False
+    """Take also links that lead out of `paths`."""
     prune: bool = False
     """Remove the points of files under `paths` that were deleted, or are excluded."""
     force: bool = False
@@ -37,6 +39,7 @@ class IngestReport:
 
     Attributes:
         files: Media files found.
+        ignored: Files and folders left out by ignore files, or as thumbnails and bins.
         segments: Points written for new or changed content.
         unchanged: Files whose content and captions are stored already.
         hashed: Files whose content was hashed to tell whether it is stored.
@@ -52,6 +55,7 @@ class IngestReport:
     """
 
     files: int = 0
+    ignored: int = 0
     segments: int = 0
     unchanged: int = 0
     hashed: int = 0
@@ -76,6 +80,7 @@ class IngestReport:
         """The report as one JSON object; a dry run adds `would_ingest` and `would_remove`."""
         out: dict[str, Any] = {
             "files": self.files,
+            "ignored": self.ignored,
             "segments": self.segments,
             "unchanged": self.unchanged,
             "hashed": self.hashed,

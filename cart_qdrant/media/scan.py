@@ -5,13 +5,23 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from cart_qdrant.errors import MediaError, UsageError
 from cart_qdrant.files import file_hash
+from cart_qdrant.media.ignore import (
+    IGNORE_FILE,
+    IgnoreRules,
+    composed,
+    finished_name,
+    is_cache,
+    is_clutter,
+    is_media_name,
+    read_rules,
+)
 from cart_qdrant.records import Failure
 
 _INT63 = 2**63 - 1
@@ -57,50 +67,75 @@ class Scan:
         entries: Usable files, ordered by `rel`.
         failures: What could not be read, ordered by path.
         skipped: What was left out this time, though it may be media, ordered by path.
+        ignored: Number of files and folders that were ignored.
     """
 
     entries: tuple[FileEntry, ...]
     failures: tuple[Failure, ...]
     skipped: tuple[Failure, ...] = ()
+    ignored: int = 0
 
 
-def scan(paths: Sequence[Path], *, base: Path, exclude: Sequence[str] = ()) -> Scan:
-    """List the files at and under `paths`, without opening any.
+def scan(
+    paths: Sequence[Path], *, base: Path, exclude: Sequence[str] = (), follow: bool = False
+) -> Scan:
+    """List the files at and under `paths`, without opening any but ignore files.
 
-    Hidden names (`.x`, `._x`, `.DS_Store`, the index folder) below a given folder are skipped. So
-    is whatever matches a glob of `exclude` by its name, by its path relative to `base`, or by its
-    path relative to the given folder; a folder that matches is not entered. Links to folders are
-    followed. A folder is entered once, by its own path rather than by a link to it where both are
-    found, and a file that is given twice is listed once.
+    Left out without a word are hidden names (`.x`, `._x`, the index folder) below a given folder,
+    what matches a glob of `exclude` by its name, by its path relative to `base`, or by its path
+    relative to the given folder, what an ignore file names (`.cartqignore`, in any folder from
+    `base` down), and thumbnails and bins that systems keep beside media. A folder that is left out
+    is not entered. Downloads in progress, and links out of the given folders, are `skipped`.
+
+    A folder is entered once, by its own path rather than by a link to it where both are found, and
+    a file that is given twice is listed once.
 
     Args:
         paths: Files and folders.
         base: The folder that `rel` is relative to.
         exclude: Shell patterns (`*`, `?`, `[...]`); `*` also matches `/`.
+        follow: Take also links that lead out of the given folders.
 
     Returns:
         Entries ordered by `rel`; failures (a loop of links, a dangling link, no permission, a name
-        that is not UTF-8) ordered by path.
+        that is not UTF-8) and what was skipped, ordered by path.
 
     Raises:
         UsageError: A given path does not exist.
     """
-    walk = _Walk(base=Path(os.path.abspath(base)), exclude=tuple(exclude))  # noqa: PTH100
-    for given in paths:
-        if not os.path.lexists(given):
-            raise UsageError(f"There is no file or folder at {_shown(str(given))}.", "Check it.")
-        # abspath, not resolve: a link keeps the name that the user gave it.
-        walk.visit(Path(os.path.abspath(given)))  # noqa: PTH100
-    entries = tuple(sorted(walk.entries.values(), key=lambda entry: entry.rel))
-    failures = tuple(
-        Failure(path, reason) for path, reason in sorted(walk.failures.items(), key=lambda f: f[0])
+    # abspath, not resolve: a link keeps the name that the user gave it.
+    given = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100
+    for path in given:
+        if not os.path.lexists(path):
+            raise UsageError(f"There is no file or folder at {_shown(str(path))}.", "Check it.")
+    walk = _Walk(
+        base=Path(os.path.abspath(base)),  # noqa: PTH100
+        exclude=tuple(composed(pattern).rstrip("/") for pattern in exclude),
+        tops=None if follow else tuple(path.resolve() for path in given),
     )
-    return Scan(entries, failures)
+    walk.run(given)
+    entries = tuple(sorted(walk.entries.values(), key=lambda entry: entry.rel))
+    return Scan(entries, _failures(walk.failures), _failures(walk.skipped), walk.ignored)
+
+
+def _failures(reasons: Mapping[str, str]) -> tuple[Failure, ...]:
+    return tuple(Failure(path, reasons[path]) for path in sorted(reasons))
 
 
 def relative_name(path: Path, base: Path) -> str:
     """A file's name in an index whose folder lies in `base`."""
     return Path(os.path.relpath(path, base)).as_posix()
+
+
+def has_changed(entry: FileEntry) -> bool:
+    """Whether a file has another size, date or inode now than when it was listed; False where it is
+    gone."""
+    try:
+        now = entry.path.stat()
+    except OSError:
+        return False
+    then = (entry.size, entry.mtime_ns, entry.inode)
+    return (now.st_size, now.st_mtime_ns, now.st_ino & _INT63) != then
 
 
 def content_hash(path: Path) -> str:
@@ -117,68 +152,162 @@ def content_hash(path: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Folder:
-    """A folder to enter: its device and inode, and those of all folders above it."""
+    """A folder to enter: its device and inode, and those of all folders above it; the given path it
+    was reached from, and the ignore files that apply to it."""
 
     path: Path
     key: tuple[int, int]
     above: frozenset[tuple[int, int]]
+    given: Path
+    rules: tuple[IgnoreRules, ...]
 
 
 class _Walk:
-    """The state of one scan."""
+    """The state of one scan.
 
-    def __init__(self, *, base: Path, exclude: tuple[str, ...]) -> None:
+    Args:
+        tops: The given paths with links resolved, out of which no link is followed; None follows
+            all links.
+    """
+
+    def __init__(
+        self, *, base: Path, exclude: tuple[str, ...], tops: tuple[Path, ...] | None
+    ) -> None:
         self.base = base
         self.exclude = exclude
+        self.tops = tops
         self.entries: dict[Path, FileEntry] = {}
         self.failures: dict[str, str] = {}
+        self.skipped: dict[str, str] = {}
+        self.ignored = 0
         self.visited: set[tuple[int, int]] = set()
 
-    def visit(self, given: Path) -> None:
-        """Scan a path that the user gave; its own name may be hidden."""
-        info = self._stat(given)
-        if info is None or self._excluded(given, given.parent):
-            return
-        if not stat.S_ISDIR(info.st_mode):
-            self._add(given, info)
-            return
+    def run(self, given: Sequence[Path]) -> None:
+        """Scan paths that the user gave; their own names may be hidden, and may be links."""
         # A stack instead of recursion: folders may be nested deeper than Python may recurse.
-        stack = [_Folder(given, (info.st_dev, info.st_ino), frozenset())]
+        stack = [folder for path in given for folder in self._given(path)]
         links: list[_Folder] = []
+        stack.reverse()
         while stack or links:
             # Links last, so that a folder is entered by its own path where that is found.
             folder = stack.pop() if stack else links.pop(0)
             if folder.key in self.visited:
                 continue
             self.visited.add(folder.key)
-            for child in self._children(folder, given):
+            for child in self._children(folder):
                 (links if child.path.is_symlink() else stack).append(child)
 
-    def _children(self, folder: _Folder, given: Path) -> list[_Folder]:
+    def _given(self, path: Path) -> list[_Folder]:
+        """The folder of a given path, or none where it is a file, which is listed."""
+        info = self._stat(path)
+        if info is None or self._excluded(path, path.parent):
+            return []
+        rules = self._rules_above(path)
+        is_folder = stat.S_ISDIR(info.st_mode)
+        # A shell that expands `photos/*` gives such names, too.
+        if self._is_ignored(path, rules, folder=is_folder):
+            reason = f"ignored, by a {IGNORE_FILE} or as thumbnails and bins; `!NAME` in a "
+            self._skip(path, f"{reason}{IGNORE_FILE} takes it")
+            return []
+        if is_folder and not self._is_download(path):
+            return [_Folder(path, (info.st_dev, info.st_ino), frozenset(), path, rules)]
+        if is_folder:
+            return []
+        beside = {name for name in _controls(path.name) if os.path.lexists(path.with_name(name))}
+        if not self._in_progress(path, beside):
+            self._add(path, info)
+        return []
+
+    def _rules_above(self, path: Path) -> tuple[IgnoreRules, ...]:
+        """Ignore files from the base down to the folder that a path is in."""
+        if not path.is_relative_to(self.base) or path == self.base:
+            return ()
+        above = [folder for folder in path.parents if folder.is_relative_to(self.base)]
+        return tuple(rules for folder in reversed(above) for rules in self._rules(folder))
+
+    def _rules(self, folder: Path) -> list[IgnoreRules]:
+        """The ignore file of a folder, if it has one."""
+        if not os.path.lexists(folder / IGNORE_FILE):
+            return []
+        try:
+            rules = read_rules(folder)
+        except OSError as error:
+            self._fail(folder / IGNORE_FILE, _reason(error))
+            return []
+        for number, reason in rules.bad:
+            self._fail(folder / IGNORE_FILE, f"line {number}: {reason}")
+        return [rules]
+
+    def _children(self, folder: _Folder) -> list[_Folder]:
         """List the files of a folder; returns the folders in it."""
         try:
             with os.scandir(folder.path) as found:
-                names = sorted(entry.name for entry in found)
+                names = {entry.name: entry.is_symlink() for entry in found}
+            if "CACHEDIR.TAG" in names and folder.path != folder.given and is_cache(folder.path):
+                self.ignored += 1
+                return []
         except OSError as error:
             self._fail(folder.path, _reason(error))
             return []
+        rules = folder.rules
+        if IGNORE_FILE in names:
+            rules = (*rules, *self._rules(folder.path))
         folders = []
         above = folder.above | {folder.key}
-        for name in names:
+        for name in sorted(names):
             path = folder.path / name
-            if name.startswith(".") or self._excluded(path, given):
+            if name.startswith(".") or self._excluded(path, folder.given):
+                continue
+            if self._is_ignored(path, rules, folder=path.is_dir()):
+                self.ignored += 1
+                continue
+            if names[name] and self._leads_out(path):
                 continue
             info = self._stat(path)
             if info is None:
                 continue
             key = (info.st_dev, info.st_ino)
             if not stat.S_ISDIR(info.st_mode):
-                self._add(path, info)
+                if not self._in_progress(path, names):
+                    self._add(path, info)
             elif key in above:
                 self._fail(path, "the link leads back to a folder above it; remove or exclude it")
-            else:
-                folders.append(_Folder(path, key, above))
+            elif not self._is_download(path):
+                folders.append(_Folder(path, key, above, folder.given, rules))
         return folders
+
+    def _is_ignored(self, path: Path, rules: tuple[IgnoreRules, ...], *, folder: bool) -> bool:
+        for one in reversed(rules):  # the nearest ignore file decides
+            verdict = one.verdict(path, folder=folder)
+            if verdict is not None:
+                return verdict
+        return is_clutter(path, folder=folder)
+
+    def _in_progress(self, path: Path, beside: Container[str]) -> bool:
+        """Whether a file is still being downloaded; it is named where it will be media."""
+        finished = finished_name(path.name)
+        if finished is None and not any(name in beside for name in _controls(path.name)):
+            return False
+        if is_media_name(finished or path.name):
+            self._skip(path, "a download in progress; it is taken when it is finished")
+        return True
+
+    def _is_download(self, folder: Path) -> bool:
+        """Whether a folder holds a download in progress, as Safari keeps it."""
+        return is_media_name(finished_name(folder.name) or "") and self._in_progress(folder, ())
+
+    def _leads_out(self, link: Path) -> bool:
+        """Whether a link leads out of the given folders, and is not followed."""
+        if self.tops is None:
+            return False
+        try:
+            target = link.resolve(strict=True)
+        except (OSError, RuntimeError):
+            return False  # a link that leads nowhere is a failure, told by `_stat`
+        if any(target.is_relative_to(top) for top in self.tops):
+            return False
+        self._skip(link, f"a link to {target}, out of the given folders; --follow takes it")
+        return True
 
     def _stat(self, path: Path) -> os.stat_result | None:
         try:
@@ -214,11 +343,19 @@ class _Walk:
             return False
         forms = {path.name, self._rel(path), path.relative_to(given).as_posix()}
         return any(
-            fnmatchcase(form, pattern.rstrip("/")) for pattern in self.exclude for form in forms
+            fnmatchcase(composed(form), pattern) for pattern in self.exclude for form in forms
         )
+
+    def _skip(self, path: Path, reason: str) -> None:
+        self.skipped[_shown(self._rel(path))] = _shown(reason)
 
     def _fail(self, path: Path, reason: str) -> None:
         self.failures[_shown(self._rel(path))] = reason
+
+
+def _controls(name: str) -> tuple[str, ...]:
+    """Names of files that programs keep beside one while they download it."""
+    return (f"{name}.part", f"{name}.aria2", f"{name}.ytdl")
 
 
 def _reason(error: OSError) -> str:

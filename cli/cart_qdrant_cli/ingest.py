@@ -49,7 +49,7 @@ PRECOMPUTED = "precomputed"
 
 EXAMPLES = examples(
     "cartq ingest photos videos",
-    "cartq ingest media --captions captions.csv --exclude '*.tmp'",
+    "cartq ingest media --captions captions.csv --exclude 'draft-*'",
     "cartq ingest media --prune --dry-run",
     "cartq ingest media --embedder precomputed --vectors vectors.npz",
 )
@@ -99,8 +99,15 @@ def ingest(
     ] = False,
     exclude: Annotated[
         list[str] | None,
-        typer.Option(metavar="GLOB", help="Skip files that match. Repeatable.", show_default=False),
+        typer.Option(
+            metavar="GLOB",
+            help="Skip files that match, besides those of .cartqignore files. Repeatable.",
+            show_default=False,
+        ),
     ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Follow links that lead out of the given folders.")
+    ] = False,
     prune: Annotated[
         bool,
         typer.Option(
@@ -149,6 +156,7 @@ def ingest(
         captions=captions,
         use_captions=not no_captions,
         exclude=distinct(exclude or ()),
+        follow=follow,
         prune=prune,
         force=force,
         verify=verify,
@@ -280,6 +288,7 @@ def _sums(report: IngestReport) -> str:
         (report.renamed, "renamed"),
         (report.recaptioned, "with new captions"),
         (report.removed, "removed"),
+        (report.ignored, "ignored"),
         (len(report.failed), "failed"),
     ):
         parts += [f"{count} {name}"] if count else []

@@ -72,7 +72,7 @@ def rm(
     Exit code 1: a PATH fits no stored file, the others are removed.
 
     The next `cartq ingest` of its folder takes a file again that still exists, unless it is left
-    out by --exclude.
+    out by --exclude or a .cartqignore file.
     """
     from cart_qdrant.index.remove import RemoveReport, choose, remove, still_there
 

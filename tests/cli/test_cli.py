@@ -38,7 +38,7 @@ FIND = {"--filter", "--modality"}
 SURFACE = {
     "ingest": INDEX
     | {"--embedder", "--vectors", "--captions", "--no-captions", "--exclude", "--prune"}
-    | {"--force", "--verify", "--dry-run", "--json"},
+    | {"--force", "--verify", "--follow", "--dry-run", "--json"},
     "rm": INDEX | {"--dry-run", "--yes", "--json"},
     "attach": INDEX
     | {"--vector", "--modality", "--field", "--embedder", "--caption-vectors", "--key", "--path"}

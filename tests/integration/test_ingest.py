@@ -15,6 +15,8 @@ from qdrant_client import models
 
 from cart_qdrant.embedders.zero_shot import TextAnchors
 from cart_qdrant.errors import MismatchError, UsageError
+from cart_qdrant.index import ingest as ingestion
+from cart_qdrant.index import pipeline as decoding
 from cart_qdrant.index import plan as planning
 from cart_qdrant.index import writer
 from cart_qdrant.index.health import check
@@ -625,6 +627,68 @@ def assert_same_content(index: Index, twin: Index) -> None:
 def _content(index: Index) -> dict[str, Any]:
     other = ("cart", "ctime", "inode")  # the twin's files are others
     return {i: {k: v for k, v in p.items() if k not in other} for i, p in points(index).items()}
+
+
+def test_a_file_that_is_being_written_is_left_to_the_next_run(
+    tmp_path: Path, open_index: Run, ingest: Run, monkeypatch: Any
+) -> None:
+    """It just changed, and does so again while the run waits; or while it is read."""
+    made = pictures(tmp_path / "m", 4)
+    os.utime(made[3], (1, 1))
+    whole = {path: path.read_bytes() for path in made}
+    naps: list[float] = []
+
+    def write_on(seconds: float) -> None:
+        naps.append(seconds)
+        made[0].write_bytes(whole[made[0]][:900])
+
+    monkeypatch.setattr(ingestion, "SETTLE", 30.0)
+    monkeypatch.setattr("cart_qdrant.index.ingest.time.sleep", write_on)
+    content_hash = decoding.content_hash
+
+    def read_while_written(path: Path) -> str:
+        digest = content_hash(path)
+        if path == made[1]:
+            path.write_bytes(whole[path] + b"more")
+        return digest
+
+    monkeypatch.setattr(decoding, "content_hash", read_while_written)
+    index = open_index(tmp_path / ".cartq")
+    report = ingest(index, tmp_path / "m", prune=True)
+    assert len(naps) == 1 and 25 < naps[0] <= 30
+    assert [f.path for f in report.warnings] == ["m/p000.png", "m/p001.png"]
+    assert all("being written" in f.reason for f in report.warnings)
+    assert (report.segments, report.failed) == (2, [])
+    monkeypatch.setattr(ingestion, "SETTLE", 0.0)
+    monkeypatch.setattr(decoding, "content_hash", content_hash)
+    for path, content in whole.items():
+        path.write_bytes(content)
+    assert ingest(index, tmp_path / "m").segments == 2
+    os.utime(made[3], (9e9, 9e9))  # a clock that is ahead is no change
+    monkeypatch.setattr(ingestion, "SETTLE", 30.0)
+    assert ingest(index, tmp_path / "m").unchanged == 4 and len(naps) == 1
+
+
+def test_links_and_downloads_are_remarks_and_are_not_pruned(
+    tmp_path: Path, open_index: Run, ingest: Run
+) -> None:
+    pictures(tmp_path / "m", 3)
+    pictures(tmp_path / "away", 2, first=10)
+    (tmp_path / "m" / "link").symlink_to(tmp_path / "away")
+    media.write_image(tmp_path / "m" / "new.png", media.scene(20)).rename(
+        tmp_path / "m" / "new.png.part"
+    )
+    (tmp_path / "m" / "@eaDir").mkdir()
+    index = open_index(tmp_path / ".cartq")
+    report = ingest(index, tmp_path / "m")
+    assert [f.path for f in report.warnings] == ["m/link", "m/new.png.part"]
+    assert (report.files, report.ignored, report.failed) == (3, 1, [])
+    assert ingest(index, tmp_path / "m", follow=True).segments == 2
+    report = ingest(index, tmp_path / "m", prune=True)
+    assert (report.removed, report.held_back, len(rels(index))) == (0, [], 5)
+    (tmp_path / ".cartqignore").write_text("link\n")
+    assert ingest(index, tmp_path / "m", follow=True, prune=True).removed == 2
+    assert_named(index)
 
 
 class _Picky(PatchEmbedder):

@@ -48,6 +48,29 @@ def texts(found: FileCaptions, source: CaptionSource | None = None) -> list[str]
     return [c.text for c in found.captions if source is None or c.source == source]
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.json", "a.srt", "metadata.csv", "metadata.jsonl"])
+def test_caption_files_that_are_links_out_of_the_folders_are_named_and_not_read(
+    tmp_path: Path, name: str
+) -> None:
+    secret = "1\n00:00:00,000 --> 00:00:01,000\nsecret\n" if name == "a.srt" else '"secret"'
+    if name.startswith("metadata"):
+        columns = "file_name,text\na.jpg,secret\n"
+        secret = columns if name.endswith("csv") else '{"file_name": "a.jpg", "text": "secret"}'
+    write(tmp_path / "home" / "secret", secret)
+    write(tmp_path / "m" / "kept" / name, secret.replace("secret", "open"))
+    (tmp_path / "m" / name).symlink_to(tmp_path / "home" / "secret")
+    found, reader = read(tmp_path, "m/a.jpg", roots=[tmp_path / "m"])
+    assert not any("secret" in text for text in texts(found))
+    (remark,) = reader.remarks
+    assert remark.path == f"m/{name}" and "--follow" in remark.reason
+    followed, reader = read(tmp_path, "m/a.jpg", roots=[tmp_path / "m"], follow=True)
+    assert any("secret" in text for text in texts(followed)) and reader.remarks == []
+    (tmp_path / "m" / name).unlink()
+    (tmp_path / "m" / name).symlink_to(tmp_path / "m" / "kept" / name)
+    inside, reader = read(tmp_path, "m/a.jpg", roots=[tmp_path / "m"])
+    assert any("open" in text for text in texts(inside)) and reader.remarks == []
+
+
 HUGE = "9" * 5_000
 DEEP = "[" * 50_000
 

@@ -60,15 +60,15 @@ def test_a_hidden_name_that_is_given_is_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pattern", "left"),
     [
-        ("*.tmp", ["keep/a.jpg", "raw/b.jpg"]),
-        ("raw", ["keep/a.jpg", "keep/c.tmp"]),
-        ("raw/", ["keep/a.jpg", "keep/c.tmp"]),
+        ("*.old", ["keep/a.jpg", "raw/b.jpg"]),
+        ("raw", ["keep/a.jpg", "keep/c.old"]),
+        ("raw/", ["keep/a.jpg", "keep/c.old"]),
         ("keep/*", ["raw/b.jpg"]),
-        ("media/raw/*", ["keep/a.jpg", "keep/c.tmp"]),
+        ("media/raw/*", ["keep/a.jpg", "keep/c.old"]),
     ],
 )
 def test_exclude_matches_name_and_both_paths(tmp_path: Path, pattern: str, left: list[str]) -> None:
-    _touch(tmp_path, "media/keep/a.jpg", "media/raw/b.jpg", "media/keep/c.tmp")
+    _touch(tmp_path, "media/keep/a.jpg", "media/raw/b.jpg", "media/keep/c.old")
     found = scan([tmp_path / "media"], base=tmp_path, exclude=[pattern])
     assert [entry.rel for entry in found.entries] == [f"media/{name}" for name in left]
 
@@ -82,9 +82,116 @@ def test_links_to_folders_are_followed_and_a_loop_is_reported(tmp_path: Path) ->
     _touch(tmp_path, "a/x.jpg", "elsewhere/y.jpg")
     (tmp_path / "a" / "up").symlink_to(tmp_path / "a")
     (tmp_path / "a" / "side").symlink_to(tmp_path / "elsewhere")
-    found = scan([tmp_path / "a"], base=tmp_path)
+    found = scan([tmp_path / "a"], base=tmp_path, follow=True)
     assert [entry.rel for entry in found.entries] == ["a/side/y.jpg", "a/x.jpg"]
     assert [(f.path, "leads back" in f.reason) for f in found.failures] == [("a/up", True)]
+
+
+def test_links_out_of_the_given_folders_are_named_and_not_followed(tmp_path: Path) -> None:
+    _touch(tmp_path, "a/x.jpg", "b/y.jpg", "secret/z.jpg", "a-b/w.jpg")
+    (tmp_path / "a" / "folder").symlink_to(tmp_path / "secret")
+    (tmp_path / "a" / "file.jpg").symlink_to(tmp_path / "secret" / "z.jpg")
+    (tmp_path / "a" / "sibling").symlink_to(tmp_path / "a-b")
+    (tmp_path / "a" / "inside.jpg").symlink_to("x.jpg")
+    (tmp_path / "a" / "other").symlink_to(tmp_path / "b")
+    (tmp_path / "a" / "hop").symlink_to(tmp_path / "a" / "folder")
+    (tmp_path / "given").symlink_to(tmp_path / "a")
+    found = scan([tmp_path / "given", tmp_path / "b"], base=tmp_path)
+    assert [e.rel for e in found.entries] == ["b/y.jpg", "given/inside.jpg", "given/x.jpg"]
+    names = [f.path for f in found.skipped]
+    assert names == ["given/file.jpg", "given/folder", "given/hop", "given/sibling"]
+    assert all("--follow" in f.reason and str(tmp_path) in f.reason for f in found.skipped)
+    assert found.failures == ()
+    followed = scan([tmp_path / "given", tmp_path / "b"], base=tmp_path, follow=True)
+    assert followed.skipped == ()
+    assert {"given/folder/z.jpg", "given/file.jpg"} <= {e.rel for e in followed.entries}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg", "#recycle/a.jpg", "@Recycle/a.jpg"),
+        *(".@__thumb/a.jpg", "$RECYCLE.BIN/S-1/$R1.jpg", "System Volume Information/a.jpg"),
+        *("Trip Previews.lrdata/0/1/a.lrprev", "Smart Previews.lrdata/a.dng", "lost+found/a.jpg"),
+        *("My.photoslibrary/resources/derivatives/a.jpeg", "My.photoslibrary/private/a.jpg"),
+        *("FOUND.003/a.jpg", "Thumbs.db", "clip.THM", "GOPR1.LRV", "M4ROOT/THMBNL/C1.JPG"),
+        *("AlbumArt_{0-1}_Large.jpg", "appdata_oc1x2/preview/a.jpg", "film.trickplay/0.jpg"),
+        *("__MACOSX/a.jpg", "cache/a.jpg"),
+    ],
+)
+def test_thumbnails_and_bins_of_systems_are_left_out(tmp_path: Path, name: str) -> None:
+    _touch(tmp_path, name, "a.jpg", "My.photoslibrary/originals/0/b.heic", "thumbs/c.jpg")
+    tag = tmp_path / "cache" / "CACHEDIR.TAG"
+    tag.parent.mkdir(exist_ok=True)
+    tag.write_text("Signature: 8a477f597d28d172789f06886806bc55\n# made by a program")
+    kept = ["My.photoslibrary/originals/0/b.heic", "a.jpg", "thumbs/c.jpg"]
+    found = scan([tmp_path], base=tmp_path)
+    assert [entry.rel for entry in found.entries] == kept and found.skipped == ()
+    assert found.ignored >= (not name.startswith("."))
+    # As a shell gives them for `*`.
+    every = [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
+    found = scan([p for p in every if p.name != "cache"], base=tmp_path)
+    assert [entry.rel for entry in found.entries] == kept
+
+
+def test_an_ignore_file_has_the_syntax_of_gitignore(tmp_path: Path) -> None:
+    names = (
+        "a.jpg",
+        "b.png",
+        "raw/c.jpg",
+        "deep/raw/d.jpg",
+        "deep/e.png",
+        "deep/keep.png",
+        "raw.jpg",
+    )
+    _touch(tmp_path, *names, "@eaDir/f.jpg", "deep/x/g.jpg", "cafe\u0301/h.jpg")
+    lines = ["# notes", "*.png", "!keep.png", "raw/", "/a.jpg", "!@eaDir/", "café/"]
+    (tmp_path / ".cartqignore").write_text("\n".join(lines))
+    (tmp_path / "deep" / ".cartqignore").write_text("!e.png\n/x/*\n")
+    kept = ["@eaDir/f.jpg", "deep/e.png", "deep/keep.png", "raw.jpg"]
+    found = scan([tmp_path], base=tmp_path)
+    assert [entry.rel for entry in found.entries] == kept
+    assert found.ignored == 6
+    # The same whichever folder is given.
+    found = scan([tmp_path / "deep", tmp_path / "raw"], base=tmp_path)
+    assert [entry.rel for entry in found.entries] == ["deep/e.png", "deep/keep.png"]
+    assert [f.path for f in found.skipped] == ["raw"] and ".cartqignore" in found.skipped[0].reason
+
+
+def test_a_line_that_is_no_pattern_is_named_and_the_others_hold(tmp_path: Path) -> None:
+    _touch(tmp_path, "a.jpg", "b.png")
+    (tmp_path / ".cartqignore").write_bytes(b"!\n*.png\n\xff\xfe\n")
+    found = scan([tmp_path], base=tmp_path)
+    assert [entry.rel for entry in found.entries] == ["a.jpg"]
+    assert [(f.path, f.reason[:7]) for f in found.failures] == [(".cartqignore", "line 1:")]
+
+
+def test_downloads_in_progress_are_named_and_taken_when_finished(tmp_path: Path) -> None:
+    parts = [
+        "a.jpg.part",
+        "b.mp4.crdownload",
+        "~syncthing~c.jpg.tmp",
+        "d.mkv.!qB",
+        "e.png.filepart",
+    ]
+    beside = ["f.mp4", "f.mp4.aria2", "g.mp4", "g.mp4.part"]  # the file, and its control file
+    silent = ["notes.pdf.part", "x.tmp", ".h.jpg.Xb2f9Q", ".syncthing.i.jpg.tmp"]
+    _touch(tmp_path, *parts, *beside, *silent, "j.mp4.download/j.mp4", "part.jpg", "apart/k.jpg")
+    found = scan([tmp_path], base=tmp_path)
+    assert [entry.rel for entry in found.entries] == ["apart/k.jpg", "part.jpg"]
+    assert {f.path for f in found.skipped} == {*parts, *beside, "j.mp4.download"}
+    assert all("in progress" in f.reason for f in found.skipped)
+    every = [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
+    assert scan(every, base=tmp_path) == found
+    (tmp_path / "f.mp4.aria2").unlink()
+    (tmp_path / "a.jpg.part").rename(tmp_path / "a.jpg")
+    found = scan([tmp_path], base=tmp_path)
+    assert [e.rel for e in found.entries] == ["a.jpg", "apart/k.jpg", "f.mp4", "part.jpg"]
+
+
+def test_an_excluded_name_may_be_composed_or_decomposed(tmp_path: Path) -> None:
+    _touch(tmp_path, "cafe\u0301.jpg", "b.jpg")
+    assert _rels(tmp_path, exclude=("caf\u00e9*",)) == ["b.jpg"]
 
 
 def test_mutual_loop_ends(tmp_path: Path) -> None:
