@@ -18,8 +18,8 @@ from cart_qdrant.storage.edge_engine import EdgeEngine, EdgeSettings, disk_free
 from cart_qdrant.storage.edge_schema import ON_DISK, EdgeSchema, read_config
 from cart_qdrant.storage.payloads import clean_payload, json_bytes, quote_key
 from cart_qdrant.storage.protocol import CollectionInfo, CollectionSpec, VectorInfo
+from cart_qdrant.storage.search_params import graph_params
 from cart_qdrant.storage.validation import (
-    OVERSAMPLING,
     check_names,
     check_query,
     check_same_vectors,
@@ -303,10 +303,7 @@ class EdgeStore:
             matches = shard.count(request)  # an estimate, in microseconds
         if matches * self._widths()[using] <= self._settings.exact_multiplications:
             return qdrant.SearchParams(exact=True)
-        acorn = qdrant.AcornSearchParams(enable=filter is not None, max_selectivity=1.0)
-        int8 = qdrant.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING)
-        ef = max(self._settings.hnsw_ef, 2 * limit)
-        return qdrant.SearchParams(hnsw_ef=ef, acorn=acorn, quantization=int8)
+        return graph_params(limit, filtered=filter is not None, ef=self._settings.hnsw_ef)
 
     # Graph, disk, end
 

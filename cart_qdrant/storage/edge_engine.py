@@ -14,6 +14,7 @@ import qdrant_edge as edge
 
 from cart_qdrant.arrays.point_ids import wire_ids
 from cart_qdrant.errors import CartError, ConfigError, StoreError
+from cart_qdrant.storage.search_params import EXACT_MULTIPLICATIONS, HNSW_EF
 
 _DISK_COPIES = 4  # write-ahead log, segment, and both again while they are rewritten
 
@@ -28,10 +29,10 @@ class EdgeSettings:
     """Points written between two flushes to disk."""
     reserve_bytes: int = 256 * 2**20
     """Free disk space to keep: a full disk kills the process inside the engine."""
-    exact_multiplications: int = 10_000_000
+    exact_multiplications: int = EXACT_MULTIPLICATIONS
     """Points are scanned exactly while their number times the width stays under this (about 1
     ms)."""
-    hnsw_ef: int = 256
+    hnsw_ef: int = HNSW_EF
     """Least beam width of the graph search that is used above that."""
 
     def __post_init__(self) -> None:

@@ -7,29 +7,25 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from qdrant_client import QdrantClient, models
+from qdrant_client import models
 
 from cart_qdrant.arrays.point_ids import as_id, wire_id, wire_ids
-from cart_qdrant.errors import MismatchError, StoreError
+from cart_qdrant.errors import StoreError
 from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage import server_requests
 from cart_qdrant.storage.address import server_address
 from cart_qdrant.storage.batches import chunks
-from cart_qdrant.storage.payloads import clean_payload, json_bytes, quote_key
-from cart_qdrant.storage.protocol import CollectionInfo, CollectionSpec
+from cart_qdrant.storage.payloads import clean_payload, json_bytes
+from cart_qdrant.storage.server_collection import ServerCollection
 from cart_qdrant.storage.server_connection import (
-    NOT_KNOWN,
-    Connection,
-    RetryPolicy,
-    lacks_rights,
+    default_timeout,
     make_client,
-    reason_of,
     status_of,
 )
+from cart_qdrant.storage.server_search import SearchLimits, tuned
 from cart_qdrant.storage.validation import (
     check_names,
     check_query,
-    check_same_vectors,
     check_vectors,
     prepare_points,
     select_vectors,
@@ -39,8 +35,11 @@ from cart_qdrant.storage.validation import (
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+FRESH = 300.0
+"""Seconds after which it is asked again how many points a collection has."""
 
-class ServerStore:
+
+class ServerStore(ServerCollection):
     """The `Store` of a server's collection. Nothing is sent before the first use.
 
     Points unknown to `set_payload` and `update_vectors` are ignored.
@@ -54,22 +53,8 @@ class ServerStore:
         owned: Whether `close` closes the client.
     """
 
-    def __init__(
-        self,
-        client: QdrantClient,
-        collection: str,
-        *,
-        url: str | None = None,
-        retry: RetryPolicy | None = None,
-        sleep: Callable[[float], None] = time.sleep,
-        owned: bool = True,
-    ) -> None:
-        self._client = client
-        self._connection = Connection(
-            client, collection, owned=owned, url=url, retry=retry or RetryPolicy(), sleep=sleep
-        )
-        self._dims: dict[str, int] | None = None
-        self._before_write: Callable[[], None] = lambda: None
+    _known_limits: tuple[float, SearchLimits] | None = None
+    """When they were asked for, and the limits of searches."""
 
     @classmethod
     def connect(
@@ -77,7 +62,7 @@ class ServerStore:
         url: str,
         api_key: str | None = None,
         collection: str = "media",
-        timeout: int = 30,
+        timeout: int | None = None,
         prefer_grpc: bool = False,
     ) -> ServerStore:
         """Make a client for `url`, or for `:memory:`; nothing is sent yet.
@@ -86,118 +71,15 @@ class ServerStore:
             url: Such as `http://localhost:6333`.
             api_key: Key of the server or cloud, if it wants one.
             collection: Name of the collection.
-            timeout: Seconds to wait for one answer.
+            timeout: Seconds to wait for one answer; None for `CARTQ_TIMEOUT`, or 30.
             prefer_grpc: Use gRPC (port 6334), which is faster for large answers.
 
         Raises:
-            UsageError: The URL is not one.
+            UsageError: The URL is not one, or `CARTQ_TIMEOUT` is no number of seconds.
         """
         url = server_address(url)
+        timeout = default_timeout() if timeout is None else timeout
         return cls(make_client(url, api_key, timeout, prefer_grpc), collection, url=url)
-
-    @property
-    def location(self) -> str:
-        """URL and collection, for messages."""
-        return self._connection.location
-
-    def exists(self) -> bool:
-        """Whether the server has the collection."""
-        return self._call(self._client.collection_exists)
-
-    # Schema
-
-    def create(self, spec: CollectionSpec) -> None:
-        """Create the collection with its payload indexes; in an existing one, make those indexes
-        that it lacks.
-
-        Raises:
-            MismatchError: It exists with other vectors, or they are not compared by cosine.
-        """
-        if not self.exists():
-            try:
-                self._call(self._client.create_collection, **self._parameters(spec))
-            except StoreError:
-                # A retried request, or another process, may have made it.
-                if not self.exists():
-                    raise
-        self._dims = None
-        for name, vector in self.info().vectors.items():
-            if not vector.is_usable:
-                raise MismatchError(
-                    f"Vector {name!r} of {self.location} is compared by {vector.distance}; "
-                    "this needs Cosine.",
-                    "Use another collection.",
-                )
-        check_same_vectors(self.location, self._widths(), spec.vectors)
-        for field in spec.keywords:
-            self.create_keyword_index(field)
-        for field in spec.texts:
-            self.create_text_index(field)
-
-    def _parameters(self, spec: CollectionSpec) -> dict[str, Any]:
-        return server_requests.new_collection(spec, quantized=not self._connection.is_local)
-
-    def info(self) -> CollectionInfo:
-        """Vectors, indexed payload fields and metadata, asked of the server each time."""
-        return server_requests.collection_info(self._call(self._client.get_collection))
-
-    def create_keyword_index(self, field: str) -> None:
-        """Index one more payload field for exact matches."""
-        if not self._connection.is_local:  # which has no payload indexes, and warns
-            kind = models.PayloadSchemaType.KEYWORD
-            self._call(self._client.create_payload_index, field, kind, wait=True)
-
-    def create_text_index(self, field: str) -> None:
-        """Index the words of one more payload field, to rank by them where the server can."""
-        schema = models.TextIndexParams(
-            type=models.TextIndexType.TEXT, lowercase=True, scoring=True
-        )
-        try:
-            self._call(self._client.create_payload_index, field, schema, wait=True)
-        except StoreError as error:
-            if status_of(error.__cause__) not in (400, 422):
-                raise
-            log.warning("%s cannot rank text; indexing %r without.", self.location, field)
-            plain = schema.model_copy(update={"scoring": None})
-            self._call(self._client.create_payload_index, field, plain, wait=True)
-
-    def drop_index(self, field: str) -> None:
-        """Remove the index of a payload field; nothing happens where there is none."""
-        if not self._connection.is_local and field in self.info().indexed:
-            self._call(self._client.delete_payload_index, field, wait=True)
-
-    def add_vector(self, name: str, size: int) -> None:
-        """Let points have one more named vector, compared by cosine.
-
-        Raises:
-            StoreError: The server is too old: it needs Qdrant 1.18.
-        """
-        config = models.DenseVectorNameConfig(
-            dense=models.DenseVectorConfig(size=size, distance=models.Distance.COSINE)
-        )
-        try:
-            self._call(self._client.create_vector_name, name, config)
-        except StoreError as error:
-            if status_of(error.__cause__) not in NOT_KNOWN:
-                raise
-            raise StoreError(
-                f"{self.location} cannot be given another vector: {reason_of(error.__cause__)}.",
-                "That needs Qdrant 1.18; go without caption vectors on an older one.",
-            ) from error
-        self._dims = None
-
-    def set_metadata(self, key: str, value: Mapping[str, Any]) -> None:
-        """Put a value into the collection's metadata; without the rights for it, warn."""
-        try:
-            self._call(self._client.update_collection, metadata={key: dict(value)})
-        except StoreError as error:
-            if not lacks_rights(error):
-                raise
-            log.warning(
-                "The key may not write the metadata of %s: whether readers have the right model "
-                "is not checked.",
-                self.location,
-            )
 
     # Writing
 
@@ -238,13 +120,6 @@ class ServerStore:
 
         for batch in server_requests.groups(ready, _payload_bytes):
             self._write_known(batch, write)
-
-    def delete_payload_key(self, key: str) -> None:
-        """Remove a top-level payload key from every point."""
-        self._before_write()
-        keys = [quote_key(key)]
-        everything = models.FilterSelector(filter=models.Filter())
-        self._call(self._client.delete_payload, keys, everything, wait=True)
 
     def update_vectors(self, name: str, updates: Sequence[tuple[str, Sequence[float]]]) -> None:
         """Replace one named vector of each named point."""
@@ -357,9 +232,17 @@ class ServerStore:
         if self._connection.is_local:  # always exact; warns about parameters
             asked = [request.model_copy(update={"params": None}) for request in asked]
         else:
-            asked = [server_requests.rescored(request) for request in asked]
+            limits, widths = self._limits(), self._widths()
+            asked = [tuned(one, widths.get(one.using or ""), limits) for one in asked]
         answers = self._call(self._client.query_batch_points, asked)
         return [answer.points for answer in answers]
+
+    def _limits(self) -> SearchLimits:
+        """Size and strict mode of the collection, asked at most every `FRESH` seconds."""
+        now = time.monotonic()
+        if self._known_limits is None or now - self._known_limits[0] > FRESH:
+            self._known_limits = now, SearchLimits.of(self._call(self._client.get_collection))
+        return self._known_limits[1]
 
     def query_ids(self, requests: Sequence[qdrant.AnyQuery]) -> list[qdrant.FoundIds]:
         """The answers of `query_batch`, ids and scores alone."""
@@ -374,15 +257,6 @@ class ServerStore:
     def close(self) -> None:
         """Close the client if it is ours; may be called twice."""
         self._connection.close()
-
-    def _call(self, method: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        return self._connection.call(method, *args, **kwargs)
-
-    def _widths(self) -> dict[str, int]:
-        """Width of each named vector, asked for once."""
-        if self._dims is None:
-            self._dims = {name: one.size for name, one in self.info().vectors.items()}
-        return self._dims
 
 
 def _payload_bytes(update: tuple[str, Any]) -> int:

@@ -1,12 +1,14 @@
 """Requests to one collection of a Qdrant server: sent again while it is busy, errors mapped.
 
-All requests but `create_vector_name` may be sent twice without harm, and so all are repeated.
+All requests may be sent twice without harm, and so all are repeated. What works on all points is
+sent once without waiting, and awaited by other requests (`Connection.wait_until`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import random
 import re
 import threading
@@ -23,7 +25,7 @@ from qdrant_client import QdrantClient
 from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
 
-from cart_qdrant.errors import ConfigError, StoreError
+from cart_qdrant.errors import ConfigError, StoreError, UsageError
 from cart_qdrant.storage.address import LOCAL, is_encrypted_or_near
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,12 @@ OLDEST = (1, 16)
 """Oldest version of the server that has all that is asked of it: metadata of collections, ACORN."""
 NOT_KNOWN = frozenset({400, 404, 405, 422, 501})
 """Statuses by which a server may say that it does not know a request."""
+TIMED_OUT = 504
+"""Status that a missing answer amounts to."""
+TIMEOUT_VARIABLE = "CARTQ_TIMEOUT"
+"""Environment variable with the seconds to wait for one answer of a server."""
+LONGEST_WAIT = 4 * 3600.0
+"""Seconds that a server may take for work on all points."""
 _NO_RIGHTS = frozenset({401, 403})
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _CLIENT_ERRORS = (
@@ -74,6 +82,21 @@ class RetryPolicy:
                 f"max_delay={self.max_delay}.",
                 "Use attempts >= 1 and 0 <= first_delay <= max_delay.",
             )
+
+
+def default_timeout() -> int:
+    """Seconds to wait for one answer: `CARTQ_TIMEOUT`, or 30.
+
+    Raises:
+        UsageError: The variable is no number of seconds.
+    """
+    given = os.environ.get(TIMEOUT_VARIABLE) or "30"
+    if not given.isdecimal() or not 0 < int(given[:9]) <= LONGEST_WAIT:
+        raise UsageError(
+            f"{TIMEOUT_VARIABLE} is {given!r}, but must be a number of seconds.",
+            f"Write for example {TIMEOUT_VARIABLE}=120.",
+        )
+    return int(given)
 
 
 def make_client(url: str, api_key: str | None, timeout: int, prefer_grpc: bool) -> QdrantClient:
@@ -176,6 +199,24 @@ class Connection:
                 return answer
         raise AssertionError("unreachable: the last attempt returns or raises")
 
+    def wait_until(self, done: Callable[[], bool], what: str) -> None:
+        """Wait for work that the server has accepted, asking it again with growing pauses.
+
+        Raises:
+            StoreError: It is not done after `LONGEST_WAIT` seconds.
+        """
+        waited, pause = 0.0, 0.05
+        while not done():
+            if waited > LONGEST_WAIT:
+                raise StoreError(
+                    f"{self.location} has not finished {what} after {waited / 3600:.0f} hours.",
+                    "See how busy the server is, then run the command again.",
+                )
+            log.info("%s is at work on %s.", self.location, what)
+            self._sleep(pause)
+            waited += pause
+            pause = min(2 * pause, self.retry.max_delay)
+
     def _mapped(self, error: Exception, status: int | None, attempts: int) -> StoreError:
         if status in _NO_RIGHTS:
             return self._no_rights(error, status)
@@ -194,7 +235,8 @@ class Connection:
         if status in _BUSY:
             return StoreError(
                 f"No answer from {self.location} after {attempts} attempt(s): {reason_of(error)}.",
-                "Check the URL and that the server runs; try again later, or raise the timeout.",
+                "Check the URL and that the server runs; try again later, or set "
+                f"{TIMEOUT_VARIABLE} to more seconds.",
             )
         return StoreError(f"{self.location} refused a request: {reason_of(error)}.")
 

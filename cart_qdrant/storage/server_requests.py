@@ -10,7 +10,7 @@ from qdrant_client import models
 from cart_qdrant.storage.batches import chunks_by_bytes
 from cart_qdrant.storage.payloads import json_bytes
 from cart_qdrant.storage.protocol import CollectionInfo, CollectionSpec, VectorInfo
-from cart_qdrant.storage.validation import OVERSAMPLING, QUANTILE
+from cart_qdrant.storage.validation import QUANTILE
 
 T = TypeVar("T")
 
@@ -63,14 +63,3 @@ def point_bytes(point: tuple[str, dict[str, list[float]], dict[str, Any]]) -> in
     """Size of a point (id, vectors, payload) in a request, about."""
     _, vectors, payload = point
     return FLOAT_BYTES * sum(map(len, vectors.values())) + json_bytes(payload)
-
-
-def rescored(request: models.QueryRequest) -> models.QueryRequest:
-    """A search whose hits are scored by the vectors themselves, where the collection has int8 too.
-
-    A search that is not by a vector, or has parameters of its own, stays as it is.
-    """
-    if not isinstance(request.query, list) or request.params is not None:
-        return request
-    rescore = models.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING)
-    return request.model_copy(update={"params": models.SearchParams(quantization=rescore)})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 from qdrant_client import QdrantClient
@@ -41,6 +43,14 @@ class FakeServer:
         self.slept: list[float] = []
         self.exists = True
         self.known: set[str] = set()
+        self.indexed: dict[str, Any] = {}
+        """Payload fields with an index."""
+        self.busy = 0
+        """Looks at the collection after which an index that was asked for is there."""
+        self.points = 0
+        self.strict: dict[str, Any] | None = None
+        self.vectors: dict[str, Any] = {}
+        """Named vectors beside `MEDIA`."""
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         self.requests.append(request)
@@ -62,7 +72,13 @@ class FakeServer:
         if tail == "":
             if method == "PUT":
                 self.exists = True
-            return INFO if method == "GET" else True
+            return self.info() if method == "GET" else True
+        if tail.startswith("/index"):
+            if method == "PUT":
+                self.indexed[body["field_name"]] = {"data_type": "keyword", "points": 0}
+            else:
+                self.indexed.pop(unquote(tail.removeprefix("/index/")), None)
+            return DONE
         if tail == "/points" and method == "POST":
             return [{"id": i} for i in body["ids"] if i in self.known]
         if tail == "/points/query/batch":
@@ -73,6 +89,17 @@ class FakeServer:
         if tail == "/points/batch":
             return [DONE for _ in body["operations"]]
         return DONE
+
+    def info(self) -> dict[str, Any]:
+        """The collection, with what was asked for since."""
+        found: dict[str, Any] = copy.deepcopy(INFO)
+        found["points_count"] = self.points
+        found["config"]["params"]["vectors"] |= self.vectors
+        if self.strict is not None:
+            found["config"]["strict_mode_config"] = self.strict
+        self.busy -= 1
+        found["payload_schema"] = self.indexed if self.busy < 0 else {}
+        return found
 
     def store(self, **more: Any) -> ServerStore:
         client = QdrantClient(
