@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cart_qdrant.search.background import Background
 from cart_qdrant.search.filters import HAS_CAPTION
 from cart_qdrant.search.fusion import CAPTION_LANES
 from cart_qdrant.search.loaded_index import LoadedIndex
@@ -14,16 +13,10 @@ from cart_qdrant.storage import requests as qdrant
 
 
 class Remarks:
-    """Makes the remarks on the answers from one index.
+    """Makes the remarks on the answers from one index."""
 
-    Args:
-        loaded: The index.
-        background: What meaningless texts reach in it.
-    """
-
-    def __init__(self, loaded: LoadedIndex, background: Background) -> None:
+    def __init__(self, loaded: LoadedIndex) -> None:
         self._loaded, self._store = loaded, loaded.index.store
-        self._background = background
 
     def on_texts(self, request: SearchRequest, *, reached: bool) -> list[str]:
         """What holds for all texts of a block.
@@ -46,13 +39,7 @@ class Remarks:
         return out
 
     def on_answer(
-        self,
-        request: SearchRequest,
-        whole: Ranking,
-        kept: Ranking,
-        *,
-        reached: bool,
-        text: bool = True,
+        self, request: SearchRequest, whole: Ranking, kept: Ranking, *, reached: bool
     ) -> list[str]:
         """What holds for one answer.
 
@@ -60,22 +47,16 @@ class Remarks:
             whole: All that was ranked.
             kept: What of it is confident and similar enough.
             reached: Whether the query has a vector in some media space.
-            text: Whether the query is a text.
         """
-        return list(self._on_answer(request, whole, kept, reached=reached, text=text))
+        return list(self._on_answer(request, whole, kept, reached=reached))
 
     def _on_answer(
-        self, request: SearchRequest, whole: Ranking, kept: Ranking, *, reached: bool, text: bool
+        self, request: SearchRequest, whole: Ranking, kept: Ranking, *, reached: bool
     ) -> Iterator[str]:
         count, answers = len(kept.order), "files" if request.ranks_files else "segments"
         if count > request.offset:
             if request.lane == "generative" and count < request.offset + request.k:
                 yield f"beams name {count} {answers} in all: other lanes may find more"
-            # Within a filter meaningless texts come less near.
-            if text and request.filter is None and whole.confidence_C is None:
-                far = self._background.remark(whole.candidates)
-                if far is not None:
-                    yield far
             return
         if count:
             yield f"there are {count} hits, and --offset passes over {request.offset}"

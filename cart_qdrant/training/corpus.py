@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from cart_qdrant.arrays.types import FloatArray, IndexArray
 from cart_qdrant.arrays.vectors import unit
+from cart_qdrant.identifiers.item_table import MODALITIES
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.points import Vectors, read_vectors
 from cart_qdrant.records import TRUST, Caption, CaptionSource, Modality
@@ -68,6 +69,9 @@ def read_corpus(
 ) -> Corpus:
     """Read items and captions; where no item has a text, each gets a label if there is a labeller.
 
+    Others may write to an attached collection meanwhile: what an item is comes from the read of its
+    vector, and an item that is deleted or changed after that only loses its captions here.
+
     Args:
         label: Gives one label for each vector x_ND of a media space; None gives no labels.
     """
@@ -77,9 +81,6 @@ def read_corpus(
     items: list[int] = []
     trust: list[float] = []
     captioned = np.zeros(len(vectors.ids), dtype=bool)
-    files: dict[str, int] = {}
-    file_N = np.zeros(len(vectors.ids), dtype=np.intp)
-    modalities = [""] * len(vectors.ids)
     video_paths = {
         (record.payload or {}).get("path")
         for record in index.store.scroll(_VIDEO, with_payload=["path"])
@@ -89,8 +90,6 @@ def read_corpus(
         if n is None:
             continue
         payload: dict[str, Any] = record.payload or {}
-        file_N[n] = files.setdefault(payload.get("path", str(record.id)), len(files))
-        modalities[n] = payload.get("modality", "")
         captions = [Caption.from_payload(c) for c in payload.get("captions", [])]
         if payload.get("modality") == Modality.AUDIO and payload.get("path") in video_paths:
             # Captions of a video are mostly about its frames; its audio is described only by
@@ -111,8 +110,16 @@ def read_corpus(
             trust += [TRUST[CaptionSource.LABEL]] * len(labels)
     return Corpus(
         vectors, texts, np.asarray(items, np.intp), np.asarray(trust, np.float32), captioned,
-        file_N, np.asarray(modalities),
+        _in_order_of_appearance(vectors.file_N), np.asarray(MODALITIES)[vectors.modality_N],
     )  # fmt: skip
+
+
+def _in_order_of_appearance(file_N: npt.NDArray[np.uint64]) -> IndexArray:
+    """Files numbered from zero (N,), in the order in which their items come."""
+    _, first, number_N = np.unique(file_N, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.intp)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return rank[number_N]
 
 
 def caption_vectors(

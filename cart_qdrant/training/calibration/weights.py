@@ -37,8 +37,9 @@ def fit_lanes(base: Calibration, examples: Examples, *, beams: bool) -> Calibrat
     spaces = len(base.spaces)
     column = FeatureColumns.of(spaces)
     fit = _LaneFit.of(examples, spaces, column)
-    media = default_weights(1, base.scale)  # a single cosine ranks the same under every weight
-    if len(examples.candidates[0].log_prior_G) > 1:
+    media = default_weights(spaces, base.scale)
+    # Alone, a cosine ranks the same under every weight.
+    if spaces > 1 or len(examples.candidates[0].log_prior_G) > 1:
         everything = np.arange(len(examples))
         allowed = column.media & ~column.hub & ~column.presence
         media = fit.weights(everything, fit.same_group, allowed)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.generator.beam_search import Beams
@@ -26,8 +27,10 @@ def beams_of(rows_KL: Any) -> Beams:
     return Beams(rows_KL, np.zeros(len(rows_KL), np.float32), np.arange(len(rows_KL)))
 
 
-def test_a_seldom_asked_space_is_weighed_as_the_most_asked_one() -> None:
-    """Five queries for sounds, whose cosines are an order smaller, among 200 for pictures."""
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_seldom_asked_space_is_weighed_as_the_most_asked_one(groups: int) -> None:
+    """Five queries for sounds, whose cosines are an order smaller, among 200 for pictures; sounds
+    are no modality group of their own where training has no text of one."""
     rng = np.random.default_rng(3)
     n, d = 80, 16
     x = rng.normal(size=(n, d)).astype(np.float32)
@@ -35,10 +38,12 @@ def test_a_seldom_asked_space_is_weighed_as_the_most_asked_one() -> None:
     sound = np.arange(n) >= 60
     rows = np.stack([np.arange(n), np.zeros(n)], axis=1).astype(np.int32)
     unknown = np.full(n, np.nan, np.float32)
-    items = Items(x, sound.astype(np.intp), rows, np.arange(n), unknown, sound.astype(np.intp))
+    group_N = np.where(sound, groups - 1, 0)
+    items = Items(x, sound.astype(np.intp), rows, np.arange(n), unknown, group_N)
     asked = np.concatenate([rng.integers(0, 60, 200), rng.integers(60, n, 5)])
     q = x[asked] + 0.3 * rng.normal(size=(len(asked), d)).astype(np.float32)
     belief = np.log(np.where(sound[asked][:, None], [[0.2, 0.8]], [[0.8, 0.2]])).astype(np.float32)
+    belief = belief if groups == 2 else np.zeros((len(asked), 1), np.float32)
     held = HeldOut(
         asked, {"visual": q, "audio": 0.1 * q}, np.zeros((len(asked), 4), np.float32),
         [beams_of(rows[:1])] * len(asked), np.zeros((n, 4), np.float32),
