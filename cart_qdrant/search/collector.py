@@ -31,7 +31,7 @@ class Collector:
         items: ItemFeatureReader,
         decode_again: DecodeAgain,
     ) -> None:
-        self._layout = StoreLayout(index, group_of, spaces)
+        self.layout = StoreLayout(index, group_of, spaces)
         self._items, self._decode_again = items, decode_again
 
     def collect(
@@ -49,5 +49,5 @@ class Collector:
             filter: Condition on the payload that all candidates meet.
             by_file: Whether files are counted, else points.
         """
-        requests = StoreRequests(self._layout, encoded, lanes, filter)
+        requests = StoreRequests(self.layout, encoded, lanes, filter)
         return CandidatePool(requests, self._items, self._decode_again, by_file=by_file)

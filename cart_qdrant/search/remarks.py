@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from cart_qdrant.search.background import Background
 from cart_qdrant.search.filters import HAS_CAPTION
 from cart_qdrant.search.fusion import CAPTION_LANES
 from cart_qdrant.search.loaded_index import LoadedIndex
@@ -13,10 +14,16 @@ from cart_qdrant.storage import requests as qdrant
 
 
 class Remarks:
-    """Makes the remarks on the answers from one index."""
+    """Makes the remarks on the answers from one index.
 
-    def __init__(self, loaded: LoadedIndex) -> None:
+    Args:
+        loaded: The index.
+        background: What meaningless texts reach in it.
+    """
+
+    def __init__(self, loaded: LoadedIndex, background: Background) -> None:
         self._loaded, self._store = loaded, loaded.index.store
+        self._background = background
 
     def on_texts(self, request: SearchRequest, *, reached: bool) -> list[str]:
         """What holds for all texts of a block.
@@ -39,7 +46,13 @@ class Remarks:
         return out
 
     def on_answer(
-        self, request: SearchRequest, whole: Ranking, kept: Ranking, *, reached: bool
+        self,
+        request: SearchRequest,
+        whole: Ranking,
+        kept: Ranking,
+        *,
+        reached: bool,
+        text: bool = True,
     ) -> list[str]:
         """What holds for one answer.
 
@@ -47,16 +60,22 @@ class Remarks:
             whole: All that was ranked.
             kept: What of it is confident and similar enough.
             reached: Whether the query has a vector in some media space.
+            text: Whether the query is a text.
         """
-        return list(self._on_answer(request, whole, kept, reached=reached))
+        return list(self._on_answer(request, whole, kept, reached=reached, text=text))
 
     def _on_answer(
-        self, request: SearchRequest, whole: Ranking, kept: Ranking, *, reached: bool
+        self, request: SearchRequest, whole: Ranking, kept: Ranking, *, reached: bool, text: bool
     ) -> Iterator[str]:
         count, answers = len(kept.order), "files" if request.ranks_files else "segments"
         if count > request.offset:
             if request.lane == "generative" and count < request.offset + request.k:
                 yield f"beams name {count} {answers} in all: other lanes may find more"
+            # Within a filter meaningless texts come less near.
+            if text and request.filter is None and whole.confidence_C is None:
+                far = self._background.remark(whole.candidates)
+                if far is not None:
+                    yield far
             return
         if count:
             yield f"there are {count} hits, and --offset passes over {request.offset}"

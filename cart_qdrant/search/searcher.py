@@ -11,6 +11,7 @@ from typing import Protocol
 
 from cart_qdrant.index.identifier_files import load_table
 from cart_qdrant.records import Hit
+from cart_qdrant.search.background import Background
 from cart_qdrant.search.candidate_pool import CandidatePool
 from cart_qdrant.search.candidates import Candidates
 from cart_qdrant.search.collector import Collector
@@ -53,7 +54,7 @@ class Searcher:
         self._collector = Collector(index, groups, spaces, items, self._encoding.decode_again)
         self._hits = HitReader(index)
         self._explainer = Explainer(loaded)
-        self._remarks = Remarks(loaded)
+        self._remarks = Remarks(loaded, Background(self._collector.layout, self._encoding))
 
     def texts(self, texts: Sequence[str], request: SearchRequest) -> list[SearchResult]:
         """Results for texts, block by block; while one is answered, the next is encoded."""
@@ -129,7 +130,7 @@ class Searcher:
         if request.explain:
             hits = self._explained(hits, ranking.candidates, encoded)
         took = _took(times, (time.perf_counter() - resolve) * 1e3, 1)
-        remarks = self._remarks.on_answer(request, whole, ranking, reached=True)
+        remarks = self._remarks.on_answer(request, whole, ranking, reached=True, text=False)
         return SearchResult(str(query), lane, self._version, took, hits, remarks)
 
     def _without(self, mixed: Mixed, request: SearchRequest) -> qdrant.AnyFilter | None:

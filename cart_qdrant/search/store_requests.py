@@ -125,13 +125,13 @@ class StoreRequests:
         if not self.generative:
             limit = min(limit, MIN_CANDIDATES)
         (q_BD,) = self.encoded.vectors.media.values()
-        return _nearest(q_BD[b], MEDIA, self._named(beams), limit, exact=True)
+        return nearest(q_BD[b], MEDIA, self._named(beams), limit, exact=True)
 
     def captions_of_beams(self, b: int) -> qdrant.QueryRequest:
         """Request for the caption scores of the points that the first beams of a query name."""
         beams = self.encoded.beams[b]
         caption_W = self.encoded.vectors.caption_BW[b]
-        return _nearest(caption_W, CAPTION, self._named(beams), len(beams.scores_K), exact=True)
+        return nearest(caption_W, CAPTION, self._named(beams), len(beams.scores_K), exact=True)
 
     def _named(self, beams: Beams) -> qdrant.AnyFilter | None:
         """A filter for the points that beams name."""
@@ -153,7 +153,7 @@ class StoreRequests:
             if missing:
                 some = qdrant.HasIdCondition(has_id=[one.ids[c] for c in missing])
                 only = qdrant.Filter(must=[some])
-                requests.append(_nearest(x, using, only, len(missing), exact=True))
+                requests.append(nearest(x, using, only, len(missing), exact=True))
                 owners.append((one, scores_C))
 
         vectors = self.encoded.vectors
@@ -184,10 +184,10 @@ def _ask(
     unseen: qdrant.AnyFilter | None,
     limit: int,
 ) -> qdrant.QueryRequest:
-    return _nearest(query, using, merge_filters(filter, unseen), limit)
+    return nearest(query, using, merge_filters(filter, unseen), limit)
 
 
-def _nearest(
+def nearest(
     query: FloatArray | qdrant.TextQuery,
     using: str,
     filter: qdrant.AnyFilter | None,
