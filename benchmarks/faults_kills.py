@@ -51,6 +51,8 @@ COMMANDS = ("ingest", "train", "attach", "sync", "migrate", "rm")
 PICTURES, NEW, GONE = 60, 30, 10
 OTHERS = ("attach", "sync")
 """Commands on a collection that others fill."""
+OF_DISK = frozenset({"ctime", "inode"})
+"""Payload fields that differ between copies of one file."""
 ACKNOWLEDGED = "acknowledged"
 """File of the ids that the store had said are written, one a line."""
 
@@ -80,7 +82,7 @@ class State:
 
 
 def client_of(folder: Path) -> Any:
-    """A client in local mode on a folder, where `migrate` moves to."""
+    """A client in local mode on a folder, from where `migrate` moves."""
     from qdrant_client import QdrantClient
 
     return QdrantClient(path=str(folder / "local"))
@@ -113,6 +115,10 @@ def prepare(what: str, folder: Path) -> None:
     write_vectors(folder / "vectors.npz")
     add_pictures(folder / "media", range(PICTURES))
     ingest(folder / ".cartq", folder / "vectors.npz", folder / "media")
+    if what == "migrate":  # back into the embedded store
+        with _Closing(client_of(folder)) as client, Index.open(folder / ".cartq") as index:
+            migrate(index, StoreInfo(kind="client", collection="moved"), client=client)
+        shutil.rmtree(folder / ".cartq" / "store")
     if what == "ingest":
         add_pictures(folder / "media", range(PICTURES, PICTURES + NEW))
         for n in range(GONE):
@@ -145,16 +151,17 @@ def work(what: str, folder: Path) -> None:
             sync(index)
         else:
             stack.enter_context(IndexFolder(root).lock())
-            client = stack.enter_context(_Closing(client_of(folder))) if what == "migrate" else None
-            moved = client if IndexFolder(root).read().store.kind == "client" else None
-            index = stack.enter_context(Index.open(root, client=moved))
+            client = None
+            if IndexFolder(root).read().store.kind == "client":
+                client = stack.enter_context(_Closing(client_of(folder)))
+            index = stack.enter_context(Index.open(root, client=client))
             if what == "sync":
                 sync(index)
             elif what == "rm":
                 names = [str(folder / "media" / name_of(n)) for n in range(GONE)]
                 remove(index, choose(index, names))
-            elif moved is None:
-                migrate(index, StoreInfo(kind="client", collection="moved"), client=client)
+            elif client is not None:
+                migrate(index, StoreInfo())
 
 
 class _Closing:
@@ -189,7 +196,9 @@ def look(folder: Path) -> State:
                 one = Identifier.from_payload(payload[info.field])
                 state.identifiers[key] = one.id
                 rows.add((*one.codes, one.u))
-            kept = {k: v for k, v in payload.items() if not k.startswith("cart")}
+            kept = {
+                k: v for k, v in payload.items() if not k.startswith("cart") and k not in OF_DISK
+            }
             assert isinstance(record.vector, dict)
             vector = np.round(record.vector["media"], 4).tolist()  # type: ignore[arg-type]
             state.points[key] = (kept, vector)

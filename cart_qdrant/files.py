@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 CACHE_VARIABLE = "CARTQ_CACHE"
 CONFIG_VARIABLE = "CARTQ_CONFIG"
 """Environment variable that names the folder of files that can be made or fetched again."""
@@ -85,6 +88,24 @@ def save_arrays(
 
     write_atomic(path, save({k: np.ascontiguousarray(v) for k, v in arrays.items()}), drafts)
     return file_hash(path)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raise the errors of libraries in Rust about a disk, such as a full one, as `OSError`.
+
+    Args:
+        path: What is written, for the message.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if (found := _RUST_ERROR.search(str(error))) is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def load_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:

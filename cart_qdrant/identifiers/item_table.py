@@ -18,6 +18,7 @@ from cart_qdrant.arrays.mmap import map_arrays
 from cart_qdrant.arrays.point_ids import KEY_BYTES
 from cart_qdrant.arrays.types import AnyArray, FloatArray, IndexArray, KeyArray
 from cart_qdrant.errors import MismatchError
+from cart_qdrant.files import disk_errors
 
 MODALITIES = ("image", "video", "audio")
 """Modalities in the order of their numbers in the table."""
@@ -108,7 +109,8 @@ class ItemTable:
         """Write the table to a safetensors file."""
         from safetensors.numpy import save_file
 
-        save_file(self._arrays(), path)
+        with disk_errors(path):
+            save_file(self._arrays(), path)
 
     @classmethod
     def load(cls, path: Path) -> ItemTable:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from cart_qdrant.arrays.mmap import map_arrays
 from cart_qdrant.arrays.types import AnyArray, FloatArray, IndexArray, IntArray
 from cart_qdrant.errors import MismatchError
+from cart_qdrant.files import disk_errors
 from cart_qdrant.identifiers.row_order import in_order
 
 UPPER = 0.9
@@ -266,7 +267,8 @@ class Trie:
         """Write the tree to a safetensors file."""
         from safetensors.numpy import save_file
 
-        save_file(self._arrays(), path)
+        with disk_errors(path):
+            save_file(self._arrays(), path)
 
     @classmethod
     def load(cls, path: Path) -> Trie:

@@ -109,6 +109,8 @@ class EdgeStore:
         words = edge.TextIndexParams(scoring=True, lowercase=True, memory=ON_DISK)
         missing: list[tuple[str, Any]] = [(one, keyword) for one in keywords if one not in indexed]
         missing += [(one, words) for one in texts if one not in indexed]
+        if missing:
+            self._engine.check_space(0)
         for field, params in missing:
             with self._engine.mapped_errors():
                 make = edge.UpdateOperation.create_field_index(field, params)
@@ -147,6 +149,7 @@ class EdgeStore:
         """Let points have one more named vector, compared by cosine."""
         spec = self._schema.read()
         if name not in self.info().vectors:  # a killed run may have made it
+            self._engine.check_space(0)
             make = edge.UpdateOperation.create_dense_vector(name, size, edge.Distance.Cosine)
             self._engine.update(make, 0)
             self._engine.flush()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cart_qdrant.embedders.text.minilm import TextEncoder
 from cart_qdrant.embedders.text.tokenizer import TOKENIZER
+from cart_qdrant.files import disk_errors
 from cart_qdrant.generator.artifacts import (
     CALIBRATION,
     CONFIG,
@@ -53,6 +54,10 @@ class Model:
         if folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
+        with disk_errors(folder):
+            self._save(folder, bank)
+
+    def _save(self, folder: Path, bank: QueryBank) -> None:
         save_file(_state(self.encoder), folder / TOWER)
         save_file(_state(self.generator), folder / GENERATOR)
         write_query_graph(self.encoder, folder / QUERY_GRAPH)

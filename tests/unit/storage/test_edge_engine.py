@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,7 @@ def test_what_was_flushed_survives_kill_9(tmp_path: Path) -> None:
 
 HOLD = """
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from cart_qdrant.storage.edge import EdgeStore
 store = EdgeStore(Path(sys.argv[1]))
@@ -153,3 +155,22 @@ def test_flush_comes_after_some_thousand_points(
     monkeypatch.setattr(engine, "flush", lambda: (flushed.append(store.count()), flush()))
     store.upsert([point(n) for n in range(25)])
     assert flushed == [12, 24]
+
+
+def test_a_full_disk_refuses_indexes_and_vectors_before_the_engine_is_killed(
+    store: EdgeStore, tmp_path: Path
+) -> None:
+    store.close()
+    full = EdgeStore(tmp_path / "store", free_bytes=lambda _: 1_000_000)
+    made: list[Callable[[], None]] = [
+        lambda: full.create_keyword_index("new"),
+        lambda: full.create_text_index("words"),
+        lambda: full.add_vector("more", 3),
+        lambda: full.upsert([point(1)]),
+    ]
+    for make in made:
+        with pytest.raises(StoreError, match="has 1 MB free; this needs"):
+            make()
+    full.create_keyword_index("cart.id")  # which it has
+    assert "new" not in full.info().indexed and "more" not in full.info().vectors
+    full.close()
