@@ -1,8 +1,9 @@
 """How similar texts without any meaning come to the items of an index, to tell what is not close.
 
-Before training no probability is known, and the scale of cosines depends on the embedder: 0.3 may
-be a good match in one index and chance in another. What a dozen of meaningless texts reach in the
-same collection is a measure that needs nothing else (docs/experiments.md).
+The scale of cosines depends on the embedder: 0.3 may be a good match in one index and chance in
+another. What some meaningless texts reach in the same collection is a measure that needs nothing
+else. It tells more than a low confidence, which presumes that the answer is there
+(docs/experiments.md).
 Shape legend: B texts.
 """
 

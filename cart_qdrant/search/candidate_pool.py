@@ -91,7 +91,7 @@ class CandidatePool:
         self._points: _Points | None = None
         self._first: list[KeyArray] = []
         self._path_of: dict[int, str | None] = {}
-        self._allowed: list[Any] | None = None
+        self._few: list[Any] | None = None  # what the filter lets through, if it is not much
 
     def fill(self, need: int) -> bool:
         """Ask until each list has `need` files (or points), or ends; returns whether there was
@@ -223,11 +223,10 @@ class CandidatePool:
         if not one.pages:
             return self._encoded.beams[one.b]
         filter = self._requests.filter
-        if filter is not None and self._allowed is None:
-            few = self._store.count(filter) <= MAX_PAGE
-            found = self._store.scroll(filter, with_payload=False) if few else iter(())
-            self._allowed = [record.id for record in islice(found, MAX_PAGE)]
-        leaf_N = self._items.leaves(self._allowed or None)
+        if filter is not None and self._few is None and self._store.count(filter) <= MAX_PAGE:
+            found = self._store.scroll(filter, with_payload=False)
+            self._few = [record.id for record in islice(found, MAX_PAGE)]
+        leaf_N = self._items.leaves(self._few)
         for page in one.pages:
             assert page.beams is not None
             leaf_N[page.beams.leaf_K] = False
@@ -236,7 +235,7 @@ class CandidatePool:
         if not leaf_N.any():
             return Beams.none()
         return self._decode_again(
-            self._encoded.one(one.b), leaf_N, None if self._allowed else filter
+            self._encoded.one(one.b), leaf_N, None if self._few is not None else filter
         )
 
     def _files(self, one: StoreList) -> npt.NDArray[np.uint64]:

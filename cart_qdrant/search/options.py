@@ -38,7 +38,7 @@ class SearchRequest:
         group_by: `file`: each file once, by its best segment; `none`: all segments.
         offset: Number of the best hits that are passed over: page 2 of ten begins at offset 10.
         min_confidence: Hits of a lower confidence are left out.
-        min_similarity: Hits of a lower similarity are left out.
+        min_similarity: Hits of a lower similarity, or of none, are left out.
         explain: Whether each hit tells why it is one.
 
     Raises:

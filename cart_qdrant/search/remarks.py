@@ -72,7 +72,7 @@ class Remarks:
             if request.lane == "generative" and count < request.offset + request.k:
                 yield f"beams name {count} {answers} in all: other lanes may find more"
             # Within a filter meaningless texts come less near.
-            if text and request.filter is None and whole.confidence_C is None:
+            if text and request.filter is None:
                 far = self._background.remark(whole.candidates)
                 if far is not None:
                     yield far

@@ -165,7 +165,7 @@ class Retriever:
             group_by: `file` gives each file once, `none` gives all segments.
             offset: Number of the best hits that are passed over; `offset=10, k=10` is page 2.
             min_confidence: Hits of a lower confidence are left out.
-            min_similarity: Hits of a lower `Hit.similarity` are left out.
+            min_similarity: Hits of a lower `Hit.similarity`, or of none, are left out.
             explain: Whether each hit tells why it is one (`Hit.why`).
 
         Raises:

@@ -402,6 +402,26 @@ def test_points_of_another_kind_and_without_a_path(
         assert described.fields["year"] and "cart.id" not in described.fields
 
 
+def test_points_without_a_path_are_files_of_their_own(client: QdrantClient, tmp_path: Path) -> None:
+    """More of them than the first page of a list holds."""
+    params = models.VectorParams(size=DIM, distance=models.Distance.COSINE)
+    client.create_collection(PHOTOS, params)
+    x_ND = np.random.default_rng(4).normal(size=(300, DIM))
+    client.upsert(
+        PHOTOS,
+        [models.PointStruct(id=n, vector=x.tolist(), payload={}) for n, x in enumerate(x_ND)],
+    )
+    with attach(tmp_path / ".cartq", PHOTOS, client=client) as index:
+        sync(index)
+        retriever = Retriever(index)
+        query = Query((Part("like", "7"),))
+        for lane in ("dense", "generative"):
+            found = retriever.search(query, k=250, lane=lane).hits
+            assert len({hit.path for hit in found}) == len({hit.id for hit in found}) == 250
+            page = retriever.search(query, k=20, offset=210, lane=lane).hits
+            assert [hit.id for hit in page] == [hit.id for hit in found[210:230]]
+
+
 def test_fields_with_unusual_names(
     client: QdrantClient, attached: Callable[..., Index], phrase_vectors: Any, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from cart_qdrant.index.index import Index
 from cart_qdrant.records import Hit
+from cart_qdrant.search.background import Background
 from cart_qdrant.search.filters import parse_filter
 from cart_qdrant.search.lanes import LANES, MIXED_LANES
 from cart_qdrant.search.query import Part, Query
@@ -70,6 +71,12 @@ def test_filters_hide_no_file_either(index: Index, lane: Any) -> None:
     assert len({hit.path for hit in hits}) == PHOTOS // 2
 
 
+@pytest.mark.parametrize("lane", LANES)
+def test_a_filter_that_lets_nothing_through_is_told(index: Index, lane: Any) -> None:
+    found = open_retriever(index).search("waves", lane=lane, filter=parse_filter(["parity=7"]))
+    assert found.hits == [] and found.remarks[-1] == "no item meets the filter"
+
+
 @pytest.mark.parametrize("lane", MIXED_LANES)
 def test_a_query_by_an_item_finds_as_many(index: Index, lane: Any) -> None:
     retriever = open_retriever(index)
@@ -116,6 +123,7 @@ def test_no_list_is_asked_twice_where_its_first_page_has_many_files(
         return original(requests)
 
     monkeypatch.setattr(store, "query_ids", count)
+    monkeypatch.setattr(Background, "remark", lambda self, candidates: None)
     photos = parse_filter([], "image")  # type: ignore[arg-type]
     retriever.search("waves", lane="dense", filter=photos)
     assert asked == [1]
