@@ -7,19 +7,13 @@ from typing import Any
 
 from qdrant_client import models
 
-from cart_qdrant.arrays.point_ids import as_id, wire_id
-from cart_qdrant.errors import StoreError
 from cart_qdrant.records import CaptionSource
 from cart_qdrant.storage import requests as qdrant
+from cart_qdrant.storage.attached_filters import POINT, AttachedFilters
 from cart_qdrant.storage.attachment import Attachment
 from cart_qdrant.storage.payloads import json_path
 from cart_qdrant.storage.protocol import CAPTION, CAPTION_TEXTS, MEDIA
 
-_NOTHING = models.HasIdCondition(has_id=[])
-"""Holds for no point."""
-_EVERYTHING = models.Filter(must_not=[_NOTHING])
-_POINT = "point:"
-"""Begins the path of a point whose payload names no file; the point's id follows."""
 _OUR_FIELDS = ("path", "modality", "start", "end", "captions", "hash")
 
 
@@ -49,6 +43,7 @@ class AttachedMapping:
         if how.words is not None:
             base = how.words.removesuffix("[].text")
             self.fields[CAPTION_TEXTS] = json_path(base) + how.words[len(base) :]
+        self._filters = AttachedFilters(how, self.fields, self.vectors)
 
     # Requests: from our names to theirs
 
@@ -89,78 +84,7 @@ class AttachedMapping:
 
     def filter(self, given: models.Filter | None) -> models.Filter | None:
         """A filter, each of its conditions translated."""
-        if given is None:
-            return None
-
-        def each(conditions: Any) -> list[models.Condition] | None:
-            if conditions is None:
-                return None
-            return [self._condition(one) for one in qdrant.as_list(conditions)]
-
-        least = given.min_should
-        if least is not None:
-            least = models.MinShould(
-                conditions=each(least.conditions) or [], min_count=least.min_count
-            )
-        return models.Filter(
-            must=each(given.must),
-            should=each(given.should),
-            must_not=each(given.must_not),
-            min_should=least,
-        )
-
-    def _condition(self, one: models.Condition) -> models.Condition:
-        match one:
-            case models.Filter():
-                return self.filter(one) or _EVERYTHING
-            case models.HasIdCondition():
-                return models.HasIdCondition(has_id=[wire_id(as_id(i)) for i in one.has_id])
-            case models.HasVectorCondition():
-                if one.has_vector == CAPTION and CAPTION not in self.vectors:
-                    return _NOTHING
-                name = self.vectors.get(one.has_vector, one.has_vector)
-                return models.HasVectorCondition(has_vector=name)
-            case models.IsEmptyCondition():
-                # In a collection of ours, points of others are those without a hash.
-                if one.is_empty.key == "hash":
-                    return models.Filter(must_not=[self._usable_points()])
-                key = self.fields.get(one.is_empty.key, one.is_empty.key)
-                return models.IsEmptyCondition(is_empty=models.PayloadField(key=key))
-            case models.FieldCondition():
-                return self._field_condition(one)
-        return one
-
-    def _field_condition(self, one: models.FieldCondition) -> models.Condition:
-        values = _values(one.match)
-        if one.key == "path" and values is not None:
-            return self._has_path([str(value) for value in values])
-        if one.key in self.fields:
-            return one.model_copy(update={"key": self.fields[one.key]})
-        if one.key == "modality" and values is not None:
-            return _EVERYTHING if self._how.modality in values else _NOTHING
-        return one
-
-    def _has_path(self, values: Sequence[str]) -> models.Condition:
-        """Points whose path is one of the values: by its field, or by the id that a path stands
-        for where the field is empty."""
-        ids = [point for value in values if (point := _point_of(value)) is not None]
-        named: list[models.Condition] = [models.HasIdCondition(has_id=ids)]
-        theirs = self.fields.get("path")
-        if theirs is None:
-            return named[0]
-        named.append(models.IsEmptyCondition(is_empty=models.PayloadField(key=theirs)))
-        match = models.MatchAny(any=list(values))
-        return models.Filter(
-            should=[models.FieldCondition(key=theirs, match=match), models.Filter(must=named)]
-        )
-
-    def _usable_points(self) -> models.Filter:
-        """Points that have the media vector, and whose modality the embedder knows."""
-        must: list[models.Condition] = [models.HasVectorCondition(has_vector=self._how.vector)]
-        if "modality" in self.fields:
-            match = models.MatchAny(any=self._how.modalities)
-            must.append(models.FieldCondition(key=self.fields["modality"], match=match))
-        return models.Filter(must=must)
+        return self._filters.filter(given)
 
     # Answers: from their names to ours
 
@@ -180,7 +104,7 @@ class AttachedMapping:
         path = value_at(theirs, how.path)
         return {
             **theirs,
-            "path": f"{_POINT}{point}" if path is None else str(path),
+            "path": f"{POINT}{point}" if path is None else str(path),
             "modality": self._modality(theirs),
             "start": _seconds(value_at(theirs, how.start)),
             "end": _seconds(value_at(theirs, how.end)),
@@ -195,25 +119,10 @@ class AttachedMapping:
         return self._how.modality if field is None else str(value_at(theirs, field))
 
 
-def _values(match: models.Match | None) -> list[object] | None:
-    """The values that a match lists; None where it lists none."""
-    if isinstance(match, models.MatchValue):
-        return [match.value]
-    return list(match.any) if isinstance(match, models.MatchAny) else None
-
-
-def _point_of(path: str) -> models.ExtendedPointId | None:
-    """The id in the path of a point whose payload names no file; None for another path."""
-    if not path.startswith(_POINT):
-        return None
-    try:
-        return wire_id(as_id(path.removeprefix(_POINT)))
-    except StoreError:
-        return None
-
-
 def _seconds(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
+    if isinstance(value, bool) or not isinstance(value, int | float):  # for Qdrant no number
+        return 0.0
+    return float(value)
 
 
 def value_at(payload: Mapping[str, Any], path: str | None) -> Any:
