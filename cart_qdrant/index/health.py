@@ -44,6 +44,7 @@ class Health:
         fitted_error: Relative reconstruction error at fitting, per space.
         fitted_on: Number of items at fitting, per space.
         items: Number of items now.
+        complete: Whether every item has an identifier, and the tree has all of them.
         problems: What is wrong, each with its remedy; empty if nothing is.
         remarks: What is worth knowing, but not wrong.
     """
@@ -56,6 +57,7 @@ class Health:
     fitted_error: dict[str, float]
     fitted_on: dict[str, int]
     items: int
+    complete: bool
     problems: list[str]
     remarks: list[str]
 
@@ -156,7 +158,8 @@ def check(index: Index, min_unique_ratio: float = UNIQUE) -> Health | None:
         problems.append(f"The unique-identifier ratio is {ratio:.3f}, below {wanted:.3f}. {repair}")
     sizes = {space: len(x) for space, x in by_space.items()}
     problems += _space_problems(codec, sizes, error, repair)
-    problems += _count_problems(index, info, items)
+    incomplete = _count_problems(index, info, items)
+    problems += incomplete
     return Health(
         unique_ratio=ratio,
         levels=level_reports(codes, [codec.coarse, *([codec.codes] * (codec.levels - 1))]),
@@ -166,6 +169,7 @@ def check(index: Index, min_unique_ratio: float = UNIQUE) -> Health | None:
         fitted_error={space: q.error for space, q in codec.quantizers.items()},
         fitted_on={space: q.fitted_on for space, q in codec.quantizers.items()},
         items=items,
+        complete=not incomplete,
         problems=problems,
         remarks=_remarks(items, copies=items - distinct),
     )
@@ -199,7 +203,7 @@ def _count_problems(index: Index, info: IdentifierInfo, items: int) -> list[str]
         return []
     return [
         f"There are {items} items, {stored} identifiers stored and {info.count} in the prefix "
-        "tree. Run `cartq ingest` again, or `cartq doctor --fix`."
+        "tree. Run `cartq doctor --fix`."
     ]
 
 

@@ -139,6 +139,7 @@ def diagnose(index: Index) -> Diagnosis:
 
 def repair(index: Index, found: Diagnosis, reporter: Reporter) -> None:
     """Make again what can be made from the stored vectors, and report what cannot."""
+    from cart_qdrant.index.health import check
     from cart_qdrant.index.identify import assign_new, refit
 
     if "statistics" in found.broken:
@@ -154,10 +155,13 @@ def repair(index: Index, found: Diagnosis, reporter: Reporter) -> None:
     trained = index.manifest.generator is not None
     if "generator" in found.broken:
         index.put(replace(index.manifest, generator=None))
-    if {"trie", "items"} & found.broken.keys() and "books" not in found.broken:
+    health = found.health
+    torn = {"trie", "items"} & found.broken.keys() or (health and not health.complete)
+    if torn and "books" not in found.broken:
         reporter.phase("reading identifiers", None)
-        assign_new(index)
-    if "books" in found.broken or (found.health and not found.health.passed):
+        assign_new(index, rebuild=True)
+        health = check(index)
+    if "books" in found.broken or (health and not health.passed):
         reporter.phase("fitting identifiers again", None)
         refit(index)
     if trained and index.manifest.generator is None:
