@@ -22,18 +22,21 @@ from tests.unit.index.test_identify import pretend_trained, vectors
 def make_index(root: Path) -> None:
     """An index of 30 items with identifiers."""
     with Index.create(root, PatchEmbedder()) as index, index.folder.lock():
-        x_ND = vectors(30)
-        index.store.upsert(
-            [
-                models.PointStruct(
-                    id=Segment(f"p{n}", Modality.IMAGE).id,
-                    vector={"media": x_D.tolist()},
-                    payload={"path": f"p{n}", "modality": "image", "hash": f"{n}"},
-                )
-                for n, x_D in enumerate(x_ND)
-            ]
-        )
+        write(index, 30)
         refit(index)
+
+
+def write(index: Index, count: int) -> None:
+    index.store.upsert(
+        [
+            models.PointStruct(
+                id=Segment(f"p{n}", Modality.IMAGE).id,
+                vector={"media": x_D.tolist()},
+                payload={"path": f"p{n}", "modality": "image", "hash": f"{n}"},
+            )
+            for n, x_D in enumerate(vectors(count))
+        ]
+    )
 
 
 def test_what_ends_while_the_repair_waits_is_kept(tmp_path: Path) -> None:
@@ -54,6 +57,7 @@ def test_what_ends_while_the_repair_waits_is_kept(tmp_path: Path) -> None:
         assert waiting.stderr is not None
         assert "Waiting for another writer" in waiting.stderr.readline()
         with Index.open(root) as index:
+            write(index, 40)
             refit(index)
             pretend_trained(index, vectors(5))
             trained = index.manifest
