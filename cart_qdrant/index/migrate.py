@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 from qdrant_client import models
@@ -24,7 +24,7 @@ from cart_qdrant.index.points import vector_of
 from cart_qdrant.progress import Reporter, Silent
 from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage.factory import open_store
-from cart_qdrant.storage.protocol import CAPTION, CAPTION_TEXTS, MEDIA, Store
+from cart_qdrant.storage.protocol import CAPTION, MEDIA, RangeKind, Store
 from cart_qdrant.storage.store_info import StoreInfo
 
 if TYPE_CHECKING:
@@ -155,8 +155,14 @@ def _say_moved(source: Store, index: Index) -> None:
 
 def copy_indexes(source: Store, target: Store) -> None:
     """Make the payload indexes that the source has and the target lacks."""
-    for field in sorted(source.info().indexed - target.info().indexed - {CAPTION_TEXTS}):
-        target.create_keyword_index(field)
+    there = target.info().indexed
+    for field, kind in sorted(source.info().indexes.items()):
+        if field in there:
+            continue
+        if kind == "keyword":
+            target.create_keyword_index(field)
+        elif kind in get_args(RangeKind):
+            target.create_range_index(field, cast("RangeKind", kind))
 
 
 def copy_points(source: Store, target: Store, reporter: Reporter) -> int:

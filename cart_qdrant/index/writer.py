@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from cart_qdrant.index.plan import Job, file_state
 from cart_qdrant.index.points import has_identifier
 from cart_qdrant.records import Caption, Segment
 from cart_qdrant.storage.payloads import is_plain_key
-from cart_qdrant.storage.protocol import CAPTION, MEDIA
+from cart_qdrant.storage.protocol import CAPTION, CAPTION_TEXTS, MEDIA
 
 if TYPE_CHECKING:
     from cart_qdrant.embedders.text.minilm import TextEncoder
@@ -37,11 +38,14 @@ WRITE = 512
 TEXTS = 128
 """Captions that are embedded together: larger batches are no faster and need more memory."""
 COLUMNS = 16
-"""Most columns of caption tables that get a payload index."""
+"""Most columns of caption tables of a collection that get a payload index."""
 CATEGORY = 64
 """Length of a value in characters up to which its column counts as a category."""
+OUR_INDEXES = frozenset({"modality", "path", "hash", CAPTION_TEXTS})
+"""Payload fields with an index that are no columns of caption tables."""
 MADE_BY = "captioned_by"
 """Payload key: names of the models that were asked for captions of an item."""
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _IDENTIFIER_FIELD = re.compile(r"cart(_\d+)?")
 
 
@@ -81,8 +85,8 @@ class PointWriter:
         self._points: list[tuple[models.PointStruct, list[Caption]]] = []
         self._replacements: list[_Replacement] = []
         self._note = index.folder.work / "replaced.json"
-        self._columns: set[str] = set()
-        self._indexed: set[str] = set()
+        self._columns: dict[str, str] = {}
+        self._indexed: frozenset[str] | None = None
         self.embed_seconds = 0.0
         self.write_seconds = 0.0
 
@@ -142,11 +146,9 @@ class PointWriter:
             }
             point = models.PointStruct(id=segment.id, vector={MEDIA: row.vector}, payload=payload)
             self._points.append((point, captions))
-        self._columns.update(
-            key
-            for key, value in job.captions.meta.items()
-            if isinstance(value, str) and len(value) <= CATEGORY and is_plain_key(key)
-        )
+        for key, value in job.captions.meta.items():
+            if key not in self._columns and is_plain_key(key) and (kind := column_kind(value)):
+                self._columns[key] = kind
         new = [row.segment.id for row in rows]
         old = sorted(set(job.replaces).difference(new))
         if old:
@@ -190,9 +192,19 @@ class PointWriter:
 
     def _index_columns(self) -> None:
         """Index the columns that users filter by: without an index, a filter reads every point."""
-        for key in sorted(self._columns - self._indexed)[: COLUMNS - len(self._indexed)]:
-            self._index.store.create_keyword_index(key)
-            self._indexed.add(key)
+        if not self._columns:
+            return
+        store = self._index.store
+        if self._indexed is None:
+            self._indexed = store.info().indexed
+        left = COLUMNS - sum(map(_is_column, self._indexed))
+        missing = [one for one in sorted(self._columns.items()) if one[0] not in self._indexed]
+        for key, kind in missing[: max(left, 0)]:
+            if kind == "keyword":
+                store.create_keyword_index(key)
+            else:
+                store.create_range_index(key, "float" if kind == "float" else "datetime")
+            self._indexed |= {key}
 
     def mark_changed(self, ids: Iterable[str]) -> None:
         """Record points that are about to change, until `update_identifiers` has followed."""
@@ -238,6 +250,31 @@ def caption_means(
         for n in set(owner):
             out[n] = unit(means[n])
     return out
+
+
+def _is_column(field: str) -> bool:
+    ours = field in OUR_INDEXES or _IDENTIFIER_FIELD.fullmatch(field.partition(".")[0])
+    return not ours
+
+
+def column_kind(value: object) -> str | None:
+    """Kind of payload index for a column with this value: `keyword`, `float` or `datetime`; None
+    where it gets none. Of a list the first value counts."""
+    if isinstance(value, list):
+        return column_kind(value[0]) if value and not isinstance(value[0], list) else None
+    if isinstance(value, bool):
+        return None  # two values: an index finds half of the points at most
+    if isinstance(value, int | float):
+        return "float"
+    if not isinstance(value, str) or len(value) > CATEGORY:
+        return None
+    if not _DAY.match(value):
+        return "keyword"
+    try:
+        datetime.fromisoformat(value)
+    except ValueError:
+        return "keyword"
+    return "datetime"
 
 
 def identifier_payload(payload: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from cart_qdrant.storage.protocol import (
     CAPTION_TEXTS,
     CollectionInfo,
     CollectionSpec,
+    RangeKind,
     Store,
 )
 
@@ -71,6 +72,10 @@ class AttachedStore:
         """Index one more payload field for exact matches, unless it has an index."""
         if field not in self.info().indexed:
             self._inner.create_keyword_index(field)
+
+    def create_range_index(self, field: str, kind: RangeKind) -> None:
+        """Index the numbers or the dates of one more payload field, unless it has an index."""
+        self._inner.create_range_index(field, kind)
 
     def create_text_index(self, field: str) -> None:
         """Index the words of one more payload field, unless it has an index."""

@@ -17,7 +17,12 @@ from cart_qdrant.storage.batches import chunks
 from cart_qdrant.storage.edge_engine import EdgeEngine, EdgeSettings, disk_free
 from cart_qdrant.storage.edge_schema import ON_DISK, EdgeSchema, read_config
 from cart_qdrant.storage.payloads import clean_payload, json_bytes, quote_key
-from cart_qdrant.storage.protocol import CollectionInfo, CollectionSpec, VectorInfo
+from cart_qdrant.storage.protocol import (
+    CollectionInfo,
+    CollectionSpec,
+    RangeKind,
+    VectorInfo,
+)
 from cart_qdrant.storage.search_params import graph_params
 from cart_qdrant.storage.validation import (
     check_names,
@@ -96,6 +101,16 @@ class EdgeStore:
         """Index the words of one more payload field, to rank by them."""
         self._add_indexes(texts=(field,))
 
+    def create_range_index(self, field: str, kind: RangeKind) -> None:
+        """Index the numbers or the dates of one more payload field, unless it has an index."""
+        if field in self.info().indexed:
+            return
+        make = edge.FloatIndexParams if kind == "float" else edge.DatetimeIndexParams
+        with self._engine.mapped_errors():
+            operation = edge.UpdateOperation.create_field_index(field, make(memory=ON_DISK))
+        self._engine.update(operation, 0)
+        self._engine.flush()
+
     def _add_indexes(self, keywords: Sequence[str] = (), texts: Sequence[str] = ()) -> None:
         have = self._schema.read()
         merged = replace(
@@ -138,12 +153,15 @@ class EdgeStore:
     def info(self) -> CollectionInfo:
         """Vectors and indexed payload fields, asked of the engine each time."""
         with self._engine.use() as shard:
-            indexed = frozenset(shard.info().payload_schema)
+            schema = shard.info().payload_schema
+        indexes = {
+            field: str(one.data_type).rsplit(".", 1)[-1].lower() for field, one in schema.items()
+        }
         vectors = {
             name: VectorInfo(one["size"], one["distance"], bool(one.get("multivector_config")))
             for name, one in read_config(self._engine.path).items()
         }
-        return CollectionInfo(vectors, indexed)
+        return CollectionInfo(vectors, indexes)
 
     def add_vector(self, name: str, size: int) -> None:
         """Let points have one more named vector, compared by cosine."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from qdrant_client import models
@@ -22,6 +22,11 @@ CAPTION = "caption"
 """Name of the vector of an item's captions."""
 CAPTION_TEXTS = "captions[].text"
 """Payload field whose words are indexed."""
+
+
+RangeKind = Literal["float", "datetime"]
+"""What an index for ranges holds. Numbers are always `float`: an index of integers lacks 2020.5,
+which `year>=2020` would then not find."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,13 +70,18 @@ class CollectionInfo:
 
     Attributes:
         vectors: Dense vectors by name; "" is the one without a name.
-        indexed: Payload fields with an index of any kind.
+        indexes: Kind of the index of each payload field that has one: `keyword`, `text`, `float`...
         metadata: Values about the whole collection; empty in an embedded store.
     """
 
     vectors: Mapping[str, VectorInfo]
-    indexed: frozenset[str]
+    indexes: Mapping[str, str]
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def indexed(self) -> frozenset[str]:
+        """Payload fields with an index of any kind."""
+        return frozenset(self.indexes)
 
 
 class Store(Protocol):
@@ -102,6 +112,9 @@ class Store(Protocol):
 
     def create_keyword_index(self, field: str) -> None:
         """Index one more payload field for exact matches."""
+
+    def create_range_index(self, field: str, kind: RangeKind) -> None:
+        """Index the numbers or the dates of one more payload field, unless it has an index."""
 
     def drop_index(self, field: str) -> None:
         """Remove the index of a payload field; nothing happens where there is none."""

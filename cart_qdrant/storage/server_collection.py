@@ -12,7 +12,7 @@ from qdrant_client import QdrantClient, models
 from cart_qdrant.errors import MismatchError, StoreError
 from cart_qdrant.storage import server_requests
 from cart_qdrant.storage.payloads import quote_key
-from cart_qdrant.storage.protocol import CollectionInfo, CollectionSpec
+from cart_qdrant.storage.protocol import CollectionInfo, CollectionSpec, RangeKind
 from cart_qdrant.storage.server_connection import (
     NOT_KNOWN,
     TIMED_OUT,
@@ -101,6 +101,11 @@ class ServerCollection:
         """Index one more payload field for exact matches, unless it has an index."""
         if not self._connection.is_local:  # which has no payload indexes, and warns
             self._make_index(field, models.PayloadSchemaType.KEYWORD)
+
+    def create_range_index(self, field: str, kind: RangeKind) -> None:
+        """Index the numbers or the dates of one more payload field, unless it has an index."""
+        if not self._connection.is_local:
+            self._make_index(field, models.PayloadSchemaType(kind))
 
     def create_text_index(self, field: str) -> None:
         """Index the words of one more payload field, to rank by them where the server can."""

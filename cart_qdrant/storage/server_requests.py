@@ -51,7 +51,10 @@ def collection_info(found: models.CollectionInfo) -> CollectionInfo:
         for name, one in named.items()
     }
     metadata = found.config.metadata or {}
-    return CollectionInfo(vectors, frozenset(found.payload_schema or {}), metadata)
+    schema = found.payload_schema or {}
+    return CollectionInfo(
+        vectors, {field: one.data_type.value for field, one in schema.items()}, metadata
+    )
 
 
 def groups(items: Sequence[T], size_of: Callable[[T], int]) -> Iterator[list[T]]:

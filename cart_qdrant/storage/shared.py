@@ -22,7 +22,7 @@ from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage import wire
 from cart_qdrant.storage.edge import EdgeStore
 from cart_qdrant.storage.payloads import clean_payload
-from cart_qdrant.storage.protocol import CollectionInfo, CollectionSpec
+from cart_qdrant.storage.protocol import CollectionInfo, CollectionSpec, RangeKind
 from cart_qdrant.storage.store_host import PROTOCOL, StoreHost, raised, receive
 
 if TYPE_CHECKING:
@@ -91,6 +91,10 @@ class SharedStore:
     def create_text_index(self, field: str) -> None:
         """Index the words of one more payload field, to rank by them."""
         self._write("create_text_index", field)
+
+    def create_range_index(self, field: str, kind: RangeKind) -> None:
+        """Index the numbers or the dates of one more payload field, unless it has an index."""
+        self._write("create_range_index", field, kind)
 
     def drop_index(self, field: str) -> None:
         """Remove the index of a payload field; nothing happens where there is none."""

@@ -297,6 +297,11 @@ class TwoStores(RuleBasedStateMachine):
         one, two = self.both(lambda s: s.upsert(structs))
         assert one is two and isinstance(one, type)
 
+    @rule(index=st.sampled_from([("v", "float"), ("d", "datetime"), ("m", "float")]))
+    def create_range_index(self, index: Any) -> None:
+        """An index changes no answer, whatever else the field holds."""
+        self.same(lambda s: s.create_range_index(*index))
+
     @rule(ids=st.lists(st.sampled_from([*IDS, str(uuid.uuid4())]), max_size=4))
     def delete(self, ids: list[str]) -> None:
         self.same(lambda s: s.delete(ids))

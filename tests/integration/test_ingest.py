@@ -29,6 +29,7 @@ from cart_qdrant.index.points import read_vectors
 from cart_qdrant.index.report import IngestOptions
 from cart_qdrant.media.scan import scan
 from cart_qdrant.records import Identifier
+from cart_qdrant.search.filters import parse_filter
 from tests import media_factory as media
 from tests.conftest import PatchEmbedder, points, tree_of
 from tests.unit.index.test_index import _Fitted
@@ -867,17 +868,53 @@ def test_lite_index_of_real_media(small_index: Path, small_media: Path) -> None:
 
 
 def test_columns_of_a_caption_table_are_indexed(
-    tmp_path: Path, open_index: Run, ingest: Run, monkeypatch: Any
+    tmp_path: Path, open_index: Run, ingest: Run
 ) -> None:
     pictures(tmp_path / "m", 3)
-    row = {"place": "sea", "note": "x" * 500, "year": 2020, "odd key": "a"}
+    row = {
+        "place": "sea", "note": "x" * 500, "year": 2020, "odd key": "a", "price": 1.5,
+        "sharp": True, "taken": "2020-06-01T10:00:00", "day": "2020-06-31",
+        "tags": ["a", "b"], "sizes": [1, 2.5],
+        "nothing": None, "none": [], "nested": {"a": 1},
+    }  # fmt: skip
     rows = [{"file_name": f"p{n:03}.png", **row} for n in range(3)]
+    rows[1]["year"] = 2020.5
     (tmp_path / "m" / "metadata.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     index = open_index(tmp_path / ".cartq")
-    made: list[str] = []
-    monkeypatch.setattr(type(index.store), "create_keyword_index", lambda _, f: made.append(f))
     ingest(index, tmp_path / "m")
-    assert [name for name in made if not name.startswith("cart")] == ["place"]
+    assert columns(index) == {
+        "place": "keyword", "year": "float", "price": "float", "taken": "datetime",
+        "day": "keyword", "tags": "keyword", "sizes": "float",
+    }  # fmt: skip
+    for expression, count in (
+        ("year>=2020", 3), ("year>2020", 1), ("year=2020", 2), ("sizes>=2", 3), ("price<1", 0),
+        ("taken>=2020-06-01", 3), ("taken>2020-06-01", 0), ("taken=2020-06-01", 3),
+        ("taken=2020-06-01T10:00:00", 3), ("day=2020-06-31", 3), ("tags=b", 3), ("sharp=true", 3),
+    ):  # fmt: skip
+        assert index.store.count(parse_filter([expression])) == count, expression
+
+
+def columns(index: Index) -> dict[str, str]:
+    """Columns of caption tables with an index, and its kind."""
+    indexes = index.store.info().indexes
+    ours = ("modality", "path", "hash", "captions[].text")
+    return {f: k for f, k in indexes.items() if f not in ours and not f.startswith("cart")}
+
+
+def test_a_collection_has_so_many_indexed_columns_however_many_runs_fill_it(
+    tmp_path: Path, open_index: Run, ingest: Run
+) -> None:
+    """Each index makes opening the embedded store slower."""
+    index = open_index(tmp_path / ".cartq")
+    for run in range(3):
+        folder = tmp_path / "m" / str(run)
+        pictures(folder, 1, first=run)
+        row = {"file_name": f"p{run:03}.png", **{f"run{run}_{n}": n for n in range(7)}}
+        (folder / "metadata.jsonl").write_text(json.dumps(row) + "\n")
+        ingest(index, tmp_path / "m")
+        index.close()
+        index = open_index(tmp_path / ".cartq")
+        assert len(columns(index)) == min(7 * (run + 1), writer.COLUMNS)
 
 
 class _Speaking(_Fitted):

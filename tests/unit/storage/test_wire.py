@@ -76,7 +76,7 @@ def test_requests_come_back_whichever_classes_they_are_of() -> None:
     assert back.query.dtype == np.float32
     found = qdrant.FoundIds(ids=[uuid.UUID(int=9), 4], scores=[0.5, 0.25])
     assert passed(found) == qdrant.FoundIds(ids=[str(uuid.UUID(int=9)), 4], scores=[0.5, 0.25])
-    info = CollectionInfo({"media": VectorInfo(4)}, frozenset({"a", "b"}))
+    info = CollectionInfo({"media": VectorInfo(4)}, {"a": "keyword", "b": "float"})
     assert passed(info) == info
 
 
