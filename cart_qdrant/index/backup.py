@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,12 +59,12 @@ def backup(index: Index, file: Path, reporter: Reporter | None = None) -> int:
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".cartq-backup-") as where:
         folder = IndexFolder(Path(where) / "index")
         folder.root.mkdir()
-        for entry in index.folder.root.iterdir():
-            if entry.name not in _LEFT_OUT and not entry.name.startswith("."):
-                if entry.is_dir():
-                    shutil.copytree(entry, folder.root / entry.name)
-                else:
-                    shutil.copy2(entry, folder.root / entry.name)
+        for artifact in index.manifest.artifacts():
+            source = index.folder.path(artifact)
+            if source.is_dir():
+                shutil.copytree(source, folder.root / artifact.name)
+            else:
+                shutil.copy2(source, folder.root / artifact.name)
         store = open_store(StoreInfo(), folder.store)
         try:
             index.make_collection(store)
@@ -79,19 +80,30 @@ def backup(index: Index, file: Path, reporter: Reporter | None = None) -> int:
         draft = Path(where) / "draft.tar"
         # The store keeps sparse files: hundreds of megabytes of zeros.
         with tarfile.open(draft, "w:gz", compresslevel=1) as archive:
-            archive.add(folder.root, ".")
+            for entry in sorted(folder.root.iterdir()):
+                if entry.suffix not in (".lock", ".sock"):
+                    archive.add(entry, entry.name)
         rename_durably(draft, file)
     return count
 
 
-def restore(file: Path, root: Path) -> None:
+def restore(file: Path, root: Path, *, models: Sequence[str] = ()) -> None:
     """Make the index folder `root` from a file that `backup` wrote, with an embedded store.
 
-    `migrate` moves it to a server.
+    The file may come from others. Its points, identifiers and trained model are taken; where the
+    points were and which hashes were checked is not, and each file's hash is computed. `migrate`
+    moves the index to a server.
+
+    Args:
+        file: The backup.
+        root: Folder of the index: new or empty.
+        models: Embedders that may be downloaded, such as `st:clip-ViT-B-32`.
 
     Raises:
-        UsageError: The folder is not empty, or there is no such file.
-        MismatchError: The file is not a backup.
+        UsageError: The folder is not empty, there is no such file, or the index needs a model that
+            would be downloaded and was not named.
+        MismatchError: The file is not a backup, or one of its files has another hash.
+        StoreError: The disk has too little room.
     """
     file, root = Path(file), Path(root).absolute()
     if not file.is_file():
@@ -102,20 +114,47 @@ def restore(file: Path, root: Path) -> None:
             f"{root} is not empty.",
             "Restore into another --index; to move an existing index, use `cartq migrate --to`.",
         )
-    make_folder(root.parent)
+    root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=".cartq-restore-") as where:
-        made = Path(where) / "index"
-        try:
-            with tarfile.open(file) as archive:
-                archive.extractall(made, filter="data")
-            data = (made / "manifest.json").read_bytes()
-        except (tarfile.TarError, OSError) as error:
-            raise MismatchError(
-                f"{file} is not a backup of an index: {error}.",
-                "Make one with `cartq backup FILE`.",
-            ) from error
-        Manifest.from_bytes(data, f"manifest.json of {file}")
+        made = IndexFolder(Path(where) / "index")
+        unpack(file, made.root)
+        manifest = _checked(made, file, models)
+        made.manifest.write_bytes(manifest.to_bytes())
         if root.exists():
             folder.lock_file.unlink(missing_ok=True)
             root.rmdir()
-        rename_durably(made, root)
+        made.root.rename(root)
+
+
+def _checked(made: IndexFolder, file: Path, models: Sequence[str]) -> Manifest:
+    """The manifest of an unpacked backup, for an embedded store.
+
+    Raises:
+        UsageError: Its embedder would be downloaded, and is not in `models`.
+        MismatchError: There is none, or a file that it names is not what it says.
+    """
+    try:
+        data = made.manifest.read_bytes()
+    except OSError as error:
+        raise MismatchError(
+            f"{file} is not a backup of an index: it has no manifest.json.",
+            "Make one with `cartq backup FILE`.",
+        ) from error
+    manifest = Manifest.from_bytes(data, f"manifest.json of {file}")
+    name = manifest.embedder.name
+    if name not in (*WITHOUT_DOWNLOAD, *models):
+        raise UsageError(
+            f"The index in {file} was made with the model {name!r}, which would be downloaded and "
+            "run when it is searched.",
+            f"If you trust whoever made the backup, and the model: --model {name}",
+        )
+    for artifact in manifest.artifacts():
+        path = made.root / artifact.name
+        found = artifact_hash(path) if path.exists() else "none"
+        if found != artifact.hash:
+            raise MismatchError(
+                f"{artifact.name} in {file} has hash {found}, but its manifest says "
+                f"{artifact.hash}.",
+                "The backup is damaged: use another one.",
+            )
+    return replace(manifest, store=StoreInfo())

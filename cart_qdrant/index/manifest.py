@@ -147,7 +147,7 @@ class Manifest:
         except (KeyError, TypeError) as error:
             raise MismatchError(f"{where} lacks or misnames {error}.") from error
         for artifact in manifest.artifacts():
-            if Path(artifact.name).name != artifact.name:
+            if Path(artifact.name).name != artifact.name or artifact.name in ("", ".", ".."):
                 raise MismatchError(
                     f"{where} names {artifact.name!r}, which is not a plain file name."
                 )

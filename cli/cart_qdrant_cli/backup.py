@@ -52,6 +52,16 @@ def backup(
 def restore(
     context: typer.Context,
     file: Annotated[Path, typer.Argument(help="File of `cartq backup`.", show_default=False)],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            help="Embedder that the backup may have downloaded, such as st:clip-ViT-B-32. "
+            "Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     json: JsonOption = False,
     index: IndexOption = None,
     url: UrlOption = None,
@@ -59,6 +69,9 @@ def restore(
     verbose: VerboseOption = False,
 ) -> None:
     """Make an index from a backup: in its folder, or with its points on a server (--url).
+
+    The file is trusted with nothing but its data: the points come into the folder (or to --url),
+    hashes are computed again, and a model of a hub is downloaded only if --model names it.
 
     Paths of media are relative to the folder that the index lies in: restore it beside them. If it
     is stopped while points go to the server, `cartq migrate --to URL` goes on.
@@ -69,7 +82,7 @@ def restore(
 
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
     with reporting("points") as reporter:
-        read(file, target.index)
+        read(file, target.index, models=model or ())
         local = Target(index=target.index)
         with local.writing() as opened:
             if target.url is not None:
