@@ -70,10 +70,21 @@ def unpack(file: Path, folder: Path) -> None:
                 with source, target.open("xb") as out:
                     _copy(source, out)
                     out.truncate(member.size)
+            _read_end(data)
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise MismatchError(
             f"{file} is not a backup of an index: {error}.", "Make one with `cartq backup FILE`."
         ) from error
+
+
+def _read_end(data: gzip.GzipFile) -> None:
+    """Read what follows the last file, by which gzip checks the whole.
+
+    Raises:
+        ValueError: It is longer than an archive ends.
+    """
+    if len(data.read(LONGEST_HEADER)) == LONGEST_HEADER:
+        raise ValueError("it goes on behind its end")
 
 
 def _opened(data: _Bounded) -> tarfile.TarFile:

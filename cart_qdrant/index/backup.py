@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from cart_qdrant.embedders.sentence_transformers import PREFIX
 from cart_qdrant.errors import MismatchError, UsageError
-from cart_qdrant.files import make_folder, rename_durably
+from cart_qdrant.files import artifact_hash, make_folder, rename_durably
+from cart_qdrant.index.archive import unpack
 from cart_qdrant.index.folder import IndexFolder
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.manifest import Manifest
@@ -19,9 +21,6 @@ from cart_qdrant.progress import Reporter, Silent
 from cart_qdrant.storage.factory import open_store
 from cart_qdrant.storage.store_info import StoreInfo
 
-_LEFT_OUT = frozenset(
-    {"store", "store.json", "store.lock", "store.sock", "work", "lock", "manifest.json"}
-)
 _UNFINISHED = ("changed", "replaced.json")
 """Files of a run that was stopped: identifiers are not up to date, or replaced points are left."""
 
@@ -114,7 +113,7 @@ def restore(file: Path, root: Path, *, models: Sequence[str] = ()) -> None:
             f"{root} is not empty.",
             "Restore into another --index; to move an existing index, use `cartq migrate --to`.",
         )
-    root.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(root.parent)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=".cartq-restore-") as where:
         made = IndexFolder(Path(where) / "index")
         unpack(file, made.root)
@@ -123,7 +122,7 @@ def restore(file: Path, root: Path, *, models: Sequence[str] = ()) -> None:
         if root.exists():
             folder.lock_file.unlink(missing_ok=True)
             root.rmdir()
-        made.root.rename(root)
+        rename_durably(made.root, root)
 
 
 def _checked(made: IndexFolder, file: Path, models: Sequence[str]) -> Manifest:
@@ -142,7 +141,7 @@ def _checked(made: IndexFolder, file: Path, models: Sequence[str]) -> Manifest:
         ) from error
     manifest = Manifest.from_bytes(data, f"manifest.json of {file}")
     name = manifest.embedder.name
-    if name not in (*WITHOUT_DOWNLOAD, *models):
+    if name.startswith(PREFIX) and name not in models:
         raise UsageError(
             f"The index in {file} was made with the model {name!r}, which would be downloaded and "
             "run when it is searched.",
