@@ -21,7 +21,7 @@ from cart_qdrant.index.migrate import migrate
 from cart_qdrant.search.retriever import Retriever
 from cart_qdrant.storage.server import ServerStore
 from cart_qdrant.storage.store_info import StoreInfo
-from tests.conftest import TEST_COLLECTIONS, points
+from tests.conftest import TEST_COLLECTIONS, copy_of, points
 
 COLLECTION = f"{TEST_COLLECTIONS}media"
 PLACE = StoreInfo(kind="client", collection=COLLECTION)
@@ -113,7 +113,7 @@ def test_a_collection_that_another_index_took_is_left_alone(
         with monkeypatch.context() as patch, pytest.raises(StoreError, match="cut"):
             patch.setattr(ServerStore, "upsert", fail)
             migrate(opened, PLACE, client=client)
-        other = Path(shutil.copytree(index, tmp_path / "other" / ".cartq"))
+        other = copy_of(index, tmp_path / "other" / ".cartq")
         manifest = json.loads((other / "manifest.json").read_bytes())
         (other / "manifest.json").write_text(json.dumps({**manifest, "id": "other"}))
         with Index.open(other) as second:
