@@ -28,7 +28,7 @@ from tests.conftest import TEST_COLLECTIONS
 DIM = 16
 FILM, SEGMENTS, PHOTOS, SOUNDS = "film.mp4", 200, 50, 20
 COLLECTION = f"{TEST_COLLECTIONS}film"
-STORES = ("embedded", "memory", "attached")
+STORES = ("embedded", "memory", "server", "attached")
 
 
 class GivenEmbedder:
@@ -111,9 +111,18 @@ def points(ones: Sequence[One]) -> list[models.PointStruct]:
 
 
 def make_index(
-    root: Path, kind: str, ones: Sequence[One] | None = None, *, caption_vectors: bool = True
+    root: Path,
+    kind: str,
+    ones: Sequence[One] | None = None,
+    *,
+    client: QdrantClient | None = None,
+    caption_vectors: bool = True,
 ) -> Index:
-    """The index of some segments in a kind of store, with identifiers."""
+    """The index of some segments in a kind of store, with identifiers.
+
+    Args:
+        client: Client of the server, of the kind `server`.
+    """
     stored = points(film_and_others() if ones is None else ones)
     if kind == "attached":
         return _attached(root, stored, caption_vectors=caption_vectors)
@@ -121,9 +130,9 @@ def make_index(
     index.store.upsert(stored)
     with index.folder.lock():
         refit(index)
-        if kind == "memory":
+        if kind != "embedded":
             place = StoreInfo(kind="client", collection=COLLECTION)
-            migrate(index, place, client=QdrantClient(":memory:"))
+            migrate(index, place, client=client or QdrantClient(":memory:"))
     return index
 
 

@@ -173,6 +173,7 @@ class CandidatePool:
                     one.ended = True
                     continue
                 requests.append(self._requests.of_beams(one.b, beams))
+                limit = requests[-1].limit or limit
                 if not one.pages and self._requests.captions:
                     compared.append(one.b)
             else:
@@ -182,7 +183,7 @@ class CandidatePool:
         requests += [self._requests.captions_of_beams(b) for b in compared]
         answers = self._store.query_ids(requests) if requests else []
         for (one, limit, beams), found in zip(asked, answers, strict=False):
-            new = one.add(Page(found, beams))
+            new = one.add(Page(found, beams, len(found.ids) < limit))
             one.misses = 0 if new else one.misses + 1
             if beams is None:
                 one.ended = not new or len(found.ids) < limit
@@ -229,7 +230,9 @@ class CandidatePool:
         leaf_N = self._items.leaves(self._few)
         for page in one.pages:
             assert page.beams is not None
-            leaf_N[page.beams.leaf_K] = False
+            if page.is_whole:  # what it did not find, the filter does not let through
+                leaf_N[page.beams.leaf_K] = False
+        leaf_N &= ~self._items.leaves(one.ids())
         if self._by_file:
             leaf_N[self._items.leaves_of_files(self._files(one))] = False
         if not leaf_N.any():

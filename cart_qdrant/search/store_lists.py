@@ -32,10 +32,12 @@ class Page:
     Attributes:
         found: Ids and scores that the store returned.
         beams: The beams that named the points; None in a list of another sort.
+        is_whole: Whether there were no more points than were asked for.
     """
 
     found: qdrant.FoundIds
     beams: Beams | None = None
+    is_whole: bool = True
 
 
 @dataclass(slots=True)
@@ -81,7 +83,7 @@ class StoreList:
             found = qdrant.FoundIds(
                 ids=[found.ids[n] for n in new], scores=[found.scores[n] for n in new]
             )
-        self.pages.append(Page(found, page.beams))
+        self.pages.append(Page(found, page.beams, page.is_whole))
         return bool(found.ids)
 
     def ids(self) -> list[Any]:

@@ -122,8 +122,7 @@ class StoreRequests:
         limit = len(beams.scores_K)
         if not self.beams_are_scored:
             return qdrant.QueryRequest(filter=self._named(beams), limit=limit)
-        if not self.generative:
-            limit = min(limit, MIN_CANDIDATES)
+        limit = min(limit, MIN_CANDIDATES)
         (q_BD,) = self.encoded.vectors.media.values()
         return nearest(q_BD[b], MEDIA, self._named(beams), limit, exact=True)
 

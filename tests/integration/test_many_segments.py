@@ -36,7 +36,13 @@ def index(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Ind
     patch.setattr(Index, "query_text_encoder", lambda self: GivenTexts())
     patch.setattr(Index, "text_anchors", lambda self: None)
     patch.setattr(Index, "embedder", lambda self: GivenEmbedder())
-    with make_index(tmp_path_factory.mktemp(request.param) / ".cartq", request.param) as one:
+    client = None
+    if request.param == "server":
+        server = request.getfixturevalue("started")
+        server.empty()
+        client = server.client()
+    root = tmp_path_factory.mktemp(request.param) / ".cartq"
+    with make_index(root, request.param, client=client) as one:
         yield one
     patch.undo()
 
