@@ -20,6 +20,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
+from cart_qdrant.errors import StoreError
+
 COMMAND_LETTERS = 200
 """Letters of a command line that a record keeps."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.1
@@ -87,8 +89,19 @@ class ProcessLock:
 
         Returns:
             Whether it was.
+
+        Raises:
+            StoreError: The file cannot be opened, or is a link: a record written through it would
+                overwrite another file.
         """
-        file = self.path.open("a+b")
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            file = os.fdopen(os.open(self.path, flags, 0o666), "a+b")
+        except OSError as error:
+            raise StoreError(
+                f"The lock file {self.path} cannot be opened: {error.strerror}.",
+                "Remove it if it is a link; else make its folder writable for you.",
+            ) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -138,6 +138,8 @@ class IndexFolder:
             found = self.lock_file.read_bytes()
         except OSError:
             return False
+        if self.lock_file.is_symlink():
+            return False
         is_alone = len(list(self.root.iterdir())) == 1
         return found.startswith(MARK) or (is_alone and not found.strip(b"\0"))
 

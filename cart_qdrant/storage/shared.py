@@ -266,14 +266,8 @@ class SharedStore:
                     f"There is no collection at {self._path}.", "Create it by indexing."
                 )
             lock = ProcessLock(self._lock_file)
-            try:
-                if not lock.try_acquire():
-                    return None
-            except OSError as error:
-                raise StoreError(
-                    f"The lock file {self._lock_file} cannot be opened: {error.strerror}.",
-                    "Give yourself rights to write there; the engine writes even for a search.",
-                ) from error
+            if not lock.try_acquire():
+                return None
             self._host = StoreHost(EdgeStore(self._path, sidecar=self._sidecar), lock)
             return self._host
 
@@ -329,7 +323,7 @@ class SharedStore:
             StoreError: It is of another version, or of another user.
         """
         holder = ProcessLock(self._lock_file).holder()
-        if holder is None or holder.address is None or not holder.is_here:
+        if holder is None or holder.address is None:
             raise ConnectionError("no process answers for the store")
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:

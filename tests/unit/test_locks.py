@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cart_qdrant.errors import StoreError
 from cart_qdrant.locks import Holder, ProcessLock
 from tests.conftest import ROOT
 
@@ -80,6 +81,16 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
     finally:
         os.write(go[1], b"x")
         os.waitpid(child, 0)
+
+
+def test_a_link_in_the_place_of_the_file_is_not_followed(tmp_path: Path) -> None:
+    """An index folder may come from others, with a link to a file of the user in it."""
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (tmp_path / "lock").symlink_to(precious)
+    with pytest.raises(StoreError, match="cannot be opened"):
+        ProcessLock(tmp_path / "lock").try_acquire()
+    assert precious.read_text() == "mine"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"pid": 1}', b"\xff"])

@@ -226,7 +226,8 @@ def test_where_a_path_is_too_long_the_socket_is_in_a_private_folder(
 def test_a_process_on_another_machine_is_named(make: Make, tmp_path: Path) -> None:
     make().create(SPEC)
     lock_file = tmp_path / "store.lock"
-    record = json.loads(lock_file.read_bytes()) | {"host": "elsewhere", "pid": 4}
+    there = {"host": "elsewhere", "pid": 4, "address": str(tmp_path / "not-here.sock")}
+    record = json.loads(lock_file.read_bytes()) | there
     lock_file.write_text(json.dumps(record))  # the lock itself stays with this process
     with pytest.raises(StoreError, match="in use by process 4 on elsewhere"):
         make().count()
