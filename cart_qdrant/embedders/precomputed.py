@@ -37,12 +37,29 @@ class PrecomputedEmbedder:
         raw_dim: The same width, since nothing is projected.
         modalities: All modalities.
         spaces: `SPACE` for each modality.
+        source: Path of the file.
+        model: Name of the model that made the vectors; None where it is not known.
+
+    Args:
+        file: The vectors.
+        model: The name of the model, where the file does not say it.
+
+    Raises:
+        UsageError: The file names another model.
     """
 
     name = "precomputed"
 
-    def __init__(self, file: VectorFile) -> None:
+    def __init__(self, file: VectorFile, model: str | None = None) -> None:
+        if model is not None and file.model not in (None, model):
+            raise UsageError(
+                f"{file.source} says that its vectors are of {file.model!r}, but --model is "
+                f"{model!r}.",
+                "Leave --model out, or take the other file.",
+            )
         self._file = file
+        self.source = file.source
+        self.model = model or file.model
         self.dim = int(file.vectors.shape[1])
         self.raw_dim = self.dim
         self.version = hashlib.blake2b(f"{self.dim}:1".encode(), digest_size=8).hexdigest()
@@ -53,19 +70,20 @@ class PrecomputedEmbedder:
         self._texts = {text_key(text): row for row, text in enumerate(file.texts)}
 
     @classmethod
-    def from_file(cls, path: Path) -> PrecomputedEmbedder:
+    def from_file(cls, path: Path, model: str | None = None) -> PrecomputedEmbedder:
         """Read vectors from an `.npz` or `.parquet` file.
 
         `.npz`: arrays `vectors` (N, D) and `paths` (N,), optional `start` and `end` (N,) in
-        seconds, optional `texts` (M,) and `text_vectors` (M, D). `.parquet`: columns `path` and
-        `vector`, optional `start` and `end`.
+        seconds, optional `texts` (M,) and `text_vectors` (M, D), optional `model`, the name of the
+        model that made them. `.parquet`: columns `path` and `vector`, optional `start` and `end`,
+        and `model` in the metadata of the schema.
 
         Raises:
             UsageError: The file cannot be read, or lacks an array or column.
             MissingExtraError: `.parquet` without pyarrow.
             VectorError: A vector is not finite, is zero, or the shapes disagree.
         """
-        return cls(read_vectors(path))
+        return cls(read_vectors(path), model)
 
     @property
     def has_text(self) -> bool:

@@ -33,6 +33,7 @@ class VectorFile:
         ends: End of each vector's segment, in seconds, where it is known.
         texts: Texts whose vectors are known; may be empty.
         text_vectors: Vectors of the texts, also D wide.
+        model: Name of the model that made them, where the file says it.
     """
 
     source: str
@@ -42,6 +43,7 @@ class VectorFile:
     ends: npt.NDArray[np.float64] | None = None
     texts: Sequence[str] = ()
     text_vectors: npt.NDArray[Any] | None = None
+    model: str | None = None
 
     def __post_init__(self) -> None:
         _check_vectors(self.source, "vectors", self.vectors, self.paths, "paths")
@@ -111,7 +113,7 @@ def _read_npz(path: Path) -> VectorFile:
             missing = [name for name in ("vectors", "paths") if name not in arrays]
             if missing:
                 raise _missing(path, "array", missing, list(arrays))
-            names = [*("vectors", "paths", "start", "end", "texts", "text_vectors")]
+            names = [*("vectors", "paths", "start", "end", "texts", "text_vectors", "model")]
             loaded = {name: arrays[name] for name in names if name in arrays}
     except (ValueError, BadZipFile, EOFError) as error:
         raise UsageError(
@@ -126,6 +128,7 @@ def _read_npz(path: Path) -> VectorFile:
         ends=_as_times(path, "end", loaded.get("end")),
         texts=_as_texts(path, "texts", loaded["texts"]) if "texts" in loaded else (),
         text_vectors=loaded.get("text_vectors"),
+        model=_as_name(path, loaded["model"]) if "model" in loaded else None,
     )
 
 
@@ -157,6 +160,7 @@ def _read_parquet(path: Path) -> VectorFile:
         vectors=_stack(path, table["vector"].combine_chunks()),
         starts=_as_times(path, "start", times.get("start")),
         ends=_as_times(path, "end", times.get("end")),
+        model=(schema.metadata or {}).get(b"model", b"").decode("utf-8", "replace").strip() or None,
     )
 
 
@@ -199,6 +203,15 @@ def _as_texts(path: Path, name: str, values_N: npt.NDArray[Any]) -> list[str]:
         )
     texts: list[str] = values_N.tolist()
     return texts
+
+
+def _as_name(path: Path, value: npt.NDArray[Any]) -> str | None:
+    if value.size != 1 or value.dtype.kind != "U":
+        raise UsageError(
+            f"{path}: model is {value.dtype} of shape {value.shape}, but must be one text.",
+            "Write the name of the model, or leave it out.",
+        )
+    return str(value.item()).strip() or None
 
 
 def _as_times(

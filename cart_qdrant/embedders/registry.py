@@ -20,13 +20,18 @@ def lite_available() -> bool:
 
 
 def open_embedder(
-    name: str, *, vectors: Path | None = None, say: Callable[[str], None] | None = None
+    name: str,
+    *,
+    vectors: Path | None = None,
+    model: str | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Embedder:
     """The embedder of that name, ready to embed.
 
     Args:
         name: One of `NAMES`; `auto` takes the best embedder whose weights are installed.
         vectors: File of vectors, for `precomputed`.
+        model: Name of the model that made them, where the file does not say it.
         say: Receives one line that says what `auto` chose.
 
     Raises:
@@ -42,7 +47,7 @@ def open_embedder(
 
         if vectors is None:
             raise UsageError("--embedder precomputed needs a file.", "Add --vectors FILE.npz")
-        return PrecomputedEmbedder.from_file(vectors)
+        return PrecomputedEmbedder.from_file(vectors, model)
     if name == "imagebind":
         require("imagebind", *download.PACKAGES, *MODULES["media"], *MODULES["train"])
         from cart_qdrant.embedders.imagebind.embedder import ImageBindEmbedder

@@ -20,7 +20,6 @@ from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.captions.models import Captioner, Transcriber
 from cart_qdrant.captions.reader import segment_captions
 from cart_qdrant.captions.text import make_captions
-from cart_qdrant.config import SegmentConfig
 from cart_qdrant.errors import CaptionError, MediaError, UsageError
 from cart_qdrant.index.caption_quality import CaptionConfidence
 from cart_qdrant.index.consent import media_folder
@@ -307,9 +306,10 @@ class _Run:
         """The items of a file with their decoded content, in time order."""
         due = {item.id: item for item in items}
         modalities = {item.modality for item in items}
+        config = self.index.manifest.segments  # as they were cut
         try:
             file = media_folder(self.index.folder, self.index.manifest.id).file(path)
-            for segment, clip in decode(file, path, SegmentConfig(), wanted=modalities):
+            for segment, clip in decode(file, path, config, wanted=modalities):
                 item = due.pop(segment.id, None)
                 if item is not None:
                     yield item, clip

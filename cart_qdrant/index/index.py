@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from cart_qdrant.embedders.precomputed import PrecomputedEmbedder
 from cart_qdrant.embedders.protocol import Embedder, FittedEmbedder
 from cart_qdrant.errors import IndexMissingError, MismatchError, UsageError
 from cart_qdrant.files import save_arrays
@@ -163,7 +164,11 @@ class Index(IndexModels):
         manifest = Manifest(
             id=str(uuid.uuid4()),
             embedder=EmbedderInfo(
-                name=embedder.name, version=embedder.version, dim=embedder.dim, spaces=spaces
+                name=embedder.name,
+                version=embedder.version,
+                dim=embedder.dim,
+                spaces=spaces,
+                model=embedder.model if isinstance(embedder, PrecomputedEmbedder) else None,
             ),
             store=info,
         )

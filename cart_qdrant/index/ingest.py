@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 
 import numpy as np
 
 from cart_qdrant.captions.reader import CaptionReader, from_tags
+from cart_qdrant.embedders.precomputed import PrecomputedEmbedder
 from cart_qdrant.embedders.protocol import AnchoredEmbedder, Embedder, FittedEmbedder
-from cart_qdrant.errors import UsageError
+from cart_qdrant.errors import MismatchError, UsageError
 from cart_qdrant.extras import require
 from cart_qdrant.index.consent import remember_media
 from cart_qdrant.index.corpus_stats import WORK, fitted_features
@@ -26,6 +28,7 @@ from cart_qdrant.index.pipeline import UNSETTLED, FileResult, Pipeline, Preparin
 from cart_qdrant.index.plan import Job, Plan, StoredFile, make_plan, read_stored
 from cart_qdrant.index.points import vector_of
 from cart_qdrant.index.report import IngestOptions, IngestReport
+from cart_qdrant.index.vector_model import check_model, record_model
 from cart_qdrant.index.writer import MADE_BY, PointWriter, Row, identifier_payload
 from cart_qdrant.media.scan import Scan, has_changed, scan
 from cart_qdrant.media.segments import probe
@@ -52,6 +55,7 @@ class Ingest:
         self._index = index
         self._options = options
         self._reporter = reporter or Silent()
+        self._config = options.segments or index.manifest.segments
         self._report = IngestReport(dry_run=options.dry_run)
         self._embedder: Embedder = index.embedder(self._reporter.say)
         self._writer = PointWriter(index, use_captions=options.use_captions)
@@ -64,6 +68,8 @@ class Ingest:
             CaptionError: The caption table cannot be read.
             MissingExtraError: The packages of `media` or `train` are not installed.
             StoreError: The store failed; the points that it has acknowledged are kept.
+            MismatchError: The files would be cut otherwise than those that are stored, or the
+                vectors are of another model.
         """
         begin = time.perf_counter()
         options, index, report = self._options, self._index, self._report
@@ -80,6 +86,11 @@ class Ingest:
             self._writer.recover()
             remember_media(index.folder, index.manifest.id, options.paths, found.entries)
         stored = read_stored(index.store)
+        self._check_config(stored)
+        if isinstance(self._embedder, PrecomputedEmbedder):
+            model = check_model(index, self._embedder, stored, found.entries, self._reporter.say)
+            if not options.dry_run:
+                record_model(index, model)
         plan = make_plan(
             found,
             stored,
@@ -106,6 +117,29 @@ class Ingest:
                 )
         report.seconds = time.perf_counter() - begin
         return report
+
+    def _check_config(self, stored: Mapping[str, StoredFile]) -> None:
+        """Take over another way of cutting files, which an index without files may have.
+
+        Raises:
+            MismatchError: The stored files were cut otherwise.
+        """
+        index, was = self._index, self._index.manifest.segments
+        if self._config == was:
+            return
+        if stored:
+            changed = [
+                f"{name} is {getattr(was, name):g}, but was to be {getattr(self._config, name):g}"
+                for name in asdict(was)
+                if getattr(was, name) != getattr(self._config, name)
+            ]
+            raise MismatchError(
+                f"The files of the index are cut with other lengths: {', '.join(changed)}.",
+                "Leave these options out, or ingest into another `--index`.",
+            )
+        if not self._options.dry_run:
+            index.clear_work([WORK])
+            index.put(replace(index.manifest, segments=self._config))
 
     def _count(self, plan: Plan, found: Scan) -> None:
         report = self._report
@@ -181,7 +215,7 @@ class Ingest:
         if not self._options.use_captions:
             return ()
         try:
-            return from_tags(probe(job.entry.path, self._options.segments).tags)
+            return from_tags(probe(job.entry.path, self._config).tags)
         except Exception:  # noqa: BLE001 - whatever a damaged header leads a library to
             return stored  # the file was just deleted, or can no longer be read
 
@@ -195,7 +229,7 @@ class Ingest:
         pipeline = Pipeline(
             fitted.features if fitted else embedder.embed_media,
             modalities=list(embedder.spaces),
-            config=self._options.segments,
+            config=self._config,
             prepare=embedder.prepare if isinstance(embedder, Preparing) else None,
         )
         entries = [job.entry for job in jobs]

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cart_qdrant.config import SegmentConfig
 from cart_qdrant.errors import MismatchError
 from cart_qdrant.storage.attachment import Attachment
 from cart_qdrant.storage.store_info import StoreInfo
@@ -32,6 +33,8 @@ class EmbedderInfo:
     dim: int
     spaces: dict[str, str]
     """Space of each modality."""
+    model: str | None = None
+    """Name of the model that made precomputed vectors, where it was given."""
     statistics: Artifact | None = None
     text_anchors: Artifact | None = None
 
@@ -71,6 +74,8 @@ class Manifest:
     store: StoreInfo
     identifiers: IdentifierInfo | None = None
     generator: GeneratorInfo | None = None
+    segments: SegmentConfig = field(default_factory=SegmentConfig)
+    """How files are cut into segments; one index has segments of one kind."""
     stale_fields: list[str] = field(default_factory=list)
     """Payload fields of earlier identifiers that are still to be removed."""
     revision: str = ""
@@ -121,6 +126,7 @@ class Manifest:
             store=StoreInfo(**store),
             identifiers=identifiers,
             generator=generator,
+            segments=SegmentConfig(**data["segments"]),
             stale_fields=data["stale_fields"],
             revision=data["revision"],
         )

@@ -30,7 +30,8 @@ class IngestOptions:
     verify: bool = False
     """Hash also the files that look unchanged."""
     dry_run: bool = False
-    segments: SegmentConfig = field(default_factory=SegmentConfig)
+    segments: SegmentConfig | None = None
+    """How files are cut into segments; None cuts them as the index does."""
 
 
 @dataclass(slots=True)

@@ -18,7 +18,6 @@ import numpy as np
 
 from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.arrays.vectors import unit
-from cart_qdrant.config import SegmentConfig
 from cart_qdrant.embedders.external import EXTERNAL
 from cart_qdrant.errors import MediaError, UsageError
 from cart_qdrant.index.index import Index
@@ -188,7 +187,7 @@ class Mixer:
                 "Ask with an item of the index: --like PATH",
             )
         wanted = (Modality.AUDIO,) if kind == "audio" else (Modality.IMAGE, Modality.VIDEO)
-        found = decode(path, path.name, SegmentConfig(), wanted=wanted)
+        found = decode(path, path.name, self._index.manifest.segments, wanted=wanted)
         embedder = self._index.embedder()
         sum_D = np.zeros(embedder.dim, dtype=np.float32)
         space: str | None = None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,6 +39,7 @@ from cart_qdrant_cli.output import (
 )
 
 if TYPE_CHECKING:
+    from cart_qdrant.config import SegmentConfig
     from cart_qdrant.index.health import KnownHealth
     from cart_qdrant.index.index import Index
     from cart_qdrant.index.report import IngestOptions, IngestReport
@@ -47,11 +48,14 @@ SHOWN = 20
 """Rows of a list that are shown without --verbose."""
 PRECOMPUTED = "precomputed"
 
+CUTTING: dict[str, Any] = {"show_default": False, "rich_help_panel": "Segments"}
+
 EXAMPLES = examples(
     "cartq ingest photos videos",
     "cartq ingest media --captions captions.csv --exclude 'draft-*'",
     "cartq ingest media --prune --dry-run",
-    "cartq ingest media --embedder precomputed --vectors vectors.npz",
+    "cartq ingest media --embedder precomputed --vectors vectors.npz --model clip-b32",
+    "cartq ingest talks --max-shot 5 --audio-window 5 --index talks/.cartq",
 )
 
 
@@ -82,6 +86,14 @@ def ingest(
         Path | None,
         typer.Option(
             help="Vectors for --embedder precomputed (.npz or .parquet).", show_default=False
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Model that made the --vectors, where their file does not say it.",
+            show_default=False,
         ),
     ] = None,
     captions: Annotated[
@@ -130,6 +142,26 @@ def ingest(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List what would be done, and change nothing.")
     ] = False,
+    max_shot: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Longest shot of a video.", **CUTTING),
+    ] = None,
+    min_shot: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="Shortest shot; shorter ones join a neighbour.", **CUTTING
+        ),
+    ] = None,
+    shot_threshold: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE", help="Change between frames that begins a shot, to 1.", **CUTTING
+        ),
+    ] = None,
+    audio_window: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Length of a window of audio.", **CUTTING),
+    ] = None,
     json: JsonOption = False,
     index: IndexOption = None,
     url: UrlOption = None,
@@ -143,6 +175,8 @@ def ingest(
 
     --prune keeps what it finds doubtful, and says so with exit code 1: items of a given folder that
     is empty now, or of which more than half are gone, as where a disk is not mounted.
+
+    The first run decides how files are cut into segments; later ones cut them alike.
     """
     from cart_qdrant.index.report import IngestOptions
 
@@ -162,8 +196,17 @@ def ingest(
         verify=verify,
         dry_run=dry_run,
     )
+    given = {
+        "max_shot": max_shot,
+        "min_shot": min_shot,
+        "shot_threshold": shot_threshold,
+        "audio_window": audio_window,
+    }
+    cut = {name: value for name, value in given.items() if value is not None}
     with ingesting() as reporter:
-        done = run_ingest(target, options, reporter, embedder=embedder, vectors=vectors)
+        done = run_ingest(
+            target, options, reporter, embedder=embedder, vectors=vectors, model=model, cut=cut
+        )
     if json:
         print_json(done.to_json())
     else:
@@ -179,8 +222,15 @@ def run_ingest(
     *,
     embedder: str = "auto",
     vectors: Path | None = None,
+    model: str | None = None,
+    cut: Mapping[str, float] | None = None,
 ) -> Ingested:
     """Ingest into the index of `target`, which is made if there is none.
+
+    Args:
+        vectors: File for the embedder precomputed.
+        model: Name of the model that made them.
+        cut: Fields of `SegmentConfig` that differ from those of the index.
 
     Raises:
         UsageError: A path does not exist, or the embedder and `vectors` do not fit.
@@ -190,7 +240,11 @@ def run_ingest(
     from cart_qdrant.index.ingest import Ingest
 
     _require_paths(options)
-    with _open(target, reporter, options.dry_run, embedder, vectors) as index:
+    if model is not None and vectors is None:
+        raise UsageError("--model names what made --vectors, which are not given.", "Add them.")
+    if cut:
+        options = replace(options, segments=_cut_otherwise(target, cut))
+    with _open(target, reporter, options.dry_run, embedder, vectors, model) as index:
         report = Ingest(index, options, reporter).run()
         health = None if options.dry_run else known_health(index)
     return Ingested(report, health)
@@ -203,9 +257,25 @@ def _require_paths(options: IngestOptions) -> None:
             raise UsageError(f"{path} does not exist.", "Check the path.")
 
 
+def _cut_otherwise(target: Target, cut: Mapping[str, float]) -> SegmentConfig:
+    """The way in which the index cuts files, or a new index would, with some values changed."""
+    from cart_qdrant.config import SegmentConfig
+    from cart_qdrant.index.folder import IndexFolder
+
+    folder = IndexFolder(target.index.absolute())
+    usual = folder.read().segments if folder.exists() else SegmentConfig()
+    values: dict[str, Any] = dict(cut)
+    return replace(usual, **values)
+
+
 @contextmanager
 def _open(
-    target: Target, reporter: Reporter, dry_run: bool, embedder: str, vectors: Path | None
+    target: Target,
+    reporter: Reporter,
+    dry_run: bool,
+    embedder: str,
+    vectors: Path | None,
+    model: str | None,
 ) -> Iterator[Index]:
     """The index, opened or made, and locked unless the run is dry."""
     from cart_qdrant.embedders.registry import open_embedder
@@ -228,13 +298,15 @@ def _open(
                 stack.enter_context(folder.lock())
             index = stack.enter_context(Index.open(folder.root, embedder=embedder, **place))
             index.vectors_file = vectors
+            if vectors is not None:
+                index.set_embedder(open_embedder(PRECOMPUTED, vectors=vectors, model=model))
         else:
             if vectors is not None and embedder != PRECOMPUTED:
                 raise UsageError(
                     f"--vectors is for --embedder precomputed, not for {embedder!r}.",
                     "Add --embedder precomputed.",
                 )
-            made = open_embedder(embedder, vectors=vectors, say=reporter.say)
+            made = open_embedder(embedder, vectors=vectors, model=model, say=reporter.say)
             if dry_run:
                 scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
                 index = stack.enter_context(Index.create(scratch / target.index.name, made))

@@ -38,6 +38,7 @@ FIND = {"--filter", "--modality"}
 SURFACE = {
     "ingest": INDEX
     | {"--embedder", "--vectors", "--captions", "--no-captions", "--exclude", "--prune"}
+    | {"--model", "--max-shot", "--min-shot", "--shot-threshold", "--audio-window"}
     | {"--force", "--verify", "--follow", "--dry-run", "--json"},
     "rm": INDEX | {"--dry-run", "--yes", "--json"},
     "attach": INDEX

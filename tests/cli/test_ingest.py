@@ -93,3 +93,110 @@ def test_prune_with_a_disk_away_is_1_and_keeps_all(tmp_path: Path, cartq: Run) -
     assert cartq(*ingest_words(tmp_path, "--force")).code == 2
     done = cartq(*ingest_words(tmp_path, "--prune", "--force"))
     assert (done.code, done.json["removed"], stored(tmp_path)) == (0, 1, [])
+
+
+def pictures(base: Path, names: list[str]) -> None:
+    for n, name in enumerate(names):
+        (base / "media").mkdir(exist_ok=True)
+        media.write_image(base / "media" / name, media.scene(n))
+
+
+def vectors_of(path: Path, names: list[str], seed: int, **more: Any) -> None:
+    """Vectors of files by a model, for which a seed stands."""
+    rows = [np.random.default_rng([seed, sum(name.encode())]).normal(size=16) for name in names]
+    np.savez(path, vectors=np.stack(rows), paths=np.asarray(names), **more)
+
+
+def test_vectors_of_another_model_are_refused_by_its_name(tmp_path: Path, cartq: Run) -> None:
+    vectors = tmp_path / "vectors.npz"
+    pictures(tmp_path, ["a.png"])
+    vectors_of(vectors, ["a.png"], 1, model="clip-b32")
+    assert cartq(*ingest_words(tmp_path, "--model", "siglip")).code == 2
+    assert not (tmp_path / ".cartq").exists()
+    assert cartq(*ingest_words(tmp_path)).code == 0
+    pictures(tmp_path, ["a.png", "b.png"])
+    vectors_of(vectors, ["b.png"], 2, model="siglip")
+    done = cartq(*ingest_words(tmp_path))
+    assert done.code == 3 and "'siglip'" in done.err and "'clip-b32'" in done.err
+    vectors_of(vectors, ["b.png"], 2)
+    done = cartq(*ingest_words(tmp_path, "--model", "siglip"))
+    assert done.code == 3 and len(stored(tmp_path)) == 1
+    done = cartq(*ingest_words(tmp_path, "--model", "clip-b32"))
+    assert done.code == 0 and len(stored(tmp_path)) == 2
+
+
+def test_vectors_without_a_models_name_are_compared(tmp_path: Path, cartq: Run) -> None:
+    vectors = tmp_path / "vectors.npz"
+    pictures(tmp_path, ["a.png", "b.png"])
+    vectors_of(vectors, ["a.png", "b.png"], 1)
+    assert cartq(*ingest_words(tmp_path)).code == 0
+    pictures(tmp_path, ["a.png", "b.png", "c.png"])
+    vectors_of(vectors, ["a.png", "b.png", "c.png"], 2)
+    for words in ([], ["--dry-run"], ["--model", "siglip"]):
+        done = cartq(*ingest_words(tmp_path, *words))
+        assert done.code == 3 and "2 stored segments" in done.err and "another" in done.err
+    assert len(stored(tmp_path)) == 2
+    vectors_of(vectors, ["a.png", "b.png", "c.png"], 1)
+    done = cartq(*ingest_words(tmp_path, "--model", "clip-b32"))
+    assert done.code == 0 and "2 stored segments are the same" in done.err
+    pictures(tmp_path, ["a.png", "b.png", "c.png", "d.png"])
+    vectors_of(vectors, ["d.png"], 1)
+    done = cartq(*ingest_words(tmp_path))
+    assert done.code == 0 and "names no model, and no stored file" in done.err
+    vectors_of(vectors, ["d.png"], 2, model="siglip")
+    done = cartq(*ingest_words(tmp_path))
+    assert done.code == 3 and "'clip-b32'" in done.err, "the name was recorded"
+
+
+def test_changed_files_say_nothing_of_the_model(tmp_path: Path, cartq: Run) -> None:
+    pictures(tmp_path, ["a.png"])
+    vectors_of(tmp_path / "vectors.npz", ["a.png"], 1)
+    assert cartq(*ingest_words(tmp_path)).code == 0
+    media.write_image(tmp_path / "media" / "a.png", media.scene(30))
+    vectors_of(tmp_path / "vectors.npz", ["a.png"], 2)
+    done = cartq(*ingest_words(tmp_path))
+    assert (done.code, done.json["segments"]) == (0, 1)
+
+
+def test_the_model_of_vectors_is_one_text(tmp_path: Path, cartq: Run) -> None:
+    pictures(tmp_path, ["a.png"])
+    vectors_of(tmp_path / "vectors.npz", ["a.png"], 1, model=np.arange(2))
+    done = cartq(*ingest_words(tmp_path))
+    assert done.code == 2 and "must be one text" in done.err
+    done = cartq("ingest", tmp_path / "media", "--index", tmp_path / "i", "--model", "clip")
+    assert done.code == 2 and "--vectors" in done.err
+
+
+def cuts(base: Path) -> list[tuple[str, int, int]]:
+    found = stored(base)
+    return [(p["modality"], round(p["start"]), round(p["end"])) for p in found]
+
+
+def test_lengths_of_segments_are_the_users_and_stay(tmp_path: Path, cartq: Run) -> None:
+    film(tmp_path / "media")
+    write_vectors(tmp_path / "vectors.npz", [("film.mp4",)])
+    lengths = ["--max-shot", "1.5", "--audio-window", "3"]
+    assert cartq(*ingest_words(tmp_path, "--max-shot", "0.5")).code == 2, "below min_shot"
+    assert not (tmp_path / ".cartq").exists()
+    assert cartq(*ingest_words(tmp_path, *lengths)).code == 0
+    found = cuts(tmp_path)
+    assert found.count(("audio", 0, 3)) == 1 and len(found) == 3 + 6
+    media.write_audio(tmp_path / "media" / "bell.wav", media.tone(6.0))
+    write_vectors(tmp_path / "vectors.npz", [("bell.wav",)])
+    done = cartq(*ingest_words(tmp_path))
+    assert (done.code, done.json["segments"], done.json["unchanged"]) == (0, 2, 1)
+    done = cartq(*ingest_words(tmp_path, *lengths))
+    assert (done.code, done.json["segments"]) == (0, 0), "the same again is no change"
+    done = cartq(*ingest_words(tmp_path, "--audio-window", "10"))
+    assert done.code == 3 and "audio_window is 3, but was to be 10" in done.err
+    assert len(cuts(tmp_path)) == 11
+
+
+def test_an_empty_index_may_still_be_cut_otherwise(tmp_path: Path, cartq: Run) -> None:
+    (tmp_path / "media").mkdir()
+    write_vectors(tmp_path / "vectors.npz", [("film.mp4",)])
+    assert cartq(*ingest_words(tmp_path)).code == 0
+    film(tmp_path / "media")
+    assert cartq(*ingest_words(tmp_path, "--audio-window", "3", "--dry-run")).code == 0
+    assert cartq(*ingest_words(tmp_path, "--audio-window", "3")).code == 0
+    assert sum(modality == "audio" for modality, *_ in cuts(tmp_path)) == 3

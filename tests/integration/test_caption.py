@@ -19,6 +19,7 @@ from cart_qdrant.captions.models import (
     TranscriptSegment,
     open_captioner,
 )
+from cart_qdrant.config import SegmentConfig
 from cart_qdrant.errors import CaptionError, UsageError
 from cart_qdrant.index.annotate import LOW_CONFIDENCE, caption_index
 from cart_qdrant.index.index import Index
@@ -109,6 +110,21 @@ def test_pictures_and_shots_are_described_once(index: Index) -> None:
     every = caption_index(index, model, Silent(), every=True)
     assert every.items == 1
     assert len(by_source(index, "generated")["media/picture-0.png"]) == 1
+
+
+def test_files_are_cut_for_captions_as_they_were_ingested(
+    tmp_path: Path, open_index: Opener, ingest: Ingester
+) -> None:
+    (tmp_path / "media").mkdir()
+    frames = media.moving(50, 48) + media.moving(51, 48)
+    media.write_video(tmp_path / "media" / "clip.mp4", frames, sound=media.tone(12.0))
+    found = open_index(tmp_path / ".cartq")
+    cut = SegmentConfig(max_shot=2.0, audio_window=4.0)
+    ingest(found, tmp_path / "media", segments=cut)
+    for model in (Colours(), Parrot()):
+        assert caption_index(found, model, Silent()).failed == []
+    kinds = [p["modality"] for p in points(found).values() if p["captions"]]
+    assert (kinds.count("video"), kinds.count("audio")) == (6, 3)
 
 
 def test_what_is_made_is_found_by_its_words(index: Index) -> None:

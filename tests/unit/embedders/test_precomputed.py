@@ -181,6 +181,28 @@ def test_texts_that_disagree(tmp_path: Path, texts: dict[str, Any]) -> None:
 # --- files ----------------------------------------------------------------------------------
 
 
+def test_the_name_of_the_model_is_read_from_npz(tmp_path: Path) -> None:
+    x_ND = np.ones((1, 4), np.float32)
+    named = save(tmp_path / "v.npz", vectors=x_ND, paths=["a.png"], model="clip-b32")
+    assert PrecomputedEmbedder.from_file(named).model == "clip-b32"
+    assert PrecomputedEmbedder.from_file(named, "clip-b32").model == "clip-b32"
+    with pytest.raises(UsageError, match="'clip-b32', but --model is 'siglip'"):
+        PrecomputedEmbedder.from_file(named, "siglip")
+    bare = save(tmp_path / "w.npz", vectors=x_ND, paths=["a.png"])
+    assert PrecomputedEmbedder.from_file(bare).model is None
+    assert PrecomputedEmbedder.from_file(bare, "siglip").model == "siglip"
+
+
+def test_the_name_of_the_model_is_read_from_parquet(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    table = pa.table({"vector": [[1.0, 2.0]], "path": ["a.png"]})
+    pq.write_table(table.replace_schema_metadata({"model": "clip-b32"}), tmp_path / "v.parquet")
+    assert PrecomputedEmbedder.from_file(tmp_path / "v.parquet").model == "clip-b32"
+    pq.write_table(table, tmp_path / "w.parquet")
+    assert PrecomputedEmbedder.from_file(tmp_path / "w.parquet").model is None
+
+
 def test_npz_and_parquet_are_the_same(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
     pq = pytest.importorskip("pyarrow.parquet")
@@ -200,7 +222,7 @@ def test_npz_and_parquet_are_the_same(tmp_path: Path) -> None:
         )
         files.append(tmp_path / f"{name}.parquet")
         pq.write_table(table, files[-1], row_group_size=4)
-    clips = [clip("a.mp4", 4), clip("b.mp4", 12.5), clip("a.mp4", 1)]
+    clips = [clip("a.mp4", 4, 6), clip("b.mp4", 12.5), clip("a.mp4", 1)]
     wanted = PrecomputedEmbedder.from_file(files[0]).embed_media(clips)
     exact = x_ND[[2, 5, 0]] / np.linalg.norm(x_ND[[2, 5, 0]], axis=1, keepdims=True)
     assert wanted == pytest.approx(exact, abs=1e-6)
