@@ -48,7 +48,7 @@ def test_files_that_this_user_ingested_from_elsewhere_are_opened(
     (home / "linked").symlink_to(drive / "2020")
     (home / "one.png").symlink_to(drive / "b.png")
     index = open_index(home / ".cartq")
-    ingest(index, home)
+    ingest(index, home, follow=True)
     linked = opened(index)
     assert "linked/a.png" in linked and "one.png" in linked and "own.png" in linked
     found = media_folder(index.folder, index.manifest.id)
