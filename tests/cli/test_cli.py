@@ -49,7 +49,8 @@ SURFACE = {
     "train": INDEX | {"--profile", "--seed", "--no-resume", "--json"},
     "search": INDEX
     | FIND
-    | {"-k", "--lane", "--group-by", "--min-confidence", "--explain", "--html", "--json"}
+    | {"-k", "--offset", "--lane", "--group-by", "--min-confidence", "--min-similarity"}
+    | {"--explain", "--html", "--json"}
     | {"--mix", "--image", "--audio", "--like", "--minus"},
     "backup": INDEX | {"--json"},
     "restore": INDEX | {"--json"},
