@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ from cart_qdrant.records import Failure
 from cart_qdrant.storage.protocol import Store
 
 _KEYS = ["path", "size", "mtime", "ctime", "inode", "hash", "segments", "caption_digest"]
+_FIELDS = ("size", "mtime", "ctime", "inode", "hash", "segments", "digest")
+"""Attributes of `StoredFile` in the order of these keys, after the path."""
+_values_of = itemgetter(*_KEYS)
+PAGE = 5_000
+"""Points that are looked at together."""
 _SAME_TIME = 1e-5
 """Tolerance in seconds: a store may round a float in JSON."""
 FALSE_ALARMS = 20
@@ -48,6 +54,13 @@ class StoredFile:
     segments: int | None
     digest: str | None
     ids: list[str] = field(default_factory=list)
+
+    def keep_equal(self, values: Sequence[Any]) -> None:
+        """Forget what another point of the file says differently: a run that was killed between
+        two writes leaves points of both versions."""
+        for name, value in zip(_FIELDS, values, strict=True):
+            if getattr(self, name) != value:
+                setattr(self, name, None)
 
     @property
     def whole(self) -> bool:
@@ -83,17 +96,17 @@ def file_state(entry: FileEntry) -> dict[str, Any]:
 def read_stored(store: Store) -> dict[str, StoredFile]:
     """Every stored file by path. Points that the index did not write are left out."""
     out: dict[str, StoredFile] = {}
-    for record in store.scroll(with_payload=_KEYS):
-        data = record.payload or {}
-        if any(key not in data for key in _KEYS):
+    for record in store.scroll(with_payload=_KEYS, batch=PAGE):
+        try:
+            path, *values = _values_of(record.payload or {})
+        except KeyError:
             continue
-        one = StoredFile(*(data[key] for key in _KEYS[1:]))
-        known = out.setdefault(data["path"], one)
+        known = out.get(path)
+        if known is None:
+            known = out[path] = StoredFile(*values)
+        else:
+            known.keep_equal(values)
         known.ids.append(str(record.id))
-        # A run that was killed between two writes leaves points of both versions.
-        for name in ("size", "mtime", "ctime", "inode", "hash", "segments", "digest"):
-            if getattr(known, name) != getattr(one, name):
-                setattr(known, name, None)
     return out
 
 
