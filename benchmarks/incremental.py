@@ -1,10 +1,10 @@
 """What a later ingestion costs: nothing changed, ten files are new, or ten were deleted.
 
     python benchmarks/incremental.py --sizes 1000 10000 100000
-    python benchmarks/incremental.py --sizes 100000 --against ../before
+    python benchmarks/incremental.py --sizes 10000 --dim 1024 --against ../before
 
-The collection is made, not ingested: points with vectors of 64 numbers (noisy copies of a fiftieth
-as many centres), payloads as `cartq ingest --no-captions` writes them; the codebooks are
+The collection is made, not ingested: points with vectors of `--dim` numbers (noisy copies of a
+fiftieth as many centres), payloads as `cartq ingest --no-captions` writes them; the codebooks are
 fitted on 20,000 of them, and every item is coded by them. The files are real: copies of one small
 PNG picture, 1,000 in a folder; the stored content hashes are random, no file of the made ones is
 opened. Each run is `cartq ingest --no-captions --embedder precomputed` in a process of
@@ -53,7 +53,7 @@ from cart_qdrant.media.scan import FileEntry, scan
 from cart_qdrant.records import Identifier, Modality, Segment
 
 SIZES = (1_000, 10_000, 100_000)
-DIM, SAMPLE, BLOCK = 64, 20_000, 5_000
+SAMPLE = 20_000
 CHANGED = 10
 """Files that are added, and that are deleted."""
 FOLDER = 1_000
@@ -79,6 +79,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="points")
+    parser.add_argument("--dim", type=int, default=64, help="width of the vectors")
     parser.add_argument("--repeat", type=int, default=3, help="runs of a kind")
     parser.add_argument("--against", type=Path, help="another checkout to compare with")
     parser.add_argument("--folder", type=Path, help="where indexes are made; temporary if not")
@@ -86,25 +87,26 @@ def main() -> None:
     parser.add_argument("--make", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.make:
-        make_index(given.folder, given.make)
+        make_index(given.folder, given.make, given.dim)
     elif given.one:
         print(json.dumps(one_run(given.folder, prune=given.one == "deleted")))
     else:
-        compare(given.sizes, given.repeat, given.against, given.folder)
+        compare(given)
 
 
-def compare(sizes: list[int], repeat: int, against: Path | None, where: Path | None) -> None:
+def compare(given: argparse.Namespace) -> None:
     """Print the table."""
+    against: Path | None = given.against
     checkouts = {"after": ROOT} if against is None else {"before": against.resolve(), "after": ROOT}
     columns = [f"{name} {what}" for name in checkouts for what in ("s", "CPU s", "MB")]
     columns += ["ratio"] if against else []
     print("| points | changed | " + " | ".join(columns) + " |")
     print("|---:|---|" + "---:|" * len(columns))
-    for size in sizes:
+    for size in given.sizes:
         found = {}
         for name, checkout in checkouts.items():
-            with tempfile.TemporaryDirectory(dir=where) as folder:
-                found[name] = measure(checkout, Path(folder), size, repeat)
+            with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+                found[name] = measure(checkout, Path(folder), size, given)
         for kind in RUNS:
             rows = [found[name][kind] for name in checkouts]
             cells = [
@@ -118,19 +120,20 @@ def compare(sizes: list[int], repeat: int, against: Path | None, where: Path | N
 
 
 def measure(
-    checkout: Path, folder: Path, size: int, repeat: int
+    checkout: Path, folder: Path, size: int, given: argparse.Namespace
 ) -> dict[str, tuple[float, float, float]]:
     """Median seconds on the clock and of the processor, and megabytes, of each kind of run."""
-    call(checkout, folder, "--make", str(size))
+    words = ["--dim", str(given.dim)]
+    call(checkout, folder, "--make", str(size), *words)
     took: dict[str, list[dict[str, float]]] = {kind: [] for kind in RUNS}
-    for number in range(repeat + 1):  # the first is not counted: files and pages are cold
+    for number in range(given.repeat + 1):  # the first is not counted: files and pages are cold
         for kind in RUNS:
-            change_files(folder, kind, number)
-            row = json.loads(call(checkout, folder, "--one", kind))
+            change_files(folder, kind, number, given.dim)
+            row = json.loads(call(checkout, folder, "--one", kind, *words))
             wanted = [CHANGED * (kind == "new"), CHANGED * (kind == "deleted"), []]
             if [row["segments"], row["removed"], row["failed"]] != wanted:
                 raise SystemExit(f"{kind}: {row}")
-            if number or not repeat:
+            if number or not given.repeat:
                 took[kind].append(row)
     return {
         kind: (
@@ -151,7 +154,7 @@ def call(checkout: Path, folder: Path, *words: str) -> str:
     ).stdout  # fmt: skip
 
 
-def change_files(folder: Path, kind: str, number: int) -> None:
+def change_files(folder: Path, kind: str, number: int, dim: int) -> None:
     """Add or delete ten files."""
     media = folder / "media"
     if kind == "deleted":
@@ -163,7 +166,7 @@ def change_files(folder: Path, kind: str, number: int) -> None:
         for n, one in enumerate(paths):
             (media / one).write_bytes(picture(1 + number * CHANGED + n))
         np.savez(
-            folder / "vectors.npz", vectors=make_vectors(CHANGED, seed=number),
+            folder / "vectors.npz", vectors=make_vectors(CHANGED, dim, seed=number),
             paths=np.asarray([f"media/{path}" for path in paths]),
         )  # fmt: skip
 
@@ -197,14 +200,14 @@ def one_run(folder: Path, *, prune: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def make_index(folder: Path, size: int) -> None:
+def make_index(folder: Path, size: int, dim: int) -> None:
     """An index of `size` items and its files in `folder`."""
     media = folder / "media"
     for n in range(size):
         path = media / str(n // FOLDER) / f"{n}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(PICTURE)
-    x_ND = make_vectors(size)
+    x_ND = make_vectors(size, dim)
     np.savez(folder / "vectors.npz", vectors=x_ND[:1], paths=np.asarray(["media/none.png"]))
     embedder = PrecomputedEmbedder.from_file(folder / "vectors.npz")
     found = scan([media], base=folder)
@@ -248,10 +251,10 @@ def put_identifiers(
     index.put(replace(index.manifest, identifiers=info))
 
 
-def make_vectors(count: int, seed: int = 0) -> FloatArray:
-    """Unit vectors (count, DIM) around a fiftieth as many centres."""
+def make_vectors(count: int, dim: int, seed: int = 0) -> FloatArray:
+    """Unit vectors (count, dim) around a fiftieth as many centres."""
     rng = np.random.default_rng(seed)
-    centers = rng.normal(size=(max(count // 50, 1), DIM)).astype(np.float32)
+    centers = rng.normal(size=(max(count // 50, 1), dim)).astype(np.float32)
     x_ND = centers[rng.integers(0, len(centers), count)]
     x_ND += 0.5 * rng.normal(size=x_ND.shape).astype(np.float32)
     return np.asarray(x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True), np.float32)
