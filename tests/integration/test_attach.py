@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from qdrant_client import QdrantClient, models
 from cart_qdrant.arrays.vectors import unit
 from cart_qdrant.embedders.registry import open_embedder
 from cart_qdrant.errors import MismatchError, StoreError, UsageError
+from cart_qdrant.index import identify
 from cart_qdrant.index.attach import AttachOptions, attach
 from cart_qdrant.index.field_guess import guess_fields
 from cart_qdrant.index.health import check
 from cart_qdrant.index.identifier_files import load_trie
-from cart_qdrant.index.identify import refit
+from cart_qdrant.index.identify import assign_new, refit
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.ingest import Ingest
 from cart_qdrant.index.report import IngestOptions
@@ -31,6 +32,7 @@ from cart_qdrant.search.retriever import Retriever
 from cart_qdrant.storage.protocol import VectorInfo
 from cart_qdrant.training.train import train
 from tests.conftest import TEST_COLLECTIONS, short_training
+from tests.unit.index.test_identifier_updates import saved
 
 DIM = 24
 PHOTOS = f"{TEST_COLLECTIONS}photos"
@@ -77,7 +79,11 @@ def fill(
 
 
 def add(
-    client: QdrantClient, vectors: np.ndarray[Any, Any], rows: range, *, name: str | None = None
+    client: QdrantClient,
+    vectors: np.ndarray[Any, Any],
+    rows: Iterable[int],
+    *,
+    name: str | None = None,
 ) -> None:
     client.upsert(
         PHOTOS,
@@ -135,6 +141,39 @@ def test_attach_leaves_payloads_as_they_were(
     assert how.modality == "image"
     health = check(index)
     assert health is not None and health.items == len(PHRASES)
+
+
+def test_sync_edits_tree_and_table_as_if_built_from_all(
+    client: QdrantClient,
+    attached: Callable[..., Index],
+    phrase_vectors: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Others add, delete and overwrite points between two runs."""
+    fill(client, phrase_vectors, whole=False)
+    index = attached()
+
+    def refuse(*args: Any) -> Any:
+        raise AssertionError("built from all payloads")
+
+    half = len(PHRASES) // 2
+    add(client, phrase_vectors, range(half, half + 8))
+    client.delete(PHOTOS, models.PointIdsList(points=[1, 3, str(uuid.UUID(int=2))]))
+    with monkeypatch.context() as patched:
+        patched.setattr(identify, "built_parts", refuse)
+        sync(index)
+        add(client, phrase_vectors, [4, 5, half + 9])  # written whole: without their identifiers
+        client.delete(PHOTOS, models.PointIdsList(points=[7, half + 1]))
+        sync(index)
+        client.update_vectors(
+            PHOTOS, [models.PointVectors(id=9, vector=phrase_vectors[50].tolist())]
+        )
+        sync(index, verify=True)
+    edited = saved(index)
+    assign_new(index, rebuild=True)
+    assert saved(index) == edited
+    trie = load_trie(index)
+    assert trie is not None and len(trie) == client.count(PHOTOS).count
 
 
 def test_sync_follows_others(
