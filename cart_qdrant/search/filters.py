@@ -34,7 +34,7 @@ _OPERATOR = re.compile(r"==|!=|>=|<=|[=<>~]")
 _END_OF_KEY = re.compile(r"[=!<>~]")
 _SHOWN = 200  # characters of a condition in a message
 _SPACE = re.compile(r"\s*")
-_PATH_PART = re.compile(r'"[^"]+"|[^."\[\]]+|\[\d*\]|\.')
+_PATH_PART = re.compile(r'"[^"]+"|[^."\[\]]+|\[\d{0,9}\]|\.')
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+|\[\d*\]|\.|\".*\"")
 _INT = re.compile(r"[+-]?\d+")
 _FLOAT = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")

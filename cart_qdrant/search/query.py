@@ -31,6 +31,24 @@ TOGETHER = 16
 Kind = Literal["text", "image", "audio", "like", "vector"]
 
 
+def check_text(text: str) -> None:
+    """Refuse a text that no encoder reads.
+
+    Raises:
+        UsageError: It is empty, or holds bytes that are not UTF-8, as a terminal of another
+            encoding sends them.
+    """
+    if not text.strip():
+        raise UsageError("The query is empty.", 'Say what to find: cartq search "a dog".')
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"The query is not UTF-8: its character {error.start + 1} is {text[error.start]!r}.",
+            "Set the terminal to UTF-8.",
+        ) from None
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """One part of a query.
@@ -52,6 +70,8 @@ class Part:
     def __post_init__(self) -> None:
         if not self.value.strip():
             raise UsageError(f"A part of the query is empty ({self.kind}).")
+        if self.kind == "text":
+            check_text(self.value)
         if not math.isfinite(self.weight) or self.weight == 0:
             raise UsageError(
                 f"The weight of {self.value!r} is {self.weight}, but must be a number other than 0."

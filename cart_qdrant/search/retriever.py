@@ -23,7 +23,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack
 
-from cart_qdrant.errors import UsageError
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.remote import fetch_media, local_folder
 from cart_qdrant.media.folder import MediaFolder
@@ -33,7 +32,7 @@ from cart_qdrant.search.fusion import Calibration
 from cart_qdrant.search.lanes import Lane
 from cart_qdrant.search.lookup import find_item
 from cart_qdrant.search.options import Grouping, SearchOptions, SearchRequest
-from cart_qdrant.search.query import Query
+from cart_qdrant.search.query import Query, check_text
 from cart_qdrant.search.result import SearchResult
 from cart_qdrant.storage import requests as qdrant
 
@@ -206,9 +205,9 @@ class Retriever:
             query.parts[0].value if isinstance(query, Query) and query.is_text else query
             for query in queries
         ]
-        if any(isinstance(query, str) and not query.strip() for query in asked):
-            raise UsageError("The query is empty.", 'Say what to find: cartq search "a dog".')
         texts = [query for query in asked if isinstance(query, str)]
+        for text in texts:
+            check_text(text)
         searcher = version.searcher
         of_texts = iter(searcher.texts(texts, request))
         found = [

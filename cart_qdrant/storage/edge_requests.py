@@ -7,14 +7,15 @@ its name, and the client need not be imported, which takes half a second.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import qdrant_edge as edge
 
 from cart_qdrant.arrays.point_ids import as_id, wire_id
-from cart_qdrant.errors import StoreError
+from cart_qdrant.errors import StoreError, UsageError, first_line
 from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage.requests import DEFAULT_LIMIT, as_list
 
@@ -65,13 +66,33 @@ def _condition(condition: Any) -> Any:
         case "HasVectorCondition":
             return edge.HasVectorCondition(condition.has_vector)
         case "IsEmptyCondition":
-            return edge.IsEmptyCondition(condition.is_empty.key)
+            with _readable(condition.is_empty.key) as key:
+                return edge.IsEmptyCondition(key)
         case "IsNullCondition":
-            return edge.IsNullCondition(condition.is_null.key)
+            with _readable(condition.is_null.key) as key:
+                return edge.IsNullCondition(key)
         case "NestedCondition":
             nested = condition.nested
-            return edge.NestedCondition(nested.key, edge_filter(nested.filter))
+            inner = edge_filter(nested.filter)
+            with _readable(nested.key) as key:
+                return edge.NestedCondition(key, inner)
     raise unsupported(condition)
+
+
+@contextmanager
+def _readable(key: str) -> Iterator[str]:
+    """Map the engine's error about a key, which it reads as a JSON path.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    try:
+        yield key
+    except ValueError as error:
+        raise UsageError(
+            f"A condition on {key!r} cannot be read: {first_line(error)}.",
+            "Name a payload field: year, camera.maker, tags[].",
+        ) from error
 
 
 def _given(thing: Any) -> dict[str, Any]:
@@ -105,7 +126,8 @@ def _field_condition(condition: Any) -> Any:
             value = getattr(edge, name)(operand)
         case _:
             raise unsupported(kind)
-    return edge.FieldCondition(key, **{kind: value})
+    with _readable(key):
+        return edge.FieldCondition(key, **{kind: value})
 
 
 Tune = Callable[[str, "qdrant.AnyFilter | None", int], qdrant.SearchParams]
