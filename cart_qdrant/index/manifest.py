@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from cart_qdrant.config import SegmentConfig
@@ -14,6 +15,24 @@ from cart_qdrant.storage.attachment import Attachment
 from cart_qdrant.storage.store_info import StoreInfo
 
 FORMAT = 1
+CHECKSUM = "checksum"
+"""Key of the checksum of all other keys, by which a damaged manifest is seen."""
+_PLAIN_NAME = re.compile(r"\w[\w.-]*")
+_REPAIR = (
+    "Bring back the manifest of a backup (`cartq restore`), or ingest into another --index and "
+    "remove this one."
+)
+
+
+def sealed(data: Mapping[str, Any]) -> bytes:
+    """The JSON form of a manifest's content, with its checksum."""
+    whole = {**data, CHECKSUM: _checksum(data)}
+    return (json.dumps(whole, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _checksum(data: Mapping[str, Any]) -> str:
+    text = json.dumps({k: v for k, v in data.items() if k != CHECKSUM}, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +117,8 @@ class Manifest:
         return [one for one in named if one is not None]
 
     def to_bytes(self) -> bytes:
-        """JSON form."""
-        return (json.dumps(asdict(self), indent=2, sort_keys=True) + "\n").encode()
+        """JSON form, see `sealed`."""
+        return sealed(asdict(self))
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Manifest:
@@ -141,19 +160,26 @@ class Manifest:
         try:
             found = json.loads(data)
         except ValueError as error:
-            raise MismatchError(f"{where} is not readable as JSON: {error}.") from error
+            raise MismatchError(f"{where} is not readable as JSON: {error}.", _REPAIR) from error
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             format_ = found.get("format") if isinstance(found, dict) else None
             raise MismatchError(
                 f"{where} has index format {format_!r}, but this version reads {FORMAT}.",
                 "Ingest again into a new folder with `--index`.",
             )
+        named, right = found.pop(CHECKSUM, None), _checksum(found)
+        if named != right:
+            raise MismatchError(
+                f"{where} was damaged or changed: its content has the checksum {right!r}, but it "
+                f"names {named!r}.",
+                _REPAIR,
+            )
         try:
             manifest = cls.from_json(found)
         except (KeyError, TypeError) as error:
             raise MismatchError(f"{where} lacks or misnames {error}.") from error
         for artifact in manifest.artifacts():
-            if Path(artifact.name).name != artifact.name or artifact.name in ("", ".", ".."):
+            if not _PLAIN_NAME.fullmatch(artifact.name):
                 raise MismatchError(
                     f"{where} names {artifact.name!r}, which is not a plain file name."
                 )

@@ -24,6 +24,7 @@ from cart_qdrant.index.identifier_files import load_trie
 from cart_qdrant.index.identify import assign_new, refit
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.ingest import Ingest
+from cart_qdrant.index.manifest import sealed
 from cart_qdrant.index.report import IngestOptions
 from cart_qdrant.index.sync import sync
 from cart_qdrant.search.filters import parse_filter
@@ -340,7 +341,7 @@ def test_another_model_is_refused(
     assert "cartq doctor --fix" in told.value.remedy
     other = json.loads(old)
     other["id"] = "another"
-    (root / "manifest.json").write_text(json.dumps(other))
+    (root / "manifest.json").write_bytes(sealed(other))
     with pytest.raises(MismatchError, match="belongs to the index"):
         Index.open(root, client=client)
 

@@ -17,6 +17,7 @@ from cart_qdrant.index.backup import backup, restore
 from cart_qdrant.index.folder import IndexFolder
 from cart_qdrant.index.health import check
 from cart_qdrant.index.index import Index
+from cart_qdrant.index.manifest import sealed
 from cart_qdrant.index.migrate import migrate
 from cart_qdrant.search.retriever import Retriever
 from cart_qdrant.storage.server import ServerStore
@@ -115,7 +116,7 @@ def test_a_collection_that_another_index_took_is_left_alone(
             migrate(opened, PLACE, client=client)
         other = copy_of(index, tmp_path / "other" / ".cartq")
         manifest = json.loads((other / "manifest.json").read_bytes())
-        (other / "manifest.json").write_text(json.dumps({**manifest, "id": "other"}))
+        (other / "manifest.json").write_bytes(sealed({**manifest, "id": "other"}))
         with Index.open(other) as second:
             with pytest.raises(MismatchError, match=f"belongs to the index {manifest['id']}"):
                 migrate(second, PLACE, client=client)

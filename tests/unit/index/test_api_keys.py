@@ -14,6 +14,7 @@ import pytest
 
 from cart_qdrant.errors import CartError, MismatchError, StoreError
 from cart_qdrant.index.index import Index
+from cart_qdrant.index.manifest import sealed
 from cart_qdrant.search.retriever import Retriever
 from cart_qdrant_cli.main import main
 
@@ -64,7 +65,7 @@ def folder(
     open_index(root).close()
     manifest = json.loads((root / "manifest.json").read_bytes())
     manifest["store"] |= {"kind": "server", "url": listener.url, "collection": "c"}
-    (root / "manifest.json").write_text(json.dumps(manifest))
+    (root / "manifest.json").write_bytes(sealed(manifest))
     return root
 
 
@@ -94,8 +95,8 @@ def test_a_server_that_was_named_gets_the_key_from_then_on(
     listener.keys.clear()
     with pytest.raises(MismatchError, match="not sent"):
         Index.open(folder, api_key="another key")  # which was not given for this server
-    manifest = (folder / "manifest.json").read_text()
-    (folder / "manifest.json").write_text(manifest.replace("127.0.0.1", "localhost"))
+    manifest = (folder / "manifest.json").read_text().replace("127.0.0.1", "localhost")
+    (folder / "manifest.json").write_bytes(sealed(json.loads(manifest)))
     with pytest.raises(MismatchError, match="not sent"):
         Index.open(folder, api_key=KEY)  # another name of the host
     assert listener.keys == []

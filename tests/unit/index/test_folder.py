@@ -23,6 +23,7 @@ from cart_qdrant.index.manifest import (
     GeneratorInfo,
     IdentifierInfo,
     Manifest,
+    sealed,
 )
 from cart_qdrant.storage.store_info import StoreInfo
 
@@ -119,13 +120,55 @@ def test_read_says_what_is_wrong(tmp_path: Path) -> None:
         (b"{", "not readable"),
         (b"[]", "None, but this version reads 1"),
         (b'{"format": 9}', "9, but this version reads 1"),
-        (b'{"format": 1}', "embedder"),
+        (b'{"format": 1}', "damaged or changed"),
+        (sealed({"format": 1}), "embedder"),
     ):
         folder.manifest.write_bytes(content)
         with pytest.raises(MismatchError, match=match):
             folder.read()
     folder.write(manifest())
     assert folder.read() == manifest()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/etc", "a\0b", "-"])
+def test_a_manifest_names_plain_files_alone(tmp_path: Path, name: str) -> None:
+    folder = IndexFolder(tmp_path)
+    data = json.loads(manifest().to_bytes())
+    data["embedder"]["text_anchors"] = {"name": name, "hash": ""}
+    folder.manifest.write_bytes(sealed(data))
+    with pytest.raises(MismatchError, match="not a plain file name"):
+        folder.read()
+
+
+@given(at=st.integers(0), to=st.integers(1, 255))
+def test_a_damaged_byte_of_a_manifest_is_seen(at: int, to: int) -> None:
+    data = bytearray(manifest(stale_fields=["cart_1"], revision="0123456789ab").to_bytes())
+    data[at % len(data)] ^= to
+    try:
+        found = Manifest.from_bytes(bytes(data), "manifest.json")
+    except MismatchError as error:
+        assert "manifest.json" in str(error)
+    else:  # white space
+        assert found == manifest(stale_fields=["cart_1"], revision="0123456789ab")
+
+
+def test_a_draft_that_another_process_renames_meanwhile_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = IndexFolder(tmp_path)
+    folder.work.mkdir()
+    draft = folder.work / "draft-0123abcd-checked.json"
+    draft.touch()
+    unlink = Path.unlink
+
+    def renamed_before(path: Path, missing_ok: bool = False) -> None:
+        if path == draft:
+            draft.replace(folder.root / "checked.json")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", renamed_before)
+    folder.sweep(manifest())
+    assert (folder.root / "checked.json").exists() and not list(folder.work.iterdir())
 
 
 def test_artifact_is_checked_by_its_content(tmp_path: Path) -> None:

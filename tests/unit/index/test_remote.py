@@ -17,6 +17,7 @@ from qdrant_client import QdrantClient
 from cart_qdrant.errors import IndexMissingError, MediaError, MismatchError, UsageError
 from cart_qdrant.index.folder import IndexFolder
 from cart_qdrant.index.index import Index
+from cart_qdrant.index.manifest import sealed
 from cart_qdrant.index.migrate import migrate
 from cart_qdrant.index.remote import KEPT, local_folder
 from cart_qdrant.search.retriever import Retriever
@@ -112,7 +113,7 @@ def test_what_is_not_whole_is_refused(published: QdrantClient, memory: Any) -> N
             r"\.\./x",
         ),
     ):
-        data = json.dumps({**manifest, **change}).encode()
+        data = sealed({**manifest, **change})
         memory.pipe_file("/shared/.cartq/manifest.json", data)
         with pytest.raises(MismatchError, match=told):
             local_folder(URL)
@@ -122,7 +123,7 @@ def test_few_versions_are_kept(published: QdrantClient, memory: Any) -> None:
     seen = set()
     for revision in range(5):
         manifest = json.loads(memory.cat_file("/shared/.cartq/manifest.json"))
-        data = json.dumps({**manifest, "revision": str(revision)}).encode()
+        data = sealed({**manifest, "revision": str(revision)})
         memory.pipe_file("/shared/.cartq/manifest.json", data)
         seen.add(local_folder(URL))
     assert len(seen) == 5 and sum(one.exists() for one in seen) == KEPT
