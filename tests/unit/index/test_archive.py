@@ -20,6 +20,7 @@ from cart_qdrant.index import archive as archives
 from cart_qdrant.index.backup import backup, restore
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.ingest import Ingest
+from cart_qdrant.index.manifest import sealed
 from cart_qdrant.index.report import IngestOptions
 from cart_qdrant.storage.store_info import StoreInfo
 from cart_qdrant_cli.main import main
@@ -137,7 +138,7 @@ def test_it_has_no_say_in_anything(whole: Path, tmp_path: Path) -> None:
             return data
         manifest = json.loads(data)
         manifest["store"] |= {"kind": "server", "url": "http://evil.example", "collection": "c"}
-        return json.dumps(manifest).encode()
+        return sealed(manifest)
 
     bad = changed(
         tmp_path, whole, change, part("checked.json", size=3), part("copied-from", size=3),
@@ -180,7 +181,7 @@ def test_its_manifest_names_plain_files(good: Path, tmp_path: Path, name: str) -
             return data
         manifest = json.loads(data)
         manifest["identifiers"]["trie"]["name"] = name
-        return json.dumps(manifest).encode()
+        return sealed(manifest)
 
     with pytest.raises(MismatchError, match="not a plain file name"):
         restore(changed(tmp_path, good, change), tmp_path / "copy" / ".cartq")
@@ -194,7 +195,7 @@ def test_a_model_is_downloaded_only_if_it_is_named(
             return data
         manifest = json.loads(data)
         manifest["embedder"]["name"] = "st:evil/model"
-        return json.dumps(manifest).encode()
+        return sealed(manifest)
 
     bad, root = changed(tmp_path, whole, change), tmp_path / "copy" / ".cartq"
     with pytest.raises(UsageError, match=r"'st:evil/model'.*--model st:evil/model"):
