@@ -27,6 +27,12 @@ class SearchOptions(TypedDict, total=False):
     explain: bool
 
 
+MOST_HITS = 10_000
+"""Hits of one search, at most: the store is asked for a few times as many."""
+FARTHEST = 100_000
+"""Hits that a search passes over, at most."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchRequest:
     """What a search returns; the same for all queries of a call.
@@ -57,6 +63,12 @@ class SearchRequest:
     def __post_init__(self) -> None:
         if self.k < 1:
             raise UsageError(f"k is {self.k}, but must be at least 1.")
+        for name, value, most in (("k", self.k, MOST_HITS), ("--offset", self.offset, FARTHEST)):
+            if value > most:
+                raise UsageError(
+                    f"{name} is {value}, but must be at most {most}.",
+                    "Page on with --offset, or narrow the search with --filter.",
+                )
         if self.offset < 0:
             raise UsageError(f"--offset is {self.offset}, but must be at least 0.")
         if self.lane not in LANES:
