@@ -36,7 +36,7 @@ HANG = 10.0
 """Seconds of a file that count as hanging."""
 MOST_MEMORY = 1500
 """MB that the process may take."""
-FORMATS = tuple("png gif webp tif bmp jp2 wav flac mp3 m4a mkv mov ts".split())  # noqa: SIM905
+FORMATS = tuple("png gif webp tif bmp jp2 wav flac mp3 m4a mkv mov mts".split())  # noqa: SIM905
 """Formats that are made from the files of `../shared/data` (jpg, ogg, mp4)."""
 
 
@@ -77,7 +77,7 @@ def originals(data: Path, folder: Path) -> list[Path]:
         if suffix in ("png", "gif", "webp", "tif", "bmp", "jp2"):
             with Image.open(photos[0]) as image:
                 image.convert("RGB").save(target)
-        elif suffix in ("mkv", "mov", "ts"):
+        elif suffix in ("mkv", "mov", "mts"):
             with av.open(str(films[0])) as source, av.open(str(target), "w") as out:
                 stream = source.streams.video[0]
                 copy = out.add_stream_from_template(stream)
