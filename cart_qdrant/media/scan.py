@@ -181,6 +181,7 @@ class _Walk:
         self.skipped: dict[str, str] = {}
         self.ignored = 0
         self.visited: set[tuple[int, int]] = set()
+        self.last_folder = ("", "")
 
     def run(self, given: Sequence[Path]) -> None:
         """Scan paths that the user gave; their own names may be hidden, and may be links."""
@@ -242,7 +243,7 @@ class _Walk:
         """List the files of a folder; returns the folders in it."""
         try:
             with os.scandir(folder.path) as found:
-                names = {entry.name: entry.is_symlink() for entry in found}
+                names = {entry.name: entry for entry in found}
             if "CACHEDIR.TAG" in names and folder.path != folder.given and is_cache(folder.path):
                 self.ignored += 1
                 return []
@@ -258,10 +259,10 @@ class _Walk:
             path = folder.path / name
             if name.startswith(".") or self._excluded(path, folder.given):
                 continue
-            if self._is_ignored(path, rules, folder=path.is_dir()):
+            if self._is_ignored(path, rules, folder=_is_folder(names[name])):
                 self.ignored += 1
                 continue
-            if names[name] and self._leads_out(path):
+            if names[name].is_symlink() and self._leads_out(path):
                 continue
             info = self._stat(path)
             if info is None:
@@ -336,7 +337,13 @@ class _Walk:
             )
 
     def _rel(self, path: Path) -> str:
-        return relative_name(path, self.base)
+        if f"{self.base}{os.sep}".startswith(f"{path}{os.sep}"):
+            return relative_name(path, self.base)
+        folder, name = os.path.split(path)
+        if folder != self.last_folder[0]:  # files of one folder follow each other
+            rel = relative_name(Path(folder), self.base)
+            self.last_folder = folder, "" if rel == "." else f"{rel}/"
+        return self.last_folder[1] + name
 
     def _excluded(self, path: Path, given: Path) -> bool:
         if not self.exclude:
@@ -351,6 +358,13 @@ class _Walk:
 
     def _fail(self, path: Path, reason: str) -> None:
         self.failures[_shown(self._rel(path))] = reason
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that cannot be followed
+        return False
 
 
 def _controls(name: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cart_qdrant.errors import MediaError, UsageError
-from cart_qdrant.media.scan import content_hash, scan
+from cart_qdrant.media.scan import content_hash, relative_name, scan
 
 
 def _touch(root: Path, *names: str) -> None:
@@ -44,6 +44,23 @@ def test_base_elsewhere_gives_dotted_names(tmp_path: Path) -> None:
     (tmp_path / "index").mkdir()
     entries = scan([tmp_path / "media"], base=tmp_path / "index").entries
     assert [entry.rel for entry in entries] == ["../media/a.jpg"]
+
+
+@pytest.mark.parametrize("base", [".", "a", "a/b", "a/b/c", "a-b", "elsewhere/deep"])
+def test_names_are_relative_to_any_base(
+    tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _touch(tmp_path, "a/1.jpg", "a/b/2.jpg", "a/b/c/3.jpg", "a-b/4.jpg", "5.jpg")
+    found = scan([tmp_path], base=tmp_path / base)
+    assert len(found.entries) == 5
+    assert all(e.rel == relative_name(e.path, tmp_path / base) for e in found.entries)
+
+    def refuse(path: Path) -> object:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    (failure,) = scan([tmp_path], base=tmp_path / base).failures
+    assert failure.path == relative_name(tmp_path, tmp_path / base)
 
 
 def test_same_file_given_twice_appears_once(tmp_path: Path) -> None:
