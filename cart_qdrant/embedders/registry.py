@@ -24,6 +24,7 @@ def open_embedder(
     *,
     vectors: Path | None = None,
     model: str | None = None,
+    version: str | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Embedder:
     """The embedder of that name, ready to embed.
@@ -32,6 +33,7 @@ def open_embedder(
         name: One of `NAMES`; `auto` takes the best embedder whose weights are installed.
         vectors: File of vectors, for `precomputed`.
         model: Name of the model that made them, where the file does not say it.
+        version: Version that an index was made with, which a model of the hub is loaded at.
         say: Receives one line that says what `auto` chose.
 
     Raises:
@@ -58,12 +60,13 @@ def open_embedder(
         from cart_qdrant.embedders.sentence_transformers import EMBEDDING_GEMMA, SentenceEmbedder
 
         if name == "embeddinggemma2":
-            return SentenceEmbedder(EMBEDDING_GEMMA, name=name)
+            return SentenceEmbedder(EMBEDDING_GEMMA, name=name, version=version)
         model = name.removeprefix("st:")
         if not model:
             raise UsageError("--embedder st: names no model.", "st:NAME, or st:FOLDER")
         # A folder is found from wherever the index is opened later.
-        return SentenceEmbedder(str(Path(model).resolve()) if Path(model).is_dir() else model)
+        model = str(Path(model).resolve()) if Path(model).is_dir() else model
+        return SentenceEmbedder(model, version=version)
     if name != "lite":
         raise UsageError(
             f"--embedder is {name!r}, but must be one of {', '.join(NAMES)}.", "cartq models"

@@ -8,6 +8,7 @@ Shape legend: B batch, D vector width.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ EMBEDDING_GEMMA = "google/embeddinggemma-2"
 _READS = {Modality.IMAGE: "image", Modality.VIDEO: "image", Modality.AUDIO: "audio"}
 """Input type of the model that embeds each modality."""
 _BATCH_SIZE = 16
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class SentenceEmbedder:
@@ -41,16 +43,26 @@ class SentenceEmbedder:
         model: Name of the model on the Hugging Face hub, or a folder.
         name: Name of the embedder in an index; `st:MODEL` by default.
         device: Torch device; by default the best one that is available.
+        version: `version` of the embedder that an index was made with; None takes the newest. A
+            model of the hub is loaded at that commit, whatever was pushed since.
 
     Raises:
         MissingExtraError: sentence-transformers is not installed.
         UsageError: The model cannot be loaded, or it embeds neither images nor audio.
     """
 
-    def __init__(self, model: str, *, name: str | None = None, device: str | None = None) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        name: str | None = None,
+        device: str | None = None,
+        version: str | None = None,
+    ) -> None:
         self.name = name or PREFIX + model
-        self._model = _load(model, device)
-        self.version = _version(model, self._model)
+        commit = version if version is not None and _COMMIT.fullmatch(version) else None
+        self._model = _load(model, device, commit)
+        self.version = commit or _version(model)
         known = {
             modality: SPACE
             for modality, reads in _READS.items()
@@ -106,28 +118,40 @@ class SentenceEmbedder:
         return unit(np.asarray(found, dtype=np.float32))
 
 
-def _load(model: str, device: str | None) -> SentenceTransformer:
+def _load(model: str, device: str | None, commit: str | None) -> SentenceTransformer:
     require("st", "sentence_transformers")
     from sentence_transformers import SentenceTransformer
 
     local = only_local(model)
     try:
-        return SentenceTransformer(model, device=device, local_files_only=local)
+        return SentenceTransformer(model, device=device, local_files_only=local, revision=commit)
     # Hub, folder, configuration, weights: each fails with its own kind of error.
     except Exception as error:
         offline = " (the hub does not answer)" if local and not Path(model).is_dir() else ""
+        at = f" at the commit {commit}, which the index was made with," if commit else ""
         raise UsageError(
-            f"The model {model!r} cannot be loaded{offline}: {first_line(error)}",
+            f"The model {model!r}{at} cannot be loaded{offline}: {first_line(error)}",
             "Name a model of the hub, or a folder that holds one: --embedder st:FOLDER",
         ) from error
 
 
-def _version(model: str, loaded: SentenceTransformer) -> str:
+def _commit_in_cache(model: str) -> str | None:
+    """Commit at which a model of the hub, which was just loaded, lies in the hub's cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in ("modules.json", "config.json"):
+        path = try_to_load_from_cache(model, name)
+        if isinstance(path, str):
+            # CACHE/models--OWNER--NAME/snapshots/COMMIT/FILE
+            return Path(path).parent.name
+    return None
+
+
+def _version(model: str) -> str:
     """Identifies the weights: the hub's commit, or a hash of sizes and ends of a folder's files."""
     folder = Path(model)
     if not folder.is_dir():
-        config = getattr(getattr(loaded[0], "auto_model", None), "config", None)
-        return str(getattr(config, "_commit_hash", None) or "1")[:12]
+        return _commit_in_cache(model) or "1"
     digest = hashlib.blake2b(digest_size=6)
     for path in sorted(folder.rglob("*")):
         if path.suffix in {".safetensors", ".json", ".bin"} and path.is_file():

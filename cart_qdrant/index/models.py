@@ -64,7 +64,9 @@ class IndexModels:
                 spaces = {Modality(m): space for m, space in info.spaces.items()}
                 self._embedder = ExternalEmbedder(info.dim, spaces)
             elif self._embedder is None:
-                self._embedder = open_embedder(info.name, vectors=self.vectors_file, say=say)
+                self._embedder = open_embedder(
+                    info.name, vectors=self.vectors_file, version=info.version, say=say
+                )
             found = self._embedder
             if (found.name, found.version, found.dim) != (info.name, info.version, info.dim):
                 raise MismatchError(

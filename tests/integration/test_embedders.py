@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import string
 from collections.abc import Callable
 from dataclasses import asdict
@@ -177,6 +178,36 @@ def test_a_sentence_transformers_model_from_ingest_to_search(
     index.close()
     with Retriever.open(root) as retriever:
         assert len(retriever.search("a dog", k=20, lane="dense").hits) == 9
+
+
+def test_a_model_of_the_hub_is_loaded_at_the_commit_of_the_index(
+    clip_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit upstream, be it of a README, does not make an index unusable."""
+    hub = tmp_path / "models--someone--clip"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    def push(commit: str) -> None:
+        shutil.copytree(clip_model, hub / "snapshots" / commit)
+        (hub / "refs").mkdir(exist_ok=True)
+        (hub / "refs" / "main").write_text(commit)
+
+    push("a" * 40)
+    made = open_embedder("st:someone/clip")
+    assert made.version == "a" * 40
+    Index.create(tmp_path / ".cartq", made).close()
+    push("b" * 40)
+    assert open_embedder("st:someone/clip").version == "b" * 40
+    with Index.open(tmp_path / ".cartq") as index:
+        assert index.embedder().version == "a" * 40
+    shutil.rmtree(hub / "snapshots" / ("a" * 40))
+    with (
+        Index.open(tmp_path / ".cartq") as index,
+        pytest.raises(UsageError, match=f"commit {'a' * 40}, which the index was made with"),
+    ):
+        index.embedder()
 
 
 def test_vectors_of_a_sentence_transformers_model(clip_model: Path) -> None:
