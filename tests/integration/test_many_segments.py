@@ -31,20 +31,19 @@ Place = Callable[[Hit], tuple[str, float, float | None]]
 @pytest.fixture(scope="module", params=STORES)
 def index(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Index]:
     """The film and the others, in each kind of store."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(Index, "text_encoder", lambda self: GivenTexts())
-    patch.setattr(Index, "query_text_encoder", lambda self: GivenTexts())
-    patch.setattr(Index, "text_anchors", lambda self: None)
-    patch.setattr(Index, "embedder", lambda self: GivenEmbedder())
     client = None
     if request.param == "server":
         server = request.getfixturevalue("started")
         server.empty()
         client = server.client()
-    root = tmp_path_factory.mktemp(request.param) / ".cartq"
-    with make_index(root, request.param, client=client) as one:
-        yield one
-    patch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Index, "text_encoder", lambda self: GivenTexts())
+        patch.setattr(Index, "query_text_encoder", lambda self: GivenTexts())
+        patch.setattr(Index, "text_anchors", lambda self: None)
+        patch.setattr(Index, "embedder", lambda self: GivenEmbedder())
+        root = tmp_path_factory.mktemp(request.param) / ".cartq"
+        with make_index(root, request.param, client=client) as one:
+            yield one
 
 
 def files_with_captions(lane: str) -> int:
