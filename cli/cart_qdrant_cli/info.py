@@ -73,9 +73,14 @@ def describe_index(target: Target) -> dict[str, Any]:
             "embedder": {
                 "name": manifest.embedder.name,
                 "version": manifest.embedder.version,
+                "model": manifest.embedder.model,
                 "dim": manifest.embedder.dim,
                 "spaces": manifest.embedder.spaces,
                 "statistics_fitted": manifest.embedder.statistics is not None,
+            },
+            "cutting": {
+                name: getattr(manifest.segments, name)
+                for name in ("max_shot", "min_shot", "shot_threshold", "audio_window")
             },
             "identifiers": None
             if identifiers is None
@@ -116,14 +121,17 @@ def show_info(console: Console, found: dict[str, Any]) -> None:
     """The same for people."""
     segments = ", ".join(f"{count} {kind}" for kind, count in found["segments"].items())
     embedder, identifiers = found["embedder"], found["identifiers"]
-    generator, bytes_ = found["generator"], found["bytes"]
+    generator, bytes_, cutting = found["generator"], found["bytes"], found["cutting"]
     kinds = ", ".join(f"{kind} in {space}" for kind, space in embedder["spaces"].items())
     rows = {
         "index": f"{found['index']} (version {found['version']})",
         "store": f"{found['store']['kind']}: {found['store']['location']}",
         "files": str(found["files"]),
         "segments": segments or "none",
-        "embedder": f"{embedder['name']} {embedder['version']}, {embedder['dim']}-d ({kinds})",
+        "cut": f"shots of {cutting['min_shot']:g} to {cutting['max_shot']:g} s, "
+        f"audio in windows of {cutting['audio_window']:g} s",
+        "embedder": f"{embedder['name']} {embedder['model'] or embedder['version']}, "
+        f"{embedder['dim']}-d ({kinds})",
         "identifiers": "none: run `cartq ingest`"
         if identifiers is None
         else f"version {identifiers['version']}, {identifiers['count']} of "

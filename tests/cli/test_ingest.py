@@ -115,6 +115,8 @@ def test_vectors_of_another_model_are_refused_by_its_name(tmp_path: Path, cartq:
     assert not (tmp_path / ".cartq").exists()
     assert cartq(*ingest_words(tmp_path)).code == 0
     pictures(tmp_path, ["a.png", "b.png"])
+    info = cartq("info", "--index", tmp_path / ".cartq", "--json").json
+    assert info["embedder"]["model"] == "clip-b32"
     vectors_of(vectors, ["b.png"], 2, model="siglip")
     done = cartq(*ingest_words(tmp_path))
     assert done.code == 3 and "'siglip'" in done.err and "'clip-b32'" in done.err
@@ -181,6 +183,10 @@ def test_lengths_of_segments_are_the_users_and_stay(tmp_path: Path, cartq: Run) 
     assert cartq(*ingest_words(tmp_path, *lengths)).code == 0
     found = cuts(tmp_path)
     assert found.count(("audio", 0, 3)) == 1 and len(found) == 3 + 6
+    info = cartq("info", "--index", tmp_path / ".cartq", "--json").json
+    assert info["cutting"]["max_shot"] == 1.5 and info["cutting"]["audio_window"] == 3
+    shown = cartq("info", "--index", tmp_path / ".cartq").out
+    assert "shots of 1 to 1.5 s, audio in windows of 3 s" in shown
     media.write_audio(tmp_path / "media" / "bell.wav", media.tone(6.0))
     write_vectors(tmp_path / "vectors.npz", [("bell.wav",)])
     done = cartq(*ingest_words(tmp_path))
