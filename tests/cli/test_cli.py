@@ -53,9 +53,9 @@ SURFACE = {
     | {"--explain", "--html", "--json"}
     | {"--mix", "--image", "--audio", "--like", "--minus"},
     "backup": INDEX | {"--json"},
-    "restore": INDEX | {"--json"},
+    "restore": INDEX | {"--model", "--json"},
     "migrate": INDEX | {"--to", "--to-collection", "--embedded", "--json"},
-    "mcp": INDEX | {"--http", "--host", "--port"},
+    "mcp": INDEX | {"--http", "--host", "--port", "--token-file", "--allowed-host", "--field"},
     "eval": INDEX
     | FIND
     | {"--lane", "-k", "--json"}
