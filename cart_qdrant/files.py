@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cart_qdrant.errors import MismatchError, first_line
+
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 CACHE_VARIABLE = "CARTQ_CACHE"
 CONFIG_VARIABLE = "CARTQ_CONFIG"
@@ -109,10 +111,20 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def load_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Read all arrays of a safetensors file into memory, by name."""
+    """Read all arrays of a safetensors file into memory, by name.
+
+    Raises:
+        MismatchError: The file is damaged.
+    """
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    return load_file(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise MismatchError(
+            f"{path} is damaged: {first_line(error)}.", "Repair the index: `cartq doctor --fix`."
+        ) from error
 
 
 def artifact_hash(path: Path) -> str:

@@ -19,7 +19,7 @@ from cart_qdrant.generator.artifacts import (
     GENERATOR,
     MODALITY_PRIOR,
     QUERY_GRAPH,
-    other_parts,
+    readable,
 )
 from cart_qdrant.generator.encoder import EncodedTexts, OnnxQueryEncoder
 from cart_qdrant.search.fusion import Calibration
@@ -42,13 +42,11 @@ class TrainedModel:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = threading.Lock()
-        try:
+        with readable(folder):
             self._config = json.loads((folder / CONFIG).read_text())
             self.calibration = Calibration.from_json(json.loads((folder / CALIBRATION).read_text()))
             self.modality_prior = ModalityPrior.load(folder / MODALITY_PRIOR)
             self._encoder = OnnxQueryEncoder(folder / QUERY_GRAPH, folder)
-        except (OSError, KeyError, TypeError, RuntimeError) as error:
-            raise other_parts(folder, error) from error
 
     def encode(self, texts: Sequence[str], *, hidden_states: bool = False) -> EncodedTexts:
         """Vectors of texts, as `OnnxQueryEncoder.encode` computes them."""
@@ -69,7 +67,5 @@ class TrainedModel:
         require("train", "torch")
         from cart_qdrant.generator.network import load_generator
 
-        try:
+        with readable(self._folder):
             return load_generator(self._folder / GENERATOR, self._config["generator"])
-        except (OSError, KeyError, TypeError, RuntimeError) as error:
-            raise other_parts(self._folder, error) from error

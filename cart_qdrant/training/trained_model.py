@@ -24,7 +24,7 @@ from cart_qdrant.generator.artifacts import (
     MODALITY_PRIOR,
     QUERY_GRAPH,
     TOWER,
-    other_parts,
+    readable,
 )
 from cart_qdrant.generator.network import Generator, load_generator
 from cart_qdrant.identifiers.hubness import QueryBank
@@ -80,15 +80,13 @@ class Model:
         Raises:
             MismatchError: It was written by a version with other parts.
         """
-        try:
+        with readable(folder):
             config = json.loads((folder / CONFIG).read_text())
             encoder = QueryEncoder(text, config["spaces"])
             encoder.load_state_dict(load_file(folder / TOWER))
             generator = load_generator(folder / GENERATOR, config["generator"])
             calibration = Calibration.from_json(json.loads((folder / CALIBRATION).read_text()))
             modality_prior = ModalityPrior.load(folder / MODALITY_PRIOR)
-        except (OSError, KeyError, TypeError, RuntimeError) as error:
-            raise other_parts(folder, error) from error
         encoder.eval().requires_grad_(False)
         return cls(encoder, generator, calibration, modality_prior)
 
