@@ -131,7 +131,11 @@ class EdgeEngine:
                     "EdgeStore of this one).",
                     "Wait for it or stop it; use a Qdrant server to share a collection.",
                 ) from error
-            raise StoreError(f"The store at {self.path} failed: {error}") from error
+            raise StoreError(
+                f"The store at {self.path} failed: {error}",
+                "If it stays so, its files are damaged: bring back a backup (`cartq restore`), or "
+                "ingest into another --index.",
+            ) from error
 
     def update(self, operation: edge.UpdateOperation, points: int) -> None:
         """Write, and flush when enough points were written since the last time."""
