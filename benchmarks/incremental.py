@@ -2,6 +2,7 @@
 
     python benchmarks/incremental.py --sizes 1000 10000 100000
     python benchmarks/incremental.py --sizes 10000 --dim 1024 --against ../before
+    python benchmarks/incremental.py --parts 100000 1000000
 
 The collection is made, not ingested: points with vectors of `--dim` numbers (noisy copies of a
 fiftieth as many centres), payloads as `cartq ingest --no-captions` writes them; the codebooks are
@@ -13,6 +14,8 @@ imports: on the clock, and of the processor, which other work on the machine cha
 memory is the highest of the process. Ten new files are pictures that are decoded, and
 whose vectors come from a file; ten deleted files leave by `--prune`. Medians of `--repeat` runs.
 `--against` does the same with another checkout of this repository; the ratio is of processor time.
+`--parts` times prefix tree and item table alone, in memory: both built of made identifiers, and ten
+items replaced in both.
 """
 
 from __future__ import annotations
@@ -34,13 +37,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cart_qdrant.arrays.point_ids import keys_of
+from cart_qdrant.arrays.point_ids import KEY_BYTES, keys_of
 from cart_qdrant.arrays.types import FloatArray, IntArray
 from cart_qdrant.arrays.vectors import unique_ratio
 from cart_qdrant.captions.reader import CaptionReader
 from cart_qdrant.embedders.precomputed import PrecomputedEmbedder
 from cart_qdrant.files import save_arrays
 from cart_qdrant.identifiers.codec import DisambiguationTokens, fit_codec
+from cart_qdrant.identifiers.item_edits import Items
 from cart_qdrant.identifiers.item_table import ItemTable, file_number
 from cart_qdrant.identifiers.quantizer import Codec
 from cart_qdrant.identifiers.trie import Trie
@@ -79,6 +83,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="points")
+    parser.add_argument("--parts", type=int, nargs="+", help="identifiers of tree and table alone")
     parser.add_argument("--dim", type=int, default=64, help="width of the vectors")
     parser.add_argument("--repeat", type=int, default=3, help="runs of a kind")
     parser.add_argument("--against", type=Path, help="another checkout to compare with")
@@ -86,12 +91,43 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--make", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.make:
+    if given.parts:
+        time_parts(given.parts)
+    elif given.make:
         make_index(given.folder, given.make, given.dim)
     elif given.one:
         print(json.dumps(one_run(given.folder, prune=given.one == "deleted")))
     else:
         compare(given)
+
+
+def time_parts(sizes: list[int]) -> None:
+    """Print what building and editing tree and table takes."""
+    print("| identifiers | build, CPU ms | replace ten, CPU ms |\n|---:|---:|---:|")
+    rng = np.random.default_rng(0)
+    for size in sizes:
+        codes = [rng.integers(0, top, size) for top in (max(size // 24, 1), 256, 256, 256)]
+        row_NL = np.unique(np.stack([*codes, np.zeros(size, int)], axis=1), axis=0).astype(np.int32)
+        count = len(row_NL)
+        items = [
+            rng.permutation(np.frombuffer(rng.bytes(KEY_BYTES * count), f"S{KEY_BYTES}")), row_NL,
+            rng.random(count, np.float32), np.zeros(count, np.uint8),
+            rng.integers(0, 2**63, count).astype(np.uint64), rng.random(count, np.float32),
+        ]  # fmt: skip
+        order = rng.permutation(count)
+        new, old = (
+            Items(*(column[some] for column in items)) for some in np.split(order, [CHANGED])
+        )
+        begin = time.process_time()
+        parts = old.build()
+        built = time.process_time()
+        edited = new.replace_in(*parts, old.key_C[:CHANGED])
+        if edited is None or len(edited[0]) != len(old):
+            raise SystemExit("Tree and table cannot be edited.")
+        took = [built - begin, time.process_time() - built]
+        print(
+            f"| {size:,} | " + " | ".join(f"{1000 * one:,.0f}" for one in took) + " |", flush=True
+        )
 
 
 def compare(given: argparse.Namespace) -> None:

@@ -136,6 +136,14 @@ class PrecomputedEmbedder:
         rows = [self._find_row(clip) for clip in clips]
         return unit_of_any_length(self._file.vectors[rows])
 
+    def holds(self, key: str) -> bool:
+        """Whether the vectors file has a vector of the media file with this path."""
+        try:
+            self._find_path(key)
+        except MediaError:
+            return False
+        return True
+
     def _find_row(self, clip: Clip) -> int:
         rows_R = self._rows[self._find_path(clip.key)]
         starts_N, ends_N = self._file.starts, self._file.ends

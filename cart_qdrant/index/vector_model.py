@@ -100,7 +100,7 @@ def _cosines(
         if len(cosines) >= COMPARED:
             break
         rel = entry.rel
-        if not _is_unchanged(entry, stored[rel]):
+        if not embedder.holds(rel) or not _is_unchanged(entry, stored[rel]):
             continue
         for record in index.store.retrieve(stored[rel].ids[:1], with_vectors=[MEDIA]):
             data, vector = record.payload or {}, vector_of(record)

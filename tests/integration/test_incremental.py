@@ -62,6 +62,7 @@ def run(tmp_path: Path, text_encoder: Any, monkeypatch: pytest.MonkeyPatch) -> C
     np.savez(
         vectors, vectors=rng.normal(size=(FILES + 5, 16)).astype(np.float32),
         paths=np.asarray([f"m/p{n:02}.png" for n in range(FILES + 5)]),
+        model="made",  # else stored vectors are read to find out whether they are the same
     )  # fmt: skip
     for n in range(FILES):
         picture(tmp_path, n)
@@ -102,6 +103,23 @@ def test_a_run_that_changes_nothing_reads_each_payload_once_and_no_vector(
     known = second["identifiers"]
     assert (known["count"], known["clashes"], known["problems"]) == (FILES, 0, [])
     assert known["sizes"] == known["fitted_on"] == {"media": FILES}
+
+
+def test_vectors_of_new_files_alone_let_no_stored_point_be_read(
+    tmp_path: Path, run: Callable[..., Any], reads: list[tuple[str, Any, int]]
+) -> None:
+    """Neither file nor index names a model, and no stored file is in the file of vectors."""
+    vectors = tmp_path / "vectors.npz"
+    whole = dict(np.load(vectors))
+    whole.pop("model")
+    np.savez(vectors, **whole)
+    run()
+    picture(tmp_path, FILES)
+    np.savez(vectors, vectors=whole["vectors"][FILES:], paths=whole["paths"][FILES:])
+    reads.clear()
+    assert run().report.segments == 1
+    assert reads[0] == ("scroll", (), FILES)
+    assert sum(count for _, _, count in reads[1:]) <= 4  # of the new one
 
 
 def test_one_changed_file_is_replaced_in_tree_and_table(
