@@ -213,7 +213,8 @@ def test_trained_search_finds_by_their_words(
     before = payloads(client)
     train(index, short_training(tower_steps=60))
     assert payloads(client) == before
-    assert set(client.retrieve(PHOTOS, [7])[0].payload or {}) == {*theirs(7), "cart_2"}
+    # The identifiers of before stay until the next run that writes.
+    assert set(client.retrieve(PHOTOS, [7])[0].payload or {}) == {*theirs(7), "cart", "cart_2"}
     with Retriever.open(index.folder.root, client=client) as retriever:
         asked = range(0, 60, 6)
         found = [retriever.search(PHRASES[n], k=10).hits for n in asked]

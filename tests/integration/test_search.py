@@ -154,9 +154,10 @@ def test_training_flips_to_new_identifiers(small_index: Path, trained: Path) -> 
         info, generator = index.manifest.identifiers, index.manifest.generator
         assert info is not None and generator is not None
         assert generator.identifiers == info.version
-        assert index.manifest.stale_fields == []
-        payloads = [record.payload for record in index.store.scroll()]
-    assert all(info.field in p and not ({"cart"} - {info.field}) & set(p) for p in payloads if p)
+        # The old ones stay until the next run that writes, for retrievers that have them open.
+        assert index.manifest.stale_fields == ["cart"] and info.field == "cart_2"
+        payloads = [record.payload or {} for record in index.store.scroll()]
+    assert all({"cart", "cart_2"} <= payload.keys() for payload in payloads)
 
 
 def test_filters_mask_every_lane(trained: Path) -> None:
