@@ -218,7 +218,7 @@ def trained(small_index: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     from cart_qdrant.training.train import train
 
     root = tmp_path_factory.mktemp("trained") / ".cartq"
-    shutil.copytree(small_index, root)
+    copy_of(small_index, root)
     with Index.open(root) as index, index.folder.lock():
         report = train(index, short_training())
     assert report.items == report.to_json()["items"] > 10

@@ -27,7 +27,7 @@ from cart_qdrant_cli import ingest as ingest_command
 from cart_qdrant_cli import main as program
 from cart_qdrant_cli.output import plain
 from tests import media_factory as media
-from tests.conftest import points, tree_of
+from tests.conftest import copy_of, points, tree_of
 
 needs_lite = pytest.mark.skipif(
     not lite_available(), reason='not installed: pip install "cart-qdrant[lite]"'
@@ -97,7 +97,7 @@ def run_here(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
 def own_index(small_index: Path, small_media: Path, tmp_path: Path) -> Path:
     """A copy of the small index and its media that a test may change."""
     shutil.copytree(small_media, tmp_path / "media")
-    return Path(shutil.copytree(small_index, tmp_path / ".cartq"))
+    return copy_of(small_index, tmp_path / ".cartq")
 
 
 def contents(index: Path) -> tuple[dict[str, str], dict[str, str]]:
@@ -228,7 +228,7 @@ def test_doctor_mends_tree_and_table_without_the_generator_being_lost(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    root = shutil.copytree(trained, tmp_path / ".cartq")
+    root = copy_of(trained, tmp_path / ".cartq")
     before = IndexFolder(root).read()
     run_here(monkeypatch, "search", "a dog", "--index", root, "--json")
     wanted = json.loads(capsys.readouterr().out)["hits"]

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from cart_qdrant_cli.main import app
 from cart_qdrant_cli.options import State
+from tests.conftest import copy_of
 from tests.docs.conftest import ROOT
 
 BLOCK = re.compile(
@@ -97,7 +98,7 @@ COMMANDS = sorted(set(commands()))
 def index(trained: Path, small_media: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with media and a trained `.cartq` beside them, as the documentation assumes it."""
     folder = tmp_path_factory.mktemp("documented")
-    shutil.copytree(trained, folder / ".cartq")
+    copy_of(trained, folder / ".cartq")
     shutil.copytree(small_media, folder / "media")
     return folder
 

@@ -20,7 +20,7 @@ from cart_qdrant.index.report import IngestOptions, IngestReport
 from cart_qdrant.search.retriever import THREADS, Retriever
 from cart_qdrant.storage.store_info import StoreInfo
 from tests import media_factory as media
-from tests.conftest import TEST_COLLECTIONS, open_client
+from tests.conftest import TEST_COLLECTIONS, copy_of, open_client
 
 QUERY = "a dog on a surfboard"
 
@@ -101,7 +101,7 @@ def index(
 ) -> Iterator[Index]:
     """A trained index that a test may change, its media beside it, in either store."""
     shutil.copytree(small_media, tmp_path / "media")
-    root = Path(shutil.copytree(trained, tmp_path / ".cartq"))
+    root = copy_of(trained, tmp_path / ".cartq")
     with Index.open(root) as one:
         if request.param != "embedded":
             place = StoreInfo(kind="client", collection=f"{TEST_COLLECTIONS}media")

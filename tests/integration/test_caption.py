@@ -28,7 +28,7 @@ from cart_qdrant.progress import Silent
 from cart_qdrant.search.retriever import Retriever
 from cart_qdrant.training.corpus import read_corpus
 from tests import media_factory as media
-from tests.conftest import points
+from tests.conftest import copy_of, points
 
 Opener = Callable[..., Index]
 Ingester = Callable[..., IngestReport]
@@ -287,7 +287,7 @@ def test_labels_and_their_fit_on_a_real_index(
     small_index: Path, small_media: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / ".cartq"
-    shutil.copytree(small_index, root)
+    copy_of(small_index, root)
     shutil.copytree(small_media, tmp_path / "media")
     with Index.open(root) as index, index.folder.lock():
         report = caption_index(index, None, Silent())

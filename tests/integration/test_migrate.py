@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ QUERY = "a dog on a surfboard"
 @pytest.fixture
 def index(trained: Path, tmp_path: Path) -> Path:
     """A copy of the trained index that a test may change."""
-    return Path(shutil.copytree(trained, tmp_path / ".cartq"))
+    return copy_of(trained, tmp_path / ".cartq")
 
 
 def assert_same(one: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from cart_qdrant.search.filters import parse_filter
 from cart_qdrant.search.item_features import ItemFeatureReader
 from cart_qdrant.search.lanes import LANES
 from cart_qdrant.search.retriever import Retriever
+from tests.conftest import copy_of
 
 
 @pytest.mark.parametrize("lane", LANES)
@@ -116,7 +116,7 @@ def every_second(table: ItemTable) -> ItemTable:
 
 def test_what_the_table_lacks_is_read_from_payloads(trained: Path, tmp_path: Path) -> None:
     root = tmp_path / ".cartq"
-    shutil.copytree(trained, root)
+    copy_of(trained, root)
     change_table(root, every_second)
     texts = ["a dog on a surfboard", "something else"]
     for lane in LANES:
@@ -274,7 +274,7 @@ def test_missing_and_damaged_indexes_are_named(trained: Path, tmp_path: Path) ->
     with pytest.raises(IndexMissingError, match="cartq ingest"):
         Retriever.open(tmp_path / "none")
     broken = tmp_path / ".cartq"
-    shutil.copytree(trained, broken)
+    copy_of(trained, broken)
     model = next(broken.glob("generator-*")) / "calibration.json"
     model.write_text(model.read_text() + " ")
     with pytest.raises(MismatchError, match="hash"):

@@ -28,7 +28,7 @@ from cart_qdrant.search.retriever import Retriever
 from cart_qdrant.storage.store_info import StoreInfo
 from cart_qdrant.training.train import train
 from tests import media_factory as media
-from tests.conftest import ROOT, TEST_COLLECTIONS, open_client, short_training
+from tests.conftest import ROOT, TEST_COLLECTIONS, copy_of, open_client, short_training
 
 QUERY = "a dog on a surfboard"
 
@@ -37,7 +37,7 @@ QUERY = "a dog on a surfboard"
 def root(trained: Path, small_media: Path, tmp_path: Path) -> Path:
     """A trained index that a test may change, its media beside it."""
     shutil.copytree(small_media, tmp_path / "media")
-    return Path(shutil.copytree(trained, tmp_path / ".cartq"))
+    return copy_of(trained, tmp_path / ".cartq")
 
 
 @pytest.fixture(params=["embedded", "memory", "server"])

@@ -6,7 +6,6 @@ import ast
 import graphlib
 import inspect
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 import cart_qdrant
 from cart_qdrant.embedders.text.folder import text_encoder_folder
 from cart_qdrant.embedders.text.onnx_encoder import OnnxTextEncoder
+from tests.conftest import copy_of
 
 ROOT = Path(__file__).parents[2] / "cart_qdrant"
 
@@ -33,7 +33,7 @@ def test_importing_the_package_is_light() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("index", ["small_index", "trained"])
 def test_a_search_is_light(index: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    root = shutil.copytree(request.getfixturevalue(index), tmp_path / ".cartq")
+    root = copy_of(request.getfixturevalue(index), tmp_path / ".cartq")
     OnnxTextEncoder(text_encoder_folder())  # its graph is kept from then on
     code = (
         "import sys\nfrom cart_qdrant import Retriever\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from cart_qdrant.index.consent import media_folder
 from cart_qdrant.index.folder import IndexFolder
 from cart_qdrant.index.index import Index
 from tests import media_factory as media
+from tests.conftest import copy_of
 
 
 def write(path: Path, seed: int) -> Path:
@@ -71,7 +71,7 @@ def test_an_index_does_not_bring_its_consent_along(
     ingest(index, drive)
     index.close()
     name = "../drive/b.png"
-    copy = IndexFolder(shutil.copytree(index.folder.root, tmp_path / "copy" / ".cartq"))
+    copy = IndexFolder(copy_of(index.folder.root, tmp_path / "copy" / ".cartq"))
     for folder, id in (
         (copy, index.manifest.id),  # at another place
         (index.folder, "another"),  # another index at the same place

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from cart_qdrant.index.sync import sync
 from cart_qdrant.records import Modality
 from cart_qdrant.storage.server import ServerStore
 from cart_qdrant.storage.store_info import StoreInfo
-from tests.conftest import PatchEmbedder
+from tests.conftest import PatchEmbedder, copy_of
 
 COLLECTION = "cartq-test-copies"
 
@@ -35,7 +34,7 @@ class Copies:
     opened: list[Index] = field(default_factory=list)
 
     def copy(self, name: str) -> Path:
-        return Path(shutil.copytree(self.first, self.first.parent / name))
+        return copy_of(self.first, self.first.parent / name)
 
     def open(self, root: Path) -> Index:
         index = Index.open(root, client=self.client)
@@ -184,7 +183,7 @@ def test_a_copy_is_not_moved_over_the_collection_of_another(tmp_path: Path) -> N
     first = tmp_path / "first"
     with Index.create(first, PatchEmbedder()):
         pass
-    second = Path(shutil.copytree(first, tmp_path / "second"))
+    second = copy_of(first, tmp_path / "second")
     with Index.open(first) as index:
         migrate(index, place, client=client)
         revision = index.manifest.revision

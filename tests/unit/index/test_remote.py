@@ -22,6 +22,7 @@ from cart_qdrant.index.migrate import migrate
 from cart_qdrant.index.remote import KEPT, local_folder
 from cart_qdrant.search.retriever import Retriever
 from cart_qdrant.storage.store_info import StoreInfo
+from tests.conftest import copy_of
 
 URL = "memory://shared/.cartq"
 
@@ -39,7 +40,7 @@ def memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
 @pytest.fixture
 def published(trained: Path, tmp_path: Path, memory: Any) -> Iterator[QdrantClient]:
     """A trained index whose points are with a client, and its folder at `URL`."""
-    root = Path(shutil.copytree(trained, tmp_path / "original" / ".cartq"))
+    root = copy_of(trained, tmp_path / "original" / ".cartq")
     client = QdrantClient(":memory:")
     with Index.open(root) as index:
         migrate(index, StoreInfo(kind="client", collection="media"), client=client)
