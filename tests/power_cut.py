@@ -76,6 +76,7 @@ class PowerCut:
     Args:
         root: The index folder.
         blobs: Folder for the contents of files.
+        without: Name of a folder in which cuts need not differ; "" tells all apart.
 
     Attributes:
         cuts: What a power cut leaves, once for each distinct content.
@@ -85,6 +86,7 @@ class PowerCut:
 
     root: Path
     blobs: Path
+    without: str = "work"
     cuts: list[Cut] = field(default_factory=list)
     acknowledged: Cut = field(init=False)
     _held: dict[int, int] = field(default_factory=dict)
@@ -149,10 +151,12 @@ class PowerCut:
 
     def _flush(self, real: Callable[[EdgeEngine], None]) -> Callable[[EdgeEngine], None]:
         def call(engine: EdgeEngine) -> None:
+            if self._is_below(engine.path) and engine.path.exists():
+                self._cut("flush")
             real(engine)
             if self._is_below(engine.path) and engine.path.exists():
                 self._synchronised_below(engine.path)
-                self._cut("flush")
+                self._cut("after flush")
 
         return call
 
@@ -229,7 +233,7 @@ class PowerCut:
         ]  # fmt: skip
         for which in self._choices(changed, now):
             cut = Cut(moment, self._root_of(which))
-            if (state := cut.state()) not in self._seen:
+            if (state := cut.state(self.without)) not in self._seen:
                 self._seen.add(state)
                 self.cuts.append(cut)
 

@@ -104,6 +104,11 @@ class PointWriter:
             if len(there) == len(one["new"]):
                 self.mark_changed(one["old"])
                 self._index.store.delete(one["old"])
+        self._forget_replaced()
+
+    def _forget_replaced(self) -> None:
+        """Remove the note when the replaced points are gone from the disk, not before."""
+        self._index.store.flush()
         self._note.unlink()
 
     def put(
@@ -187,7 +192,7 @@ class PointWriter:
         self._points, self._replacements = [], []
         if old:
             self._index.store.delete(old)
-            self._note.unlink()
+            self._forget_replaced()
         self.write_seconds += time.perf_counter() - begin
 
     def _index_columns(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,7 @@ class Replay:
         scratch: Folder for what is replayed.
         run: The run, which is recorded.
         made: The manifest that the run puts in force, where it does not write one.
+        without: As for `PowerCut`.
     """
 
     def __init__(
@@ -121,8 +123,9 @@ class Replay:
         scratch: Path,
         run: Callable[[Path], None],
         made: Manifest | None = None,
+        without: str = "work",
     ) -> None:
-        self.power = PowerCut(root, scratch / "blobs")
+        self.power = PowerCut(root, scratch / "blobs", without)
         self.existed = IndexFolder(root).exists()
         self.valid = [IndexFolder(root).read()] if self.existed else []
         self._root, self._scratch = root, scratch / "replayed"
@@ -223,3 +226,44 @@ def test_the_replay_sees_a_store_that_was_not_flushed(
     monkeypatch.setattr(EdgeStore, "flush", lambda self: None)
     found = Replay(tmp_path / ".cartq", tmp_path, refitted).faults()
     assert any("not in the store" in one for each in found.values() for one in each), found
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_replaced_points_stay_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    photos(tmp_path / "photos", range(4))
+    root = tmp_path / ".cartq"
+    ingest(root)
+    for path in (tmp_path / "photos").iterdir():  # another name is another id
+        path.rename(path.with_name(f"new-{path.name}"))
+    upsert, delete = EdgeStore.upsert, EdgeStore.delete
+
+    def written_out(self: EdgeStore, points: Any) -> None:
+        upsert(self, points)
+        self.flush()  # as the engine may at any moment: the replaced points are on the disk still
+
+    def interrupted(self: EdgeStore, ids: Any) -> None:
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(EdgeStore, "upsert", written_out)
+    if killed:  # the run that is recorded finds the note, and removes what it names
+        monkeypatch.setattr(EdgeStore, "delete", interrupted)
+        with pytest.raises(RuntimeError, match="killed"):
+            ingest(root)
+        monkeypatch.setattr(EdgeStore, "delete", delete)
+    replay = Replay(root, tmp_path, ingest, without="")
+    monkeypatch.undo()
+    checked: set[object] = set()
+    for cut in replay.power.cuts:
+        work = dict(dict(cut.folder.names or ())["work"].names or ())
+        if "replaced.json" in work or cut.state() in checked:
+            continue  # where there is a note, the next run removes what it names
+        checked.add(cut.state())
+        after = tmp_path / "after"
+        shutil.rmtree(after, ignore_errors=True)
+        cut.write(after)
+        with closing(EdgeStore(after / "store")) as store:
+            stored = [str((one.payload or {})["path"]) for one in store.scroll()]
+        assert len(stored) == 4, f"{stored} after a power cut before: {cut.moment}"
+    assert checked
