@@ -84,6 +84,17 @@ class ProcessLock:
         """Whether this object holds the lock."""
         return self._file is not None
 
+    @property
+    def is_in_force(self) -> bool:
+        """Whether no other file stands in the place of the one that this object has locked; one
+        that was removed or moved away counts until then."""
+        if self._file is None:
+            return False
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
+        except OSError:
+            return True
+
     def try_acquire(self) -> bool:
         """Take the lock if it is free.
 

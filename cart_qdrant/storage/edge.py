@@ -342,6 +342,10 @@ class EdgeStore:
         """Return when all that was written survives a crash of the machine."""
         self._engine.flush()
 
+    def forget(self) -> None:
+        """Let go of the engine's lock in a forked child."""
+        self._engine.forget()
+
     def close(self) -> None:
         """Flush and release the folder; may be called twice."""
         self._engine.close()

@@ -16,6 +16,8 @@ from cart_qdrant.arrays.point_ids import wire_ids
 from cart_qdrant.errors import CartError, ConfigError, StoreError
 from cart_qdrant.storage.search_params import EXACT_MULTIPLICATIONS, HNSW_EF
 
+_LOCKED = "wal"
+"""Folder that the engine locks, in its own."""
 _DISK_COPIES = 4  # write-ahead log, segment, and both again while they are rewritten
 
 
@@ -46,6 +48,22 @@ def disk_free(folder: Path) -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
+
+
+def replace_inherited(path: Path) -> None:
+    """Let the descriptors of a file or folder lead to nothing, so that this process holds no lock
+    of it. Their numbers stay in use: who opened them still counts them as its own.
+
+    Raises:
+        OSError: There is nothing at `path`.
+    """
+    locked = path.stat()
+    for one in list(Path("/dev/fd").iterdir()):
+        with contextlib.suppress(OSError):  # the descriptor of this very list
+            if os.path.samestat(os.fstat(int(one.name)), locked):
+                nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+                os.dup2(nothing, int(one.name), inheritable=False)
+                os.close(nothing)
 
 
 class EdgeEngine:
@@ -171,6 +189,14 @@ class EdgeEngine:
         with self.use() as shard:
             shard.flush()
         self._unflushed = 0
+
+    def forget(self) -> None:
+        """Let go of the engine's lock in a forked child, which would keep it after its parent's
+        end. The engine itself stays: it would hang if it were closed here."""
+        if self._shard is None or self._pid == os.getpid():
+            return
+        with contextlib.suppress(OSError):  # the folder was removed: nobody waits for it
+            replace_inherited(self.path / _LOCKED)
 
     def close(self) -> None:
         """Flush what was written and release the folder; may be called twice."""

@@ -23,7 +23,8 @@ from cart_qdrant.storage import wire
 from cart_qdrant.storage.edge import EdgeStore
 from cart_qdrant.storage.payloads import clean_payload
 from cart_qdrant.storage.protocol import CollectionInfo, CollectionSpec, RangeKind
-from cart_qdrant.storage.store_host import PROTOCOL, StoreHost, raised, receive
+from cart_qdrant.storage.store_guest import connect
+from cart_qdrant.storage.store_host import StoreHost, raised, receive
 
 if TYPE_CHECKING:
     from qdrant_client import models
@@ -32,8 +33,6 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 30.0
 """Seconds to wait for the process that has the store, while it does not answer at all."""
-HELLO_SECONDS = 10.0
-"""Seconds in which a process that has the store greets, whatever else it does."""
 TELL_AFTER = 2.0
 """Seconds after which a log line says for whom is being waited."""
 IDLE_CONNECTIONS = 8
@@ -60,7 +59,8 @@ class SharedStore:
         self._host: StoreHost | None = None
         self._connections: list[socket.socket] = []
         self._guard = threading.Lock()
-        self._closed = self._wrote = False
+        self._closed = self._wrote = self._has_written = False
+        self._found: os.stat_result | None = None
         _all.add(self)
 
     @property
@@ -219,7 +219,7 @@ class SharedStore:
     # Calls
 
     def _write(self, name: str, *args: Any) -> None:
-        self._wrote = True
+        self._wrote = self._has_written = True
         self._call(name, *args)
 
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
@@ -233,6 +233,7 @@ class SharedStore:
         told = Waiting(TELL_AFTER)
         while True:
             self._check_open()
+            self._notice_another_folder()
             host = self._host or self._take_over(name)
             if host is not None:
                 return getattr(host.store, name)(*args, **kwargs)
@@ -251,6 +252,38 @@ class SharedStore:
             if "error" in answer:
                 raise raised(answer)
             return answer["value"]
+
+    def _notice_another_folder(self) -> None:
+        """Turn to the folder that stands at the path now, if the one before was removed.
+
+        Raises:
+            StoreError: This process wrote to the one before: it would go on in another index.
+        """
+        try:
+            found = self._lock_file.stat()
+        except OSError:
+            return  # not made yet; or just removed: what is open is used to its end
+        with self._guard:
+            before, self._found = self._found, found
+            if before is None or os.path.samestat(before, found):
+                return
+            host, self._host = self._host, None
+            connections, self._connections = self._connections, []
+        for connection in connections:
+            connection.close()
+        if host is not None:
+            try:
+                host.stop()
+            except StoreError as error:  # what was not flushed is gone with the folder
+                log.info("%s", error)
+        if self._has_written:
+            self._closed = True
+            raise StoreError(
+                f"The folder {self._path.parent} was removed and made again while this process "
+                "wrote to it.",
+                "Run the command again.",
+            )
+        log.warning("The folder %s was made again: it is opened again.", self._path.parent)
 
     def _take_over(self, name: str) -> StoreHost | None:
         """Open the engine here if no process has it; None if one has.
@@ -282,8 +315,13 @@ class SharedStore:
         if connection is None:
             connection = self._connect()
         try:
+            connection.settimeout(self._patience)
             connection.sendall(message)
             text, arrays = self._received(connection)
+        except TimeoutError as error:
+            connection.close()
+            self._drop_connections()
+            raise ConnectionError("the process with the store does not answer") from error
         except BaseException:
             connection.close()
             self._drop_connections()
@@ -312,46 +350,10 @@ class SharedStore:
                 continue
             if not first:
                 raise ConnectionError("the process with the store ended")
-            connection.settimeout(None)
             return receive(connection)
 
     def _connect(self) -> socket.socket:
-        """A connection to the process that has the store.
-
-        Raises:
-            ConnectionError: It is not reached, or does not answer.
-            StoreError: It is of another version, or of another user.
-        """
-        holder = ProcessLock(self._lock_file).holder()
-        if holder is None or holder.address is None:
-            raise ConnectionError("no process answers for the store")
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            connection.settimeout(min(HELLO_SECONDS, self._patience))
-            connection.connect(holder.address)
-            connection.sendall(wire.to_bytes({"call": "hello", "args": [], "kwargs": {}}))
-            number = wire.from_bytes(*receive(connection))["value"]
-        except TimeoutError as error:
-            connection.close()
-            raise ConnectionError("the process with the store does not answer") from error
-        except PermissionError as error:
-            connection.close()
-            raise StoreError(
-                f"The store at {self._path} is open in {holder}, of another user.",
-                "Stop that process, or use a Qdrant server to share a collection.",
-            ) from error
-        except OSError as error:
-            connection.close()
-            raise ConnectionError(str(error)) from error
-        if number != PROTOCOL:
-            connection.close()
-            raise StoreError(
-                f"The store at {self._path} is open in {holder}, which has another version of "
-                f"cart-qdrant (protocol {number}, here {PROTOCOL}).",
-                "Restart that process.",
-            )
-        connection.settimeout(None)
-        return connection
+        return connect(self._lock_file, self._path, self._patience)
 
     def _drop_connections(self) -> None:
         with self._guard:

@@ -125,11 +125,11 @@ class StoreHost:
                 self._idle.wait()
             connections = list(self._connections)
         if self._listener is not None:
-            address = self._listener.getsockname()
             with contextlib.suppress(OSError):  # wakes the thread that waits for connections
                 self._listener.shutdown(socket.SHUT_RDWR)
+            if self.lock.is_in_force:  # else another process may listen there
+                Path(self._listener.getsockname()).unlink(missing_ok=True)
             self._listener.close()
-            Path(address).unlink(missing_ok=True)
         for connection in connections:
             with contextlib.suppress(OSError):  # it may have left by itself
                 connection.shutdown(socket.SHUT_RDWR)
@@ -139,7 +139,8 @@ class StoreHost:
             self.lock.release()
 
     def forget(self) -> None:
-        """Let go of the sockets in a forked child, whose parent goes on to listen."""
+        """Let go of the sockets and the engine's lock in a forked child, whose parent goes on."""
+        self.store.forget()
         for one in (self._listener, *self._connections):
             if one is not None:
                 one.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -245,3 +246,94 @@ def test_garbage_at_the_socket_ends_that_connection_alone(make: Make, tmp_path: 
                 stranger.shutdown(socket.SHUT_WR)
                 stranger.recv(1 << 16)
     assert guest.count() == 0 and guest._host is None
+
+
+FORK_AND_END = """
+import os, sys, time
+from pathlib import Path
+from cart_qdrant.storage.shared import SharedStore
+folder = Path(sys.argv[1])
+store = SharedStore(folder / "store", lock_file=folder / "store.lock")
+store.count()
+if os.fork() == 0:
+    sys.stdin.read()
+    print(store.count(), flush=True)
+os._exit(0)
+"""
+
+
+def test_a_forked_child_that_outlives_its_parent_leaves_the_store_to_others(
+    make: Make, tmp_path: Path
+) -> None:
+    one = make()
+    one.create(SPEC)
+    one.close()
+    process = run(FORK_AND_END, tmp_path)
+    process.wait(60)
+    # The child inherited the engine's lock; it waits for its input to end.
+    after = make()
+    assert after.count() == 0 and after._host is not None
+    after.upsert([point(1)])
+    output, _ = process.communicate(timeout=60)
+    assert output == "1\n"
+
+
+@pytest.mark.parametrize("hosting", [True, False])
+def test_a_folder_that_was_made_again_is_opened_again(
+    make: Make, tmp_path: Path, hosting: bool
+) -> None:
+    writer = make()
+    writer.create(SPEC)
+    writer.upsert([point(n) for n in range(5)])
+    writer.close()
+    old, guest = make(), make()
+    assert old.count() == guest.count() == 5
+    (tmp_path / "store.lock").unlink()
+    shutil.rmtree(tmp_path / "store")
+    new = make()
+    new.create(SPEC)
+    new.upsert([point(9)])
+    reader = old if hosting else guest
+    assert reader.count() == 1
+    assert [row.id for row in reader.scroll()] == [pid(9)]
+    # The old one is closed without taking the socket of the new one with it.
+    old.close()
+    last = make()
+    assert last.count() == 1 and last._host is None
+
+
+@pytest.mark.parametrize("hosting", [True, False])
+def test_a_writer_does_not_go_on_in_a_folder_that_was_made_again(
+    make: Make, tmp_path: Path, hosting: bool
+) -> None:
+    host, guest = make(), make()
+    host.create(SPEC)
+    writer = host if hosting else guest
+    writer.upsert([point(1)])
+    (tmp_path / "store.lock").unlink()
+    shutil.rmtree(tmp_path / "store")
+    new = make()
+    new.create(SPEC)
+    with pytest.raises(StoreError, match="was removed and made again"):
+        writer.upsert([point(2)])
+    assert new.count() == make().count() == 0
+    with contextlib.suppress(StoreError):  # the host cannot flush what was written to it
+        host.close()
+
+
+def test_a_long_request_to_a_stopped_process_ends(make: Make, tmp_path: Path) -> None:
+    one = make()
+    one.create(SPEC)
+    one.close()
+    process = hold(tmp_path, 0)
+    try:
+        guest = make()
+        assert guest.count() == 0
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        long = [point(n, words=["x" * 1000]) for n in range(5000)]
+        with pytest.raises(StoreError, match=rf"in use by process {process.pid} \(-c "):
+            guest.upsert(long)
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.communicate(timeout=60)
