@@ -153,20 +153,25 @@ class TextEncoder:
     def batches(
         self, texts: Sequence[str], *, batch: int = 256, bf16: bool = False
     ) -> Iterator[tuple[list[int], Tensor]]:
-        """Encode texts in batches of similar length.
+        """Encode texts in batches of one length: without padding, no text's vector depends on the
+        others, and none is computed for nothing.
 
         Yields:
             Positions of the batch's texts in `texts`, and their sentence vectors x_BD.
         """
         ids = self.tokenize(texts)
-        order = sorted(range(len(ids)), key=lambda n: len(ids[n]))
-        for begin in range(0, len(order), batch):
-            rows = order[begin : begin + batch]
-            yield rows, self.encode_ids([ids[n] for n in rows], bf16=bf16)
+        by_length: dict[int, list[int]] = {}
+        for n, one in enumerate(ids):
+            by_length.setdefault(len(one), []).append(n)
+        for _, alike in sorted(by_length.items()):
+            for begin in range(0, len(alike), batch):
+                rows = alike[begin : begin + batch]
+                yield rows, self.encode_ids([ids[n] for n in rows], bf16=bf16)
 
     def embed(self, texts: Sequence[str], *, batch: int = 256) -> npt.NDArray[np.float32]:
-        """Sentence vectors x_BD, float32, L2-normalised."""
+        """Sentence vectors x_BD, float32, L2-normalised; computed in bfloat16, however many texts
+        there are: within 1e-4 of the cosines of float32 (docs/experiments.md)."""
         out_BD = np.zeros((len(texts), self.dim), dtype=np.float32)
-        for rows, vectors_BD in self.batches(texts, batch=batch, bf16=len(texts) > 8):
+        for rows, vectors_BD in self.batches(texts, batch=batch, bf16=True):
             out_BD[rows] = vectors_BD.numpy()
         return out_BD

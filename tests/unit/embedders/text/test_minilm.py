@@ -20,17 +20,20 @@ COSINES = [[1, 0.0328, 0.01058], [0.0328, 1, -0.04367], [0.01058, -0.04367, 1]]
 
 
 def test_sentence_vectors_are_those_of_the_reference(text_encoder: Any) -> None:
-    x = text_encoder.embed(TEXTS)
+    x = text_encoder.encode_ids(text_encoder.tokenize(TEXTS)).numpy()
     assert x.shape == (3, 384) and x.dtype == np.float32
     np.testing.assert_allclose(x[:, AT], VALUES, atol=1e-4)
     np.testing.assert_allclose(x @ x.T, COSINES, atol=1e-4)
+    assert ((x * text_encoder.embed(TEXTS)).sum(axis=1) > 1 - 1e-4).all()
 
 
 def test_a_vector_does_not_depend_on_its_batch(text_encoder: Any) -> None:
     alone = np.concatenate([text_encoder.embed([text]) for text in TEXTS])
-    np.testing.assert_allclose(text_encoder.embed(TEXTS), alone, atol=1e-5)
-    many = text_encoder.embed([*TEXTS, *["a much longer sentence about nothing at all"] * 20])
-    assert ((many[:3] * alone).sum(axis=1) > 0.999).all()  # bfloat16 from nine texts on
+    longer = ["a much longer sentence about nothing at all"] * 20
+    same = [text for text in TEXTS for _ in range(9)]
+    for many in (TEXTS, [*TEXTS, *longer], [*longer, *TEXTS[::-1]][::-1], [*TEXTS, *same]):
+        found = text_encoder.embed(many)[:3]
+        np.testing.assert_allclose((found * alone).sum(axis=1), 1, atol=1e-6)
 
 
 def test_batches_cover_every_text_once(text_encoder: Any) -> None:
