@@ -96,13 +96,23 @@ class Beams:
         return cls(np.empty((0, depth), np.int32), none, np.empty(0, np.intp))
 
     @classmethod
-    def joined(cls, found: Sequence[Beams]) -> Beams:
-        """Beams of several decodings, best first by the share that each has within its decoding."""
-        scores = np.concatenate([b.log_probs() for b in found])
-        order = np.argsort(-scores, kind="stable")
-        rows = np.concatenate([b.rows_KL for b in found])
+    def joined(cls, found: Sequence[Beams], best: int | None = None) -> Beams:
+        """Beams of several decodings, best first, each identifier once; scores become
+        log-probabilities over all of them.
+
+        Args:
+            found: The decodings. An identifier of several keeps the greatest of its shares.
+            best: An identifier's share is its score beside those of so many beams of its decoding,
+                so that a wider decoding gives no smaller shares; None takes all.
+        """
+        scores = np.concatenate([b.log_probs(best) for b in found])
         leaves = np.concatenate([b.leaf_K for b in found])
-        return cls(rows[order], scores[order], leaves[order])
+        order = np.argsort(-scores, kind="stable")
+        _, first = np.unique(leaves[order], return_index=True)
+        kept = order[np.sort(first)]
+        rows = np.concatenate([b.rows_KL for b in found])[kept]
+        shares = cls(rows, scores[kept], leaves[kept])
+        return cls(rows, shares.log_probs(), leaves[kept])
 
     def ids(self) -> list[str]:
         """Identifiers in the form of the payload key `cart.id`."""
@@ -114,12 +124,12 @@ class Beams:
         rows = np.ascontiguousarray(self.rows_KL)
         return np.asarray([position_of[row.tobytes()] for row in rows], dtype=np.intp)
 
-    def log_probs(self) -> FloatArray:
-        """Log-probabilities (K,) of the beams, normalised over these beams."""
+    def log_probs(self, best: int | None = None) -> FloatArray:
+        """Log-probabilities (K,) of the beams, normalised over these beams, or over the best."""
         if len(self.scores_K) == 0:
             return self.scores_K
         shifted = self.scores_K - self.scores_K.max()
-        return np.asarray(shifted - np.log(np.exp(shifted).sum()), dtype=np.float32)
+        return np.asarray(shifted - np.log(np.exp(shifted[:best]).sum()), dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)

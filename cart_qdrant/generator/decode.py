@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from cart_qdrant.arrays.types import FloatArray, MaskArray
 from cart_qdrant.extras import require
 from cart_qdrant.generator.beam_search import (
@@ -108,7 +106,9 @@ class IdentifierDecoder:
             if self.corrects:
                 scorer = self._corrected(levels, q_BD, hidden_states, mask_BS)
                 corrected = beam_search(self.trie, scorer, count, self.width, bonus, allowed)
-                found = [_union(a, b) for a, b in zip(corrected, found, strict=True)]
+                # Items whose captions were learned would otherwise displace new ones.
+                pairs = zip(corrected, found, strict=True)
+                found = [Beams.joined(pair, self.width) for pair in pairs]
             per_space.append(found)
         if not per_space:
             return []
@@ -144,17 +144,6 @@ class IdentifierDecoder:
         return GeneratorScorer.of(
             self.generator(), hidden_states, mask_BS, q_BD, levels_BV, self.gates
         )
-
-
-def _union(corrected: Beams, prior: Beams) -> Beams:
-    """Beams of both, each with the greater of its shares.
-
-    Items whose captions were learned would otherwise displace new ones from the beams.
-    """
-    both = Beams.joined([corrected, prior])
-    _, first = np.unique(both.leaf_K, return_index=True)
-    kept = np.sort(first)
-    return Beams(both.rows_KL[kept], both.scores_K[kept], both.leaf_K[kept])
 
 
 def _merge(found: Sequence[Beams]) -> Beams:

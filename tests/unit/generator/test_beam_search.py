@@ -194,6 +194,29 @@ def test_log_probs_are_a_distribution_over_the_beams(
     np.testing.assert_allclose(np.diff(logs), np.diff(beams.scores_K), atol=1e-4)
 
 
+@given(rows, seeds, st.integers(1, 9), st.integers(1, 40))
+def test_joined_decodings_are_one_distribution(
+    stored: list[Row], seed: int, width: int, wide: int
+) -> None:
+    trie = Trie.build(stored)
+    (corrected,) = beam_search(trie, PrefixScorer(seed, 1), 1, width)
+    (found,) = beam_search(trie, prior(seed, 1), 1, width)
+    (wider,) = beam_search(trie, prior(seed, 1), 1, width + wide)
+    joined = Beams.joined([corrected, wider], width)
+    assert np.exp(joined.scores_K).sum() == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose(joined.log_probs(), joined.scores_K, atol=1e-5)
+    assert set(tuples(joined)) == {*tuples(corrected), *tuples(wider)}
+    assert len(set(tuples(joined))) == len(tuples(joined))
+    assert (np.diff(joined.scores_K) <= 0).all()
+    if tuples(wider)[: len(tuples(found))] == tuples(found):  # a greedy search may miss some
+        narrow = Beams.joined([corrected, found], width)
+        share = dict(zip(tuples(joined), joined.scores_K.tolist(), strict=True))
+        before = dict(zip(tuples(narrow), narrow.scores_K.tolist(), strict=True))
+        same = sorted(set(before) - set(tuples(wider)[width:]))
+        ratio = [share[one] - before[one] for one in same]
+        np.testing.assert_allclose(ratio, ratio[:1] * len(same), atol=1e-3)
+
+
 def test_no_identifier_and_no_query() -> None:
     empty = Trie.build([], SEMANTIC + 1)
     for beams in beam_search(empty, prior(0, 2), 2, 3):
