@@ -252,6 +252,12 @@ class Hit:
         }
 
 
+def fixed(value: float, digits: int = 3) -> str:
+    """A number with so many digits after the point, for people; no minus before nothing."""
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if float(text) == 0 else text
+
+
 def clock(seconds: float) -> str:
     """A position in a file as `m:ss`, or as `h:mm:ss` from one hour on; rounded down."""
     minutes, rest = divmod(int(seconds), 60)

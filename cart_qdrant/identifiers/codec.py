@@ -357,6 +357,6 @@ def level_reports(codes_NL: IntArray, sizes: list[int]) -> list[LevelReport]:
         total = counts.sum()
         p = counts / total if total else counts
         top = np.log(max(min(size, total), 1.0))
-        entropy = float(-(p * np.log(p)).sum() / top) if top > 0 else 1.0
+        entropy = abs(float((p * np.log(p)).sum() / top)) if top > 0 else 1.0
         out.append(LevelReport(level, size, len(counts), entropy))
     return out

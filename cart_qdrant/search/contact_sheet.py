@@ -11,7 +11,7 @@ from pathlib import Path
 from cart_qdrant.errors import MediaError, UsageError
 from cart_qdrant.media.folder import MediaFolder
 from cart_qdrant.media.thumbnails import thumbnail
-from cart_qdrant.records import Hit, Modality, clock
+from cart_qdrant.records import Hit, Modality, clock, fixed
 
 _STYLE = """
 :root { color-scheme: light dark; --ground: #f6f7f9; --card: #fff; --tile: #e9ecf1;
@@ -148,7 +148,7 @@ def _quality(hit: Hit) -> str:
     """The confidence of a hit where it is known, else its similarity."""
     if hit.confidence is not None:
         return f"<span>confidence {100 * hit.confidence:.0f} %</span>"
-    return "" if hit.similarity is None else f"<span>similarity {hit.similarity:.3f}</span>"
+    return "" if hit.similarity is None else f"<span>similarity {fixed(hit.similarity)}</span>"
 
 
 def _picture(hit: Hit, path: Path) -> str:

@@ -60,7 +60,7 @@ class Step:
         return {
             "code": self.code,
             "items": self.items,
-            "log_prob": None if self.log_prob is None else round(self.log_prob, 4),
+            "log_prob": _rounded(self.log_prob),
             "description": self.description,
         }
 
@@ -128,7 +128,7 @@ class Explainer:
         out: list[dict[str, Any] | None] = []
         for one in texts:
             best = max(one, key=lambda text: cosine[text], default=None)
-            similarity = None if best is None else round(cosine[best], 4)
+            similarity = None if best is None else _rounded(cosine[best])
             out.append(None if best is None else {"text": best, "similarity": similarity})
         return out
 
@@ -236,4 +236,4 @@ class Explainer:
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None or np.isnan(value) else round(float(value), 4)
+    return None if value is None or np.isnan(value) else round(float(value), 4) + 0.0  # no -0.0

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
+from cart_qdrant.records import fixed
 from cart_qdrant_cli.output import counted, grid, plain, verdict
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ def known_json(health: KnownHealth) -> dict[str, Any]:
 def known_line(health: KnownHealth) -> str:
     """One line with the main numbers."""
     return (
-        f"identifiers  unique-identifier ratio {health.unique_ratio:.3f} · {health.levels} levels "
-        f"· {counted(health.clashes, 'clash')} · {counted(health.items, 'item')}, fitted on "
+        f"identifiers  unique-identifier ratio {fixed(health.unique_ratio)} "
+        f"· {health.levels} levels · {counted(health.clashes, 'clash')} · {counted(health.items, 'item')}, fitted on "
         f"{sum(health.fitted_on.values()):,}"
     )
 
@@ -80,7 +81,7 @@ def show_health(console: Console, health: Health) -> None:
             str(level.codes),
             str(level.used),
             str(level.dead),
-            f"{level.entropy:.3f}",
+            fixed(level.entropy),
         )
     console.print(table)
     console.print()
@@ -91,15 +92,15 @@ def show_health(console: Console, health: Health) -> None:
         spaces.add_row(
             plain(space),
             str(fitted_on),
-            f"{health.fitted_error[space]:.3f}",
-            "-" if now is None else f"{now:.3f}",
+            fixed(health.fitted_error[space]),
+            "-" if now is None else fixed(now),
         )
     console.print(spaces)
     console.print()
     console.print(
         Text.assemble(
             verdict(health.passed),
-            f"  unique-identifier ratio {health.unique_ratio:.3f}: "
+            f"  unique-identifier ratio {fixed(health.unique_ratio)}: "
             f"{counted(health.items, 'item')}, {counted(health.clashes, 'clash')}, "
             f"{counted(health.duplicates, 'duplicate')}",
         )

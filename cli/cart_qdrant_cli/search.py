@@ -15,7 +15,7 @@ from typer.core import TyperCommand
 
 from cart_qdrant.errors import UsageError
 from cart_qdrant.extras import require
-from cart_qdrant.records import Hit, Modality
+from cart_qdrant.records import Hit, Modality, fixed
 from cart_qdrant_cli.options import (
     CollectionOption,
     FilterOption,
@@ -284,7 +284,7 @@ def _measured(hit: Hit, measure: str) -> str:
     """A cell of the column `measure`."""
     if measure == "confidence":
         return "" if hit.confidence is None else f"{100 * hit.confidence:.0f} %"
-    return "" if hit.similarity is None else _number(hit.similarity)
+    return "" if hit.similarity is None else fixed(hit.similarity)
 
 
 def show_whys(console: Console, hits: Sequence[Hit]) -> None:
@@ -297,15 +297,15 @@ def show_whys(console: Console, hits: Sequence[Hit]) -> None:
         found = [f"{name} #{rank}" for name, rank in why["rank_in"].items()]
         rows["found by"] = ", ".join(found)
         if why["media_similarity"] is not None:
-            hub = "" if why["hubness"] is None else f", hubness {why['hubness']:.3f}"
-            rows["similarity"] = f"{why['media_similarity']:.3f} to its content{hub}"
+            hub = "" if why["hubness"] is None else f", hubness {fixed(why['hubness'])}"
+            rows["similarity"] = f"{fixed(why['media_similarity'])} to its content{hub}"
         if why["modality_prior"] is not None:
             kind = hit.modality.value
             share = f"{100 * why['modality_prior']:.0f} %"
             rows["modality"] = f"{kind}; the query asks for it with a probability of {share}"
         if why["matched_caption"] is not None:
             caption = why["matched_caption"]
-            rows["caption"] = f"{caption['text']} (similarity {caption['similarity']:.2f})"
+            rows["caption"] = f"{caption['text']} (similarity {fixed(caption['similarity'], 2)})"
         for level, step in enumerate(why["identifier_path"]):
             share = ""
             if step["log_prob"] is not None:
@@ -315,12 +315,6 @@ def show_whys(console: Console, hits: Sequence[Hit]) -> None:
             words = f" like “{step['description']}”" if step["description"] else ""
             rows[f"level {level + 1}"] = f"{step['code']}: {items}{words}{share}"
         console.print(Padding(facts(rows), (0, 0, 0, 3)))
-
-
-def _number(value: float) -> str:
-    """Three digits; no minus before nothing."""
-    text = f"{value:.3f}"
-    return "0.000" if text == "-0.000" else text
 
 
 def _time(hit: Hit) -> str:

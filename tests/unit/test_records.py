@@ -16,6 +16,7 @@ from cart_qdrant.records import (
     Identifier,
     Modality,
     Segment,
+    fixed,
 )
 
 seconds = st.floats(0, 1e6, allow_nan=False)
@@ -92,3 +93,10 @@ def test_hit_shows_the_contract() -> None:
         "moment": None,
         "payload": {"split": 1},
     }
+
+
+def test_nothing_has_no_minus() -> None:
+    assert [fixed(x) for x in (-0.0, -0.0004, 0.0004, -0.0006, 1.5)] == [
+        "0.000", "0.000", "0.000", "-0.001", "1.500",
+    ]  # fmt: skip
+    assert fixed(-0.004, 2) == "0.00" and fixed(-12, 0) == "-12"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -209,6 +210,11 @@ def test_fit_is_better_than_the_centres_alone(method: Any) -> None:
     assert q.error == pytest.approx(q.relative_error(x), abs=1e-5)
     again = fit_quantizer(x, QuantizerSize(8, 8, 3), method=method)
     np.testing.assert_allclose(q.books_MVD, again.books_MVD, atol=1e-5)
+
+
+def test_the_entropy_of_one_code_is_printed_without_a_minus() -> None:
+    (report,) = level_reports(np.zeros((5, 1), np.int32), [4])
+    assert json.dumps(round(report.entropy, 4)) == "0.0"
 
 
 def test_level_reports_count_dead_codes() -> None:
