@@ -6,6 +6,7 @@ Shape legend: N points, D vector width.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -97,7 +98,7 @@ def sync(index: Index, reporter: Reporter | None = None, *, verify: bool = False
         reporter.phase("vectors", identified)
         report.changed = _reassign_changed(index, reporter)
     reporter.phase("identifiers", None)
-    if known != identified or identified != ours or report.changed:
+    if known != identified or identified != ours or index.changes.pending:
         report.without_identifier = update_identifiers(index)
     info = index.manifest.identifiers
     if info is None:
@@ -134,8 +135,11 @@ def _embed_captions(index: Index, reporter: Reporter, *, everything: bool) -> in
     if len(how.captions) == 1:  # the one whose words are indexed
         missing.append(qdrant.IsEmptyCondition(is_empty=qdrant.PayloadField(key=CAPTION_TEXTS)))
     which = is_ours() if everything else qdrant.Filter(must=[is_ours()], must_not=missing)
+    info, measured = index.manifest.identifiers, index.query_bank() is not None
+    field = None if info is None or not measured else info.field
+    wanted = ["captions"] if field is None else ["captions", field]
     count = 0
-    for chunk in in_blocks(index.store.scroll(which, with_payload=["captions"])):
+    for chunk in in_blocks(index.store.scroll(which, with_payload=wanted)):
         captions = [
             [
                 Caption(text=one["text"], source=CaptionSource(one["source"]))
@@ -143,8 +147,11 @@ def _embed_captions(index: Index, reporter: Reporter, *, everything: bool) -> in
             ]
             for record in chunk
         ]
+        empty = [str(r.id) for r, own in zip(chunk, captions, strict=True) if not own]
+        if field is not None:
+            some = [r for r, own in zip(chunk, captions, strict=True) if own or everything]
+            _forget_hubness(index, field, some)
         if everything:
-            empty = [str(r.id) for r, own in zip(chunk, captions, strict=True) if not own]
             index.store.delete_vectors(CAPTION, empty)
         if not any(captions):
             continue
@@ -158,6 +165,18 @@ def _embed_captions(index: Index, reporter: Reporter, *, everything: bool) -> in
         count += len(updates)
         reporter.advance(len(updates))
     return count
+
+
+def _forget_hubness(index: Index, field: str, records: Sequence[qdrant.AnyRecord]) -> None:
+    """Remove the hubness of points whose captions change, before they do: `update_identifiers`
+    measures it again, in a later run if this one is killed."""
+    carts = {str(r.id): (r.payload or {}).get(field) for r in records}
+    known = {id: cart for id, cart in carts.items() if cart and "codes" in cart}
+    if not known:
+        return
+    index.changes.add(known)
+    bare = {id: {k: v for k, v in cart.items() if k != "hub"} for id, cart in known.items()}
+    index.store.set_payload([(id, {field: cart}) for id, cart in bare.items()])
 
 
 def _reassign_changed(index: Index, reporter: Reporter) -> int:

@@ -58,7 +58,8 @@ def known_line(health: KnownHealth) -> str:
     """One line with the main numbers."""
     return (
         f"identifiers  unique-identifier ratio {fixed(health.unique_ratio)} "
-        f"· {health.levels} levels · {counted(health.clashes, 'clash')} · {counted(health.items, 'item')}, fitted on "
+        f"· {health.levels} levels · {counted(health.clashes, 'clash')} "
+        f"· {counted(health.items, 'item')}, fitted on "
         f"{sum(health.fitted_on.values()):,}"
     )
 

@@ -255,6 +255,35 @@ def test_captions_get_a_vector_when_asked(
         assert hit.id == "1"
 
 
+def test_hubness_follows_the_captions(
+    client: QdrantClient, attached: Callable[..., Index], phrase_vectors: Any
+) -> None:
+    fill(client, phrase_vectors)
+    client.delete_payload(PHOTOS, ["title"], [1, 3])
+    index = attached(caption_vectors=True)
+    train(index, short_training(tower_steps=5))
+    info = index.manifest.identifiers
+    assert info is not None
+
+    def hub(id: int) -> dict[str, float]:
+        return dict((client.retrieve(PHOTOS, [id])[0].payload or {})[info.field]["hub"])
+
+    before = {id: hub(id) for id in (1, 3, 5, 7)}
+    assert "caption" not in before[1] and "caption" in before[5]
+    client.set_payload(PHOTOS, {"title": "a dog runs on the beach"}, [1])
+    assert sync(index).captions == 1  # without a vector before: no point is new
+    assert hub(1)["media"] == before[1]["media"] and "caption" in hub(1)
+    assert [hub(id) for id in (3, 5, 7)] == [before[id] for id in (3, 5, 7)]
+    client.set_payload(PHOTOS, {"title": "zzz"}, [5])
+    client.delete_payload(PHOTOS, ["title"], [7])
+    sync(index, verify=True)
+    assert hub(5)["caption"] != before[5]["caption"] and "caption" not in hub(7)
+    written = saved(index)
+    assign_new(index, rebuild=True)
+    assert saved(index) == written
+    assert not index.changes.pending
+
+
 def test_a_named_vector_among_others(
     client: QdrantClient, attached: Callable[..., Index], phrase_vectors: Any
 ) -> None:
