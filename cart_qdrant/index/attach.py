@@ -184,6 +184,7 @@ def read_attachment(
         captions=captions,
         words=word_field(payloads, captions),
         caption_vector=CAPTION_VECTOR if options.caption_vectors else None,
+        given=sorted({*options.fields, *(["modality"] if options.modality else [])}),
     )
     for key in ("path", "captions", "modality", "start", "end"):
         if key not in options.fields and found.get(key):

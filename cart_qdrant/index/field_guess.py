@@ -5,14 +5,10 @@ from __future__ import annotations
 import mimetypes
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cart_qdrant.records import Modality
 from cart_qdrant.storage.attached_mapping import texts_of, value_at
-
-if TYPE_CHECKING:
-    pass
-
 
 FIELDS = ("path", "modality", "captions", "start", "end")
 """What may be read from a payload field of the collection."""
@@ -30,6 +26,21 @@ _OFTEN = {"path": 0.5, "captions": 0.02, "modality": 0.99, "start": 0.5, "end": 
 """Share of the sample that must hold a fitting value for a field to be guessed."""
 
 
+_FITS: Mapping[str, Callable[[Any], bool]] = {
+    "path": lambda v: isinstance(v, str) and bool(v),
+    "captions": lambda v: bool(texts_of({"v": v}, ["v"])),
+    "modality": lambda v: v in list(Modality),
+    "start": lambda v: isinstance(v, int | float) and not isinstance(v, bool),
+    "end": lambda v: isinstance(v, int | float) and not isinstance(v, bool),
+}
+
+
+def fits(payloads: Sequence[Mapping[str, Any]], ours: str, theirs: str) -> bool:
+    """Whether so many payloads hold a fitting value in a field that it is taken for `ours`."""
+    least = max(1, int(_OFTEN[ours] * len(payloads)))
+    return sum(_FITS[ours](value_at(payload, theirs)) for payload in payloads) >= least
+
+
 def guess_fields(payloads: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Guess the payload field of each of `FIELDS` by names and values.
 
@@ -41,16 +52,8 @@ def guess_fields(payloads: Sequence[Mapping[str, Any]]) -> dict[str, str]:
             fields[key] += 1
             if isinstance(value, Mapping):
                 fields.update(f"{key}.{inner}" for inner in value)
-    fits: Mapping[str, Callable[[Any], bool]] = {
-        "path": lambda v: isinstance(v, str) and bool(v),
-        "captions": lambda v: bool(texts_of({"v": v}, ["v"])),
-        "modality": lambda v: v in list(Modality),
-        "start": lambda v: isinstance(v, int | float) and not isinstance(v, bool),
-        "end": lambda v: isinstance(v, int | float) and not isinstance(v, bool),
-    }
     found: dict[str, str] = {}
     for ours, names in GUESSES.items():
-        least = max(1, int(_OFTEN[ours] * len(payloads)))
         likely = sorted(
             (names.index(last), one.count("."), one)
             for one in fields
@@ -59,7 +62,7 @@ def guess_fields(payloads: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         for _, _, one in likely:
             if one in found.values():
                 continue
-            if sum(fits[ours](value_at(payload, one)) for payload in payloads) >= least:
+            if fits(payloads, ours, one):
                 found[ours] = one
                 break
     return found

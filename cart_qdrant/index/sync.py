@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from cart_qdrant.errors import UsageError
 from cart_qdrant.identifiers.codec import DisambiguationTokens
 from cart_qdrant.identifiers.free_tokens import FreeTokens
+from cart_qdrant.index.field_changes import changes_between, read_again, remarks_on
 from cart_qdrant.index.health import advice
 from cart_qdrant.index.identifier_files import load_codec, load_trie
 from cart_qdrant.index.identifier_writes import encode, write_identifiers
@@ -25,6 +26,7 @@ from cart_qdrant.index.writer import caption_means
 from cart_qdrant.progress import Reporter, Silent
 from cart_qdrant.records import Caption, CaptionSource
 from cart_qdrant.storage import requests as qdrant
+from cart_qdrant.storage.attached import AttachedStore
 from cart_qdrant.storage.attachment import Attachment
 from cart_qdrant.storage.protocol import CAPTION, CAPTION_TEXTS, MEDIA
 
@@ -41,6 +43,7 @@ class SyncReport:
         without_identifier: Items of a space without codebooks: they are found by their vectors
             alone until training.
         captions: Items whose captions were embedded.
+        fields: What is read from another payload field than before, with its `was` and `is`.
     """
 
     location: str
@@ -52,6 +55,7 @@ class SyncReport:
     changed: int = 0
     without_identifier: int = 0
     captions: int = 0
+    fields: dict[str, dict[str, str | None]] = field(default_factory=dict)
     identifiers: dict[str, Any] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -83,15 +87,20 @@ def sync(index: Index, reporter: Reporter | None = None, *, verify: bool = False
             f"The index at {index.folder.root} fills its own collection.",
             "Update it from its files: `cartq ingest FOLDER`.",
         )
-    report = SyncReport(index.store.location, how, index.manifest.embedder.name)
     remove_stale(index)
+    how = _read_again(index, how)
+    report = SyncReport(index.store.location, how, index.manifest.embedder.name)
+    report.fields = changes_between(index.manifest.store.attachment or how, how)
+    report.remarks += remarks_on(report.fields)
     index.make_collection(index.store)  # payload indexes that others have dropped
     before = load_trie(index)
     known = 0 if before is None else len(before)
     if how.caption_vector is not None:
         reporter.phase("captions", None)
         _add_caption_vector(index, how.caption_vector)
-        report.captions = _embed_captions(index, reporter, everything=verify)
+        anew = verify or "captions" in report.fields
+        report.captions = _embed_captions(index, how, reporter, everything=anew)
+    _keep(index, how)
     info, ours = index.manifest.identifiers, index.store.count(is_ours())
     identified = 0 if info is None else index.store.count(has_identifier(info.field))
     if verify and before is not None:
@@ -123,14 +132,33 @@ def _add_caption_vector(index: Index, name: str) -> None:
         index.store.add_vector(name, TEXT_DIM)
 
 
-def _embed_captions(index: Index, reporter: Reporter, *, everything: bool) -> int:
+def _read_again(index: Index, how: Attachment) -> Attachment:
+    """Find out which payload fields hold what, and read the collection in that way."""
+    info, store = index.manifest.identifiers, index.store
+    assert isinstance(store, AttachedStore)
+    now = read_again(store, how, None if info is None else info.field)
+    store.read_as(now)
+    return now
+
+
+def _keep(index: Index, how: Attachment) -> None:
+    """Record how the collection is read, when caption vectors have followed: a run that is killed
+    before lets the next one find the same changes. Tree and table, which know modality and file
+    of each item, are built anew."""
+    manifest = index.manifest
+    if manifest.store.attachment == how:
+        return
+    index.changes.add(())
+    index.changes.forget_ids()
+    index.put(replace(manifest, store=replace(manifest.store, attachment=how)))
+
+
+def _embed_captions(index: Index, how: Attachment, reporter: Reporter, *, everything: bool) -> int:
     """Embed the captions of points that have no caption vector, or of all points.
 
     Returns:
         How many points got a caption vector.
     """
-    how = index.attachment
-    assert how is not None
     missing: list[qdrant.AnyCondition] = [qdrant.HasVectorCondition(has_vector=CAPTION)]
     if len(how.captions) == 1:  # the one whose words are indexed
         missing.append(qdrant.IsEmptyCondition(is_empty=qdrant.PayloadField(key=CAPTION_TEXTS)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from cart_qdrant.errors import StoreError
@@ -45,6 +46,16 @@ class AttachedStore:
     def location(self) -> str:
         """Path or URL, for messages."""
         return self._inner.location
+
+    def read_as(self, how: Attachment) -> None:
+        """Read the collection's payload fields in another way from now on."""
+        self._mapping = AttachedMapping(how)
+
+    def sample(self, count: int, filter: qdrant.AnyFilter | None = None) -> list[dict[str, Any]]:
+        """Payloads of the first points that match, with the collection's own names."""
+        chosen = self._mapping.filter(qdrant.to_client(filter))
+        found = islice(self._inner.scroll(chosen, batch=count), count)
+        return [dict(record.payload or {}) for record in found]
 
     def exists(self) -> bool:
         """Whether the collection is there."""

@@ -21,6 +21,8 @@ class Attachment:
         captions: Fields that hold texts, lists of texts, or lists of objects with a `text`.
         words: Field whose words are searched.
         caption_vector: Vector that holds caption vectors; None where there is none.
+        given: What the user said of `path`, `modality`, `captions`, `start` and `end`; the others
+            were guessed, and `sync` guesses them anew when they no longer fit.
     """
 
     vector: str
@@ -34,3 +36,4 @@ class Attachment:
     captions: list[str] = field(default_factory=list)
     words: str | None = None
     caption_vector: str | None = None
+    given: list[str] = field(default_factory=list)

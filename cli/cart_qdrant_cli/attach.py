@@ -148,8 +148,9 @@ def sync(
 ) -> None:
     """Bring the identifiers up to date with an attached collection.
 
-    New points get identifiers, deleted points leave the tree. Run it by a timer, or
-    after each load; it may be stopped and started again.
+    New points get identifiers, deleted points leave the tree. Which payload fields hold what
+    is guessed anew where a guess no longer fits. Run it by a timer, or after each load; it may
+    be stopped and started again.
     """
     from cart_qdrant.index.sync import sync as follow
 

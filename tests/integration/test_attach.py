@@ -284,6 +284,39 @@ def test_hubness_follows_the_captions(
     assert not index.changes.pending
 
 
+def test_sync_reads_again_which_fields_hold_what(
+    client: QdrantClient, attached: Callable[..., Index], phrase_vectors: Any
+) -> None:
+    fill(client, phrase_vectors)
+    index = attached(caption_vectors=True, fields={"path": "meta.url"})
+    assert sync(index).fields == {}
+    revision = index.manifest.revision
+    for n in range(len(PHRASES)):  # a field is renamed, one is added, and there is another kind
+        id = n if n % 2 else str(uuid.UUID(int=n))
+        kind = "video" if n % 3 else "image"
+        new = {"path": f"{n}.x", "caption": f"{PHRASES[n]} again", "kind": kind, "start": 1.5}
+        client.set_payload(PHOTOS, new, [id])
+        client.delete_payload(PHOTOS, ["title"], [id])
+    report = sync(index)
+    assert report.to_json()["fields"] == {
+        "captions": {"was": "title", "is": "caption"},
+        "modality": {"was": None, "is": "kind"},
+        "start": {"was": None, "is": "start"},
+    }
+    assert any("'caption'" in line and "'title'" in line for line in report.remarks)
+    assert report.captions == len(PHRASES) and index.manifest.revision != revision
+    how = index.attachment
+    assert how is not None and how == report.attachment
+    assert (how.path, how.captions, how.words) == ("meta.url", ["caption"], "caption")
+    assert sync(index).fields == {} and index.attachment == how
+    with Retriever.open(index.folder.root, client=client) as retriever:
+        (hit,) = retriever.search(f"{PHRASES[4]} again", lane="caption", k=1).hits
+        assert (hit.caption, hit.modality, hit.start) == (f"{PHRASES[4]} again", "video", 1.5)
+        assert hit.path == "s3://bucket/4.jpg"
+        only = parse_filter(["modality=image"])
+        assert len(retriever.search("a dog", filter=only, k=60).hits) == 20
+
+
 def test_a_named_vector_among_others(
     client: QdrantClient, attached: Callable[..., Index], phrase_vectors: Any
 ) -> None:
