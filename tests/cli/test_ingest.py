@@ -206,3 +206,37 @@ def test_an_empty_index_may_still_be_cut_otherwise(tmp_path: Path, cartq: Run) -
     assert cartq(*ingest_words(tmp_path, "--audio-window", "3", "--dry-run")).code == 0
     assert cartq(*ingest_words(tmp_path, "--audio-window", "3")).code == 0
     assert sum(modality == "audio" for modality, *_ in cuts(tmp_path)) == 3
+
+
+def test_filters_see_the_numbers_and_dates_of_a_csv(tmp_path: Path, cartq: Run) -> None:
+    (tmp_path / "media").mkdir()
+    for n in range(4):
+        media.write_image(tmp_path / "media" / f"{n}.png", media.scene(n))
+    write_vectors(tmp_path / "vectors.npz", [(f"{n}.png",) for n in range(4)])
+    table = tmp_path / "x.csv"
+    head, row = "file_name,caption,year,code,id,day", "{0}.png,a dog {0},{1},00{0},{2},202{0}-06-01"
+    ids = range(12345678901234560, 12345678901234564)  # floats would confuse them
+
+    def ingest(first: object) -> dict[str, Any]:
+        years = [first, 2019, 2020, 2021]
+        lines = [row.format(n, year, ids[n]) for n, year in enumerate(years)]
+        table.write_text("\n".join([head, *lines]) + "\n")
+        done = cartq(*ingest_words(tmp_path, "--captions", table))
+        assert done.code == 0, done.err
+        return done.json
+
+    def found(expression: str) -> list[str]:
+        words = ("dog", "--index", tmp_path / ".cartq", "--filter", expression, "--json")
+        done = cartq("search", *words)
+        assert done.code == 0, done.err
+        return sorted(Path(hit["path"]).stem for hit in done.json["hits"])
+
+    ingest("about 2018")
+    assert found("year>=2020") == ["2", "3"]
+    assert found("year=2020") == ["2"] and found("year=about 2018") == ["0"]
+    assert found("code=002") == ["2"] and found("code=2") == []
+    assert found(f"id={ids[1]}") == ["1"]
+    assert found("day>=2022-01-01") == ["2", "3"] and found("day=2021-06-01") == ["1"]
+    again = ingest(2022)  # a number now: the payload changes, the vectors stay
+    assert (again["recaptioned"], again["segments"]) == (1, 0), again
+    assert found("year>=2020") == ["0", "2", "3"]
