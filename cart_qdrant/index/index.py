@@ -104,7 +104,7 @@ class Index(IndexModels):
             if not store.exists():
                 raise IndexMissingError(
                     f"The points of the index {root} are no longer at {store.location}.",
-                    "Delete the folder and ingest again.",
+                    _remedy_of_lost_points(manifest.store, folder.root),
                 )
             remember_key(api_key, url)
             index = cls(folder, manifest, store)
@@ -208,7 +208,8 @@ class Index(IndexModels):
         if self.attachment is not None:
             raise UsageError(
                 f"The collection at {self.store.location} is filled by others.",
-                "Follow it with `cartq sync`, or ingest into another --index.",
+                "`cartq sync` follows it. Ingest into another --index; leave backups and moves to "
+                "those who fill it.",
             )
 
     def with_manifest(self, manifest: Manifest) -> Index:
@@ -347,6 +348,14 @@ def _check_embedder(manifest: Manifest, root: Path, wanted: str | None) -> None:
             f"The index at {root} is bound to the embedder {bound!r}, not {wanted!r}.",
             f"Use `--embedder {bound}`, or another `--index`.",
         )
+
+
+def _remedy_of_lost_points(place: StoreInfo, root: Path) -> str:
+    if place.attachment is not None:
+        return (
+            "Bring the collection back, or attach its new place: `cartq attach`, another --index."
+        )
+    return f"Restore a backup into another --index; or delete {root} and ingest again."
 
 
 def _check_place(

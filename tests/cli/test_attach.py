@@ -108,3 +108,6 @@ def test_wrong_use_is_told(theirs: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert code == 2 and "filled by others" in err
     code, _, err = cartq(capsys, "caption")
     assert code == 2 and "filled by others" in err
+    theirs.rename(theirs.with_name("elsewhere"))
+    code, _, err = cartq(capsys, "search", "a dog")
+    assert code == 3 and "no longer at" in err and "cartq attach" in err and "elete" not in err

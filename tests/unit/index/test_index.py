@@ -61,8 +61,9 @@ def test_no_index(tmp_path: Path) -> None:
 def test_lost_points(tmp_path: Path, open_index: Open) -> None:
     open_index(tmp_path / ".cartq").close()
     (tmp_path / ".cartq" / "store").rename(tmp_path / "elsewhere")
-    with pytest.raises(IndexMissingError, match="no longer at"):
+    with pytest.raises(IndexMissingError, match="no longer at") as lost:
         Index.open(tmp_path / ".cartq")
+    assert f"delete {tmp_path / '.cartq'} and ingest" in lost.value.remedy
 
 
 @pytest.mark.parametrize(
