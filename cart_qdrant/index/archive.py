@@ -39,7 +39,7 @@ def unpack(file: Path, folder: Path) -> None:
 
     Raises:
         MismatchError: It is no backup, or holds what no backup holds; the part is named.
-        StoreError: The disk has too little room.
+        StoreError: The disk has too little room, or fails.
     """
     folder.mkdir()
     free = shutil.disk_usage(folder).free - RESERVE_BYTES
@@ -72,6 +72,11 @@ def unpack(file: Path, folder: Path) -> None:
                     out.truncate(member.size)
             _read_end(data)
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        if getattr(error, "errno", None) is not None:  # of the disk; one of gzip has no number
+            raise StoreError(
+                f"{file} cannot be unpacked into {folder.parent}: {error}.",
+                "Free some space, or restore to another disk with --index.",
+            ) from error
         raise MismatchError(
             f"{file} is not a backup of an index: {error}.", "Make one with `cartq backup FILE`."
         ) from error

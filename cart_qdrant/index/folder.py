@@ -99,6 +99,7 @@ class IndexFolder:
 
         Raises:
             IndexMissingError: There is none.
+            UsageError: The folder is a file.
             MismatchError: It has another format, or is no manifest.
         """
         try:
@@ -107,6 +108,8 @@ class IndexFolder:
             raise IndexMissingError(
                 f"There is no index at {self.root}.", "Make one with `cartq ingest FOLDER`."
             ) from None
+        except NotADirectoryError:
+            raise UsageError(f"{self.root} is a file.", "Name a folder with --index.") from None
         return Manifest.from_bytes(data, str(self.manifest))
 
     def prepare(self) -> None:

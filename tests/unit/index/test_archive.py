@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import resource
 import shutil
 import sys
 import tarfile
@@ -257,3 +258,13 @@ def test_a_broken_file_leaves_nothing(good: Path, tmp_path: Path, cut: int) -> N
     with pytest.raises(CartError):
         restore(tmp_path / "cut.tar.gz", tmp_path / "copy" / ".cartq")
     assert not list((tmp_path / "copy").iterdir())
+
+
+def test_a_disk_that_fails_is_not_taken_for_a_damaged_backup(good: Path, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, hard))
+    try:
+        with pytest.raises(StoreError, match=r"cannot be unpacked into .*File too large"):
+            archives.unpack(good, tmp_path / "restored")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -317,3 +317,9 @@ def test_one_writer_at_a_time_and_a_dead_one_does_not_count(tmp_path: Path) -> N
         other.wait()
     with folder.lock():
         pass
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"photo\.png is a file"):
+        IndexFolder(tmp_path / "photo.png").read()
