@@ -18,8 +18,9 @@ from cart_qdrant.errors import MismatchError, first_line
 
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 CACHE_VARIABLE = "CARTQ_CACHE"
-CONFIG_VARIABLE = "CARTQ_CONFIG"
 """Environment variable that names the folder of files that can be made or fetched again."""
+CONFIG_VARIABLE = "CARTQ_CONFIG"
+"""Environment variable that names the folder of what the user allowed."""
 
 
 def file_hash(path: Path) -> str:

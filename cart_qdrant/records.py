@@ -43,6 +43,13 @@ WEAK_SOURCES = frozenset({CaptionSource.FILENAME, CaptionSource.LABEL})
 MADE_SOURCES = frozenset({CaptionSource.SPEECH, CaptionSource.GENERATED, CaptionSource.LABEL})
 """Sources of captions that `cartq caption` makes; no file beside the media holds them."""
 
+ITEM_FIELDS = frozenset({"path", "modality", "start", "end", "captions"})
+"""Payload fields of every item, also in a collection that others fill."""
+OWN_FIELDS = ITEM_FIELDS | frozenset(
+    {"hash", "size", "mtime", "ctime", "inode", "segments", "caption_digest", "captioned_by"}
+)
+"""Payload fields that an index writes to points of its own, besides identifiers."""
+
 TRUST = {
     source: 0.3 if source in WEAK_SOURCES else 0.7 if source in MADE_SOURCES else 1.0
     for source in CaptionSource

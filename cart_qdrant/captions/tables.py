@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, TypeGuard
 from cart_qdrant.captions.encoding import decode_text
 from cart_qdrant.captions.text import clean_text, has_words, make_captions
 from cart_qdrant.media.path_match import path_key
-from cart_qdrant.records import Caption, CaptionSource
+from cart_qdrant.records import OWN_FIELDS, Caption, CaptionSource
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 
@@ -24,12 +24,7 @@ TEXT_COLUMNS = ("text", "caption", "captions")
 TITLE_COLUMNS = ("title", "description")
 """Columns that are captions in `NAME.json`, but metadata in a table."""
 
-RESERVED = frozenset(
-    [
-        *("cart", "cart_2", "path", "modality", "start", "end", "captions", "hash", "size"),
-        *("mtime", "ctime", "inode", "segments", "caption_digest", "captioned_by", "meta"),
-    ]
-)
+RESERVED = OWN_FIELDS | frozenset({"cart", "meta"})
 """Payload fields of this package; a column of the same name is stored as `meta_<name>`."""
 
 _RESERVED_CART = re.compile(r"cart_\d+")

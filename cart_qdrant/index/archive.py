@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from cart_qdrant.errors import MismatchError, StoreError
+from cart_qdrant.index.folder import VERSIONED
 
 MOST_FILES = 20_000
 """Files and folders of an archive, at most; an embedded store has some hundreds."""
@@ -25,10 +26,7 @@ LONGEST_HEADER = 1 << 20
 RESERVE_BYTES = 256 << 20
 """Free space of the disk that is left alone."""
 _BLOCK = 1 << 16
-_TOP = re.compile(
-    r"manifest\.json|store\.json|store|embedder\.safetensors|identifiers-\d+\.safetensors"
-    r"|(trie|items)-[0-9a-f]{12}\.safetensors|text-anchors-[0-9a-f]+\.safetensors|generator-\d+"
-)
+_TOP = re.compile(rf"manifest\.json|store\.json|store|embedder\.safetensors|{VERSIONED.pattern}")
 """Names at the top of a backup."""
 _MADE_AGAIN = frozenset({"checked.json", "lock", "store.lock", "store.sock", "work", "copied-from"})
 """Names of an index folder that a backup may hold and that are not taken from it."""

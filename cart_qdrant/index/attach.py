@@ -17,7 +17,13 @@ from cart_qdrant.embedders.protocol import Embedder, FittedEmbedder
 from cart_qdrant.errors import MismatchError, StoreError, UsageError
 from cart_qdrant.extras import require
 from cart_qdrant.index.consent import remember_key
-from cart_qdrant.index.field_guess import FIELDS, guess_fields, modality_by_name, word_field
+from cart_qdrant.index.field_guess import (
+    FIELDS,
+    SAMPLE,
+    guess_fields,
+    modality_by_name,
+    word_field,
+)
 from cart_qdrant.index.folder import IndexFolder
 from cart_qdrant.index.index import KEY, Index
 from cart_qdrant.index.manifest import EmbedderInfo, Manifest
@@ -38,8 +44,6 @@ if TYPE_CHECKING:
     from qdrant_client import QdrantClient
 
 
-SAMPLE = 1_000
-"""Points from whose payloads the fields are guessed."""
 SPACE = "media"
 """The only space of an attached collection whose embedder is not known."""
 CAPTION_VECTOR = "cart_caption"

@@ -6,14 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cart_qdrant.index.field_guess import FIELDS, fits, guess_fields, modality_by_name, word_field
+from cart_qdrant.index.field_guess import (
+    FIELDS,
+    SAMPLE,
+    fits,
+    guess_fields,
+    modality_by_name,
+    word_field,
+)
 from cart_qdrant.index.points import has_identifier
 from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage.attached import AttachedStore
 from cart_qdrant.storage.attachment import Attachment
-
-SAMPLE = 1_000
-"""Points whose payloads are read, and as many of those that are new."""
 
 
 def read_again(store: AttachedStore, how: Attachment, field: str | None) -> Attachment:
@@ -26,7 +30,7 @@ def read_again(store: AttachedStore, how: Attachment, field: str | None) -> Atta
         how: How it was read so far.
         field: Payload field of the identifiers in force; points without one are new.
     """
-    payloads = store.sample(SAMPLE)
+    payloads = store.sample(SAMPLE)  # and as many of those that are new
     if field is not None and len(payloads) == SAMPLE:
         new = qdrant.Filter(must_not=[has_identifier(field)])
         payloads += store.sample(SAMPLE, new)

@@ -10,6 +10,8 @@ from typing import Any
 from cart_qdrant.records import Modality
 from cart_qdrant.storage.attached_mapping import texts_of, value_at
 
+SAMPLE = 1_000
+"""Points from whose payloads the fields are guessed."""
 FIELDS = ("path", "modality", "captions", "start", "end")
 """What may be read from a payload field of the collection."""
 GUESSES: Mapping[str, tuple[str, ...]] = {

@@ -46,7 +46,7 @@ COPIED = "copied-from"
 MARK = b"This folder is an index of cart-qdrant.\n"
 """Begin of the lock file; it marks the folder before there is a manifest. The record of the process
 that writes follows."""
-_VERSIONED = re.compile(
+VERSIONED = re.compile(
     r"(identifiers-\d+|(trie|items)-[0-9a-f]{12}|text-anchors-[0-9a-f]+)\.safetensors"
     r"|generator-\d+"
 )
@@ -223,7 +223,7 @@ class IndexFolder:
         named = {artifact.name for artifact in manifest.artifacts()}
         old = [
             entry for entry in self.root.iterdir()
-            if entry.name not in named and _VERSIONED.fullmatch(entry.name)
+            if entry.name not in named and VERSIONED.fullmatch(entry.name)
         ]  # fmt: skip
         if self.work.exists():
             old += [entry for entry in self.work.iterdir() if _DRAFT.fullmatch(entry.name)]

@@ -25,7 +25,7 @@ from cart_qdrant.index.identifier_files import save_part
 from cart_qdrant.index.identifier_updates import built_parts, edited_parts
 from cart_qdrant.index.identifier_writes import encode, measure_hubness, write_identifiers
 from cart_qdrant.index.index import Index, identifier_fields
-from cart_qdrant.index.manifest import Artifact, IdentifierInfo
+from cart_qdrant.index.manifest import Artifact, GeneratorInfo, IdentifierInfo
 from cart_qdrant.index.points import BLOCK, Vectors, is_ours, lacks, read_vectors, vector_of
 from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage.protocol import CAPTION
@@ -143,16 +143,18 @@ def _check_free(index: Index, field: str) -> None:
         )
 
 
-def activate_identifiers(index: Index, info: IdentifierInfo) -> None:
-    """Activate identifiers from `prepare`. A trained generator writes the old identifiers, so the
-    manifest no longer names it.
+def activate_identifiers(
+    index: Index, info: IdentifierInfo, generator: GeneratorInfo | None = None
+) -> None:
+    """Activate identifiers from `prepare`, with the generator that writes them. One that was
+    trained before writes the old identifiers, so the manifest no longer names it.
 
     The old payload field stays until the next writing run calls `remove_stale`, so that a search
     which opened the old manifest still resolves its identifiers.
     """
     old = index.manifest.identifiers
     stale = [*index.manifest.stale_fields, *([old.field] if old is not None else [])]
-    index.put(replace(index.manifest, identifiers=info, generator=None, stale_fields=stale))
+    index.put(replace(index.manifest, identifiers=info, generator=generator, stale_fields=stale))
 
 
 def remove_stale(index: Index) -> None:

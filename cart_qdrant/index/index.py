@@ -19,7 +19,7 @@ from cart_qdrant.index.consent import check_key, remember_key
 from cart_qdrant.index.folder import IndexFolder
 from cart_qdrant.index.manifest import Artifact, EmbedderInfo, Manifest
 from cart_qdrant.index.models import IndexModels
-from cart_qdrant.index.ownership import Ownership, check_owner
+from cart_qdrant.index.ownership import Owner, Ownership, check_owner
 from cart_qdrant.storage.address import server_address
 from cart_qdrant.storage.attachment import Attachment
 from cart_qdrant.storage.factory import open_store
@@ -226,11 +226,15 @@ class Index(IndexModels):
         Raises:
             MismatchError: The collection belongs to another index.
         """
-        if self.manifest.store.kind == "edge":
-            return None
-        owner = check_owner(self.store, self.key, self.manifest.id)
+        owner = self._recorded_owner()
         accepted = owner is None or owner.accepts(self.manifest.revision)
         return None if owner is None or accepted else owner.revision
+
+    def _recorded_owner(self) -> Owner | None:
+        """The owner that a server's collection records; an embedded store records none."""
+        if self.manifest.store.kind == "edge" or self._ownership is None:
+            return None
+        return self._ownership.owner()
 
     def own(self, store: Store) -> None:
         """Use a store from now on, and write there only while no other copy of this index does."""
@@ -244,10 +248,8 @@ class Index(IndexModels):
 
     def _check_revision(self) -> None:
         """Refuse an index folder whose collection was written with another revision of it."""
-        if self.manifest.store.kind == "edge" or self._ownership is None:
-            return
-        owner = self._ownership.owner()
-        if owner is None:
+        owner = self._recorded_owner()
+        if owner is None or self._ownership is None:
             return
         if not owner.accepts(self.manifest.revision):
             self.manifest = self.folder.read()  # a writer may have replaced it since it was read

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cart_qdrant.media.scan import Scan, relative_name
+from cart_qdrant.media.path_match import is_under
+from cart_qdrant.media.scan import Scan, absolute, relative_name
 from cart_qdrant.records import Failure
 
 HANDFUL = 5
@@ -116,7 +117,8 @@ def hold_back_away(missing: Missing, found: Scan, folders: Folders, roots: Seque
     than a `HANDFUL` of files were stored of it.
     """
     listed = [str(entry.path) for entry in found.entries]
-    vacant = _tops([root for root in roots if not _any_below(listed, absolute(root))])
+    tops = [(root, str(absolute(root))) for root in roots]
+    vacant = _tops([r for r, top in tops if not any(is_under(path, top) for path in listed)])
     by_folder: dict[Path, set[str]] = defaultdict(set)
     for rel in missing.gone:
         nearest = folders.nearest(rel)
@@ -160,23 +162,13 @@ def hold_back_most(
         )
 
 
-def absolute(path: Path) -> Path:
-    """A path without `..`; links are not resolved, as in `scan`."""
-    return Path(os.path.abspath(path))  # noqa: PTH100
-
-
 def _tops(roots: Sequence[Path]) -> set[Path]:
     return {absolute(root) for root in roots} | {Path(root).resolve() for root in roots}
 
 
-def _any_below(paths: Iterable[str], top: Path) -> bool:
-    inside = f"{str(top).rstrip('/')}/"
-    return any(path == str(top) or path.startswith(inside) for path in paths)
-
-
 def _below(rels: Iterable[str], base: Path, top: Path) -> Iterable[str]:
     """The stored paths at and under a folder."""
-    return (rel for rel in rels if _any_below([os.path.normpath(f"{base}/{rel}")], top))
+    return (rel for rel in rels if is_under(os.path.normpath(f"{base}/{rel}"), str(top)))
 
 
 def _files(count: int) -> str:

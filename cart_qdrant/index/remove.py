@@ -15,7 +15,7 @@ from cart_qdrant.index.identify import remove_stale, summary, update_identifiers
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.plan import StoredFile, read_stored
 from cart_qdrant.index.writer import PointWriter
-from cart_qdrant.media.path_match import path_key
+from cart_qdrant.media.path_match import is_under, path_key
 from cart_qdrant.media.scan import relative_name
 from cart_qdrant.records import Failure
 
@@ -159,5 +159,4 @@ def _fitting(name: str, places: Mapping[str, str], base: Path) -> set[str]:
 
 def _below(place: str, places: Mapping[str, str]) -> set[str]:
     """Paths of the stored files that are at a place or under it."""
-    inside = place.rstrip("/") + "/"
-    return {rel for rel, one in places.items() if one == place or one.startswith(inside)}
+    return {rel for rel, one in places.items() if is_under(one, place)}

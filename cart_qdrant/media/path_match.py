@@ -14,6 +14,11 @@ def path_key(name: str) -> str:
     return unicodedata.normalize("NFC", posixpath.normpath(name.replace("\\", "/")))
 
 
+def is_under(path: str, folder: str) -> bool:
+    """Whether a path is that of a folder, or of something below it; both are in normal form."""
+    return f"{path}/".startswith(f"{folder.rstrip('/')}/")
+
+
 def relative_key(path: Path, folder: Path) -> str:
     """Normal form of `path` relative to `folder`; links are resolved if `path` is not below it."""
     if not path.is_relative_to(folder):

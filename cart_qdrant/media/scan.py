@@ -103,13 +103,12 @@ def scan(
     Raises:
         UsageError: A given path does not exist.
     """
-    # abspath, not resolve: a link keeps the name that the user gave it.
-    given = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100
+    given = [absolute(path) for path in paths]
     for path in given:
         if not os.path.lexists(path):
             raise UsageError(f"There is no file or folder at {_shown(str(path))}.", "Check it.")
     walk = _Walk(
-        base=Path(os.path.abspath(base)),  # noqa: PTH100
+        base=absolute(base),
         exclude=tuple(composed(pattern).rstrip("/") for pattern in exclude),
         tops=None if follow else tuple(path.resolve() for path in given),
     )
@@ -120,6 +119,11 @@ def scan(
 
 def _failures(reasons: Mapping[str, str]) -> tuple[Failure, ...]:
     return tuple(Failure(path, reasons[path]) for path in sorted(reasons))
+
+
+def absolute(path: Path) -> Path:
+    """An absolute path without `..`; a link keeps the name that the user gave it."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve follows links
 
 
 def relative_name(path: Path, base: Path) -> str:

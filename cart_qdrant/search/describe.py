@@ -9,8 +9,7 @@ from typing import Any
 
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.points import is_ours
-from cart_qdrant.index.writer import MADE_BY
-from cart_qdrant.records import Modality
+from cart_qdrant.records import ITEM_FIELDS, OWN_FIELDS, Modality
 from cart_qdrant.search.filters import HAS_CAPTION
 from cart_qdrant.storage import requests as qdrant
 
@@ -18,11 +17,6 @@ SAMPLE = 200
 """Points whose payloads are read for fields and examples."""
 EXAMPLES = 5
 """Values of a field, and captions, that a description shows at most."""
-_ATTACHED_FIELDS = frozenset({"path", "modality", "start", "end", "captions"})
-_OWN_FIELDS = _ATTACHED_FIELDS | frozenset(
-    {"hash", "size", "mtime", "ctime", "inode", "segments", "caption_digest", MADE_BY}
-)
-"""Payload fields that an index writes; to an attached collection, only `_ATTACHED_FIELDS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +88,7 @@ def user_fields(payload: Mapping[str, Any], index: Index) -> dict[str, list[Any]
     own = {index.key}
     if index.manifest.identifiers is not None:
         own.add(index.manifest.identifiers.field)
-    written = _ATTACHED_FIELDS if index.attachment is not None else _OWN_FIELDS
+    written = OWN_FIELDS if index.attachment is None else ITEM_FIELDS
     found: dict[str, list[Any]] = {}
     for key, value in _flat(payload):
         if key not in written and key.split(".")[0] not in own:

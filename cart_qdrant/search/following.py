@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cart_qdrant.errors import MismatchError
 from cart_qdrant.index.index import Index
@@ -128,7 +128,7 @@ class Follower:
                     "folder here, some hits may be missing",
                 )
             if remarks != version.remarks:
-                self._version = Version(version.index, version.loaded, version.searcher, remarks)
+                self._version = replace(version, remarks=remarks)
 
     def close(self) -> None:
         """Close the store, and those that the index has left."""

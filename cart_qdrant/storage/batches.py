@@ -1,11 +1,26 @@
-"""Cuts long lists into batches, by number of items and by size."""
+"""Cuts long lists into batches, by number of items and by size, and reads long lists in pages."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+def in_pages(page: Callable[[Any], tuple[Iterable[T], Any]]) -> Iterator[T]:
+    """The items of all pages.
+
+    Args:
+        page: Gives the items of the page that begins somewhere, at first at None, and where the
+            next one begins; None after the last one.
+    """
+    begin = None
+    while True:
+        items, begin = page(begin)
+        yield from items
+        if begin is None:
+            return
 
 
 def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -13,7 +13,7 @@ import qdrant_edge as edge
 from cart_qdrant.arrays.point_ids import as_id, wire_id, wire_ids
 from cart_qdrant.storage import edge_requests
 from cart_qdrant.storage import requests as qdrant
-from cart_qdrant.storage.batches import chunks
+from cart_qdrant.storage.batches import chunks, in_pages
 from cart_qdrant.storage.edge_engine import EdgeEngine, EdgeSettings, disk_free
 from cart_qdrant.storage.edge_schema import ON_DISK, EdgeSchema, read_config
 from cart_qdrant.storage.payloads import clean_payload, json_bytes, quote_key
@@ -254,15 +254,12 @@ class EdgeStore:
         batch: int = 1000,
     ) -> Iterator[qdrant.Record]:
         """Every point that matches, in order of id, read in pages of `batch`."""
-        offset = None
-        while True:
-            records, offset = self.page(
+        return in_pages(
+            lambda offset: self.page(
                 filter, offset=offset, with_payload=with_payload, with_vectors=with_vectors,
                 batch=batch,
-            )  # fmt: skip
-            yield from records
-            if offset is None:
-                return
+            )
+        )  # fmt: skip
 
     def page(
         self,

@@ -14,7 +14,7 @@ from cart_qdrant.errors import StoreError
 from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage import server_requests
 from cart_qdrant.storage.address import server_address
-from cart_qdrant.storage.batches import chunks
+from cart_qdrant.storage.batches import chunks, in_pages
 from cart_qdrant.storage.payloads import clean_payload, json_bytes
 from cart_qdrant.storage.server_collection import ServerCollection
 from cart_qdrant.storage.server_connection import (
@@ -202,19 +202,17 @@ class ServerStore(ServerCollection):
         names = check_names(with_vectors, self._widths()) if with_vectors else []
         payload = with_payload if isinstance(with_payload, bool) else list(with_payload)
         scroll_filter = qdrant.to_client(filter)
-        offset: models.ExtendedPointId | None = None
-        while True:
-            rows, offset = self._call(
-                self._client.scroll,
-                scroll_filter=scroll_filter,
-                limit=batch,
-                offset=offset,
-                with_payload=payload,
-                with_vectors=wire_names(names),
-            )
-            yield from (_record(row, names) for row in rows)
-            if offset is None:
-                return
+
+        def page(
+            begin: models.ExtendedPointId | None,
+        ) -> tuple[list[models.Record], models.ExtendedPointId | None]:
+            return self._call(
+                self._client.scroll, scroll_filter=scroll_filter, limit=batch, offset=begin,
+                with_payload=payload, with_vectors=wire_names(names),
+            )  # fmt: skip
+
+        for row in in_pages(page):
+            yield _record(row, names)
 
     def count(self, filter: qdrant.AnyFilter | None = None) -> int:
         """Exact number of points that match."""

@@ -20,6 +20,7 @@ from cart_qdrant.errors import StoreError
 from cart_qdrant.locks import ProcessLock, Waiting
 from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage import wire
+from cart_qdrant.storage.batches import in_pages
 from cart_qdrant.storage.edge import EdgeStore
 from cart_qdrant.storage.payloads import clean_payload
 from cart_qdrant.storage.protocol import CollectionInfo, CollectionSpec, RangeKind
@@ -163,15 +164,8 @@ class SharedStore:
         batch: int = 1000,
     ) -> Iterator[qdrant.Record]:
         """Every point that matches, in order of id, read in pages of `batch`."""
-        offset = None
-        while True:
-            page, offset = self._call(
-                "page", filter, offset=offset, with_payload=with_payload,
-                with_vectors=with_vectors, batch=batch,
-            )  # fmt: skip
-            yield from page
-            if offset is None:
-                return
+        more = {"with_payload": with_payload, "with_vectors": with_vectors, "batch": batch}
+        return in_pages(lambda offset: self._call("page", filter, offset=offset, **more))
 
     def count(self, filter: qdrant.AnyFilter | None = None) -> int:
         """Exact number of points that match."""
@@ -204,11 +198,7 @@ class SharedStore:
                 self.flush()
         finally:
             self._closed = True
-            with self._guard:
-                host, self._host = self._host, None
-                connections, self._connections = self._connections, []
-            for connection in connections:
-                connection.close()
+            host = self._let_go()
             if host is not None:
                 host.stop()
 
@@ -267,10 +257,7 @@ class SharedStore:
             before, self._found = self._found, found
             if before is None or os.path.samestat(before, found):
                 return
-            host, self._host = self._host, None
-            connections, self._connections = self._connections, []
-        for connection in connections:
-            connection.close()
+        host = self._let_go()
         if host is not None:
             try:
                 host.stop()
@@ -318,13 +305,11 @@ class SharedStore:
             connection.settimeout(self._patience)
             connection.sendall(message)
             text, arrays = self._received(connection)
-        except TimeoutError as error:
+        except BaseException as error:
             connection.close()
             self._drop_connections()
-            raise ConnectionError("the process with the store does not answer") from error
-        except BaseException:
-            connection.close()
-            self._drop_connections()
+            if isinstance(error, TimeoutError):
+                raise ConnectionError("the process with the store does not answer") from error
             raise
         with self._guard:
             keep = not self._closed and len(self._connections) < IDLE_CONNECTIONS
@@ -355,6 +340,13 @@ class SharedStore:
     def _connect(self) -> socket.socket:
         return connect(self._lock_file, self._path, self._patience)
 
+    def _let_go(self) -> StoreHost | None:
+        """Have neither connections nor the engine any more; what had it is still to be stopped."""
+        self._drop_connections()
+        with self._guard:
+            host, self._host = self._host, None
+        return host
+
     def _drop_connections(self) -> None:
         with self._guard:
             connections, self._connections = self._connections, []
@@ -375,10 +367,8 @@ class SharedStore:
 
     def forget(self) -> None:
         """Let go of what belongs to the parent of a forked process."""
-        host, self._host, self._guard = self._host, None, threading.Lock()
-        for connection in self._connections:
-            connection.close()
-        self._connections = []
+        self._guard = threading.Lock()  # another thread may have held the one before
+        host = self._let_go()
         if host is not None:
             host.forget()
             _inherited.append(host)  # the engine would hang if it were closed here

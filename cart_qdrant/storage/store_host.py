@@ -50,7 +50,6 @@ class StoreHost:
 
     def __init__(self, store: EdgeStore, lock: ProcessLock) -> None:
         self.store, self.lock = store, lock
-        self.pid = os.getpid()
         self._guard = threading.Lock()
         self._idle = threading.Condition(self._guard)
         self._connections: set[socket.socket] = set()

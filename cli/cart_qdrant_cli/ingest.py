@@ -29,12 +29,13 @@ from cart_qdrant_cli.options import (
     resolve,
 )
 from cart_qdrant_cli.output import (
+    SHOWN,
     Reporter,
     duration,
-    plain,
     print_json,
     remark,
     show_files,
+    show_planned,
     stdout,
 )
 
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
     from cart_qdrant.index.index import Index
     from cart_qdrant.index.report import IngestOptions, IngestReport
 
-SHOWN = 20
-"""Rows of a list that are shown without --verbose."""
 PRECOMPUTED = "precomputed"
 
 CUTTING: dict[str, Any] = {"show_default": False, "rich_help_panel": "Segments"}
@@ -369,10 +368,7 @@ def _sums(report: IngestReport) -> str:
 
 def _show_plan(console: Console, report: IngestReport, *, verbose: bool) -> None:
     for verb, paths in (("ingest", report.would_ingest), ("remove", report.would_remove)):
-        for path in paths if verbose else paths[:SHOWN]:
-            console.print(Text(f"would {verb}  {plain(path)}"), soft_wrap=True)
-        if len(paths) > SHOWN and not verbose:
-            console.print(Text(f"and {len(paths) - SHOWN} more; --verbose shows them", style="dim"))
+        show_planned(console, verb, paths, verbose=verbose)
     console.print(
         f"{len(report.would_ingest)} to ingest · {len(report.would_remove)} to remove · "
         f"{report.unchanged} unchanged. Nothing was written."

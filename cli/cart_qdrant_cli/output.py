@@ -30,6 +30,8 @@ from cart_qdrant.records import Failure
 
 PIPE_WIDTH = 160
 """Columns of a table that goes to a file or a pipe."""
+SHOWN = 20
+"""Rows of a list that are shown without --verbose."""
 LOG_EVERY = 15.0
 """Seconds between two lines of progress where stderr is no terminal."""
 
@@ -118,6 +120,14 @@ def show_files(console: Console, title: str, rows: Sequence[Failure], shown: int
     if len(rows) > shown:
         console.print(Text(f"and {len(rows) - shown} more; --json lists them all", style="dim"))
     console.print()
+
+
+def show_planned(console: Console, verb: str, paths: Sequence[str], *, verbose: bool) -> None:
+    """What a dry run would do to some files: the first of them, or all."""
+    for path in paths if verbose else paths[:SHOWN]:
+        console.print(Text(f"would {verb}  {plain(path)}"), soft_wrap=True)
+    if len(paths) > SHOWN and not verbose:
+        console.print(Text(f"and {len(paths) - SHOWN} more; --verbose shows them", style="dim"))
 
 
 def size(count: int) -> str:

@@ -21,21 +21,19 @@ from cart_qdrant_cli.options import (
     resolve,
 )
 from cart_qdrant_cli.output import (
+    SHOWN,
     counted,
     duration,
-    plain,
     print_json,
     remark,
     show_files,
+    show_planned,
     stderr,
     stdout,
 )
 
 if TYPE_CHECKING:
     from cart_qdrant.index.remove import RemoveReport
-
-SHOWN = 20
-"""Rows of a list that are shown without --verbose."""
 
 EXAMPLES = examples(
     "cartq rm photos/blurred.jpg",
@@ -107,11 +105,7 @@ def _show(console: Console, report: RemoveReport, *, verbose: bool) -> None:
     if report.failed:
         show_files(console, "Failed", report.failed, len(report.failed) if verbose else SHOWN)
     if report.dry_run:
-        for path in report.paths if verbose else report.paths[:SHOWN]:
-            console.print(Text(f"would remove  {plain(path)}"), soft_wrap=True)
-        if len(report.paths) > SHOWN and not verbose:
-            more = f"and {len(report.paths) - SHOWN} more; --verbose shows them"
-            console.print(Text(more, style="dim"))
+        show_planned(console, "remove", report.paths, verbose=verbose)
     what = f"{counted(len(report.paths), 'file')}, {counted(report.segments, 'segment')}"
     if report.dry_run:
         console.print(Text(f"{what} to remove. Nothing was written."))

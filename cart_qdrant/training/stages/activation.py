@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from cart_qdrant.embedders.zero_shot import TextAnchors
 from cart_qdrant.files import folder_hash, rename_durably
+from cart_qdrant.index.identify import activate_identifiers
 from cart_qdrant.index.manifest import Artifact, GeneratorInfo
 from cart_qdrant.index.models import DISTILLED
 from cart_qdrant.training.stages.state import FittedIdentifiers, Run
@@ -51,7 +51,5 @@ def activate(
             **summary,
         },
     )
-    old = index.manifest.identifiers
-    stale = [*index.manifest.stale_fields, *([old.field] if old is not None else [])]
-    index.put(replace(index.manifest, identifiers=info, generator=generator, stale_fields=stale))
+    activate_identifiers(index, info, generator)
     index.clear_work(["train"])

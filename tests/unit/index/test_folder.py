@@ -311,7 +311,7 @@ def test_one_writer_at_a_time_and_a_dead_one_does_not_count(tmp_path: Path) -> N
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "locked\n"
-        with pytest.raises(StoreError, match="Another process"), folder.lock():
+        with pytest.raises(StoreError, match="Another process"), folder.lock(patience=0.1):
             pass
         other.kill()
         other.wait()

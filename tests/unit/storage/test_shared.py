@@ -25,16 +25,16 @@ from cart_qdrant.storage.store_host import socket_paths
 from tests.unit.storage.points import SPEC, nearest, pid, point, where
 from tests.unit.storage.test_edge_engine import run
 
-Make = Callable[[], SharedStore]
+Make = Callable[..., SharedStore]
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Make]:
     made: list[SharedStore] = []
 
-    def one() -> SharedStore:
+    def one(patience: float = 30.0) -> SharedStore:
         lock_file = tmp_path / "store.lock"
-        made.append(SharedStore(tmp_path / "store", lock_file=lock_file, patience=1.0))
+        made.append(SharedStore(tmp_path / "store", lock_file=lock_file, patience=patience))
         return made[-1]
 
     yield one
@@ -105,24 +105,33 @@ def test_a_guest_writes_and_its_errors_are_its_own(make: Make) -> None:
     assert guest.info().vectors["more"].size == 40
 
 
-def test_one_that_does_not_answer_is_named(make: Make, tmp_path: Path) -> None:
+@pytest.fixture
+def stopped(make: Make, tmp_path: Path) -> Iterator[tuple[SharedStore, subprocess.Popen[str]]]:
+    """A store that has asked the process with the engine, and that process, stopped since."""
     one = make()
     one.create(SPEC)
     one.close()
     process = hold(tmp_path, 0)
     try:
-        guest = make()
+        guest = make(patience=2.0)
         assert guest.count() == 0
         process.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, process.pid, os.WSTOPPED)
-        for store in (guest, make()):
-            with pytest.raises(StoreError, match=rf"in use by process {process.pid} \(-c "):
-                store.count()
-        process.send_signal(signal.SIGCONT)
-        assert guest.count() == 0
+        yield guest, process
     finally:
         process.send_signal(signal.SIGCONT)
         process.communicate(timeout=60)
+
+
+def test_one_that_does_not_answer_is_named(
+    make: Make, stopped: tuple[SharedStore, subprocess.Popen[str]]
+) -> None:
+    guest, process = stopped
+    for store in (guest, make(patience=0.1)):
+        with pytest.raises(StoreError, match=rf"in use by process {process.pid} \(-c "):
+            store.count()
+    process.send_signal(signal.SIGCONT)
+    assert guest.count() == 0
 
 
 def test_requests_that_run_while_the_host_leaves_are_answered(make: Make) -> None:
@@ -231,7 +240,7 @@ def test_a_process_on_another_machine_is_named(make: Make, tmp_path: Path) -> No
     record = json.loads(lock_file.read_bytes()) | there
     lock_file.write_text(json.dumps(record))  # the lock itself stays with this process
     with pytest.raises(StoreError, match="in use by process 4 on elsewhere"):
-        make().count()
+        make(patience=0.1).count()
 
 
 def test_garbage_at_the_socket_ends_that_connection_alone(make: Make, tmp_path: Path) -> None:
@@ -321,19 +330,10 @@ def test_a_writer_does_not_go_on_in_a_folder_that_was_made_again(
         host.close()
 
 
-def test_a_long_request_to_a_stopped_process_ends(make: Make, tmp_path: Path) -> None:
-    one = make()
-    one.create(SPEC)
-    one.close()
-    process = hold(tmp_path, 0)
-    try:
-        guest = make()
-        assert guest.count() == 0
-        process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
-        long = [point(n, words=["x" * 1000]) for n in range(5000)]
-        with pytest.raises(StoreError, match=rf"in use by process {process.pid} \(-c "):
-            guest.upsert(long)
-    finally:
-        process.send_signal(signal.SIGCONT)
-        process.communicate(timeout=60)
+def test_a_long_request_to_a_stopped_process_ends(
+    stopped: tuple[SharedStore, subprocess.Popen[str]],
+) -> None:
+    guest, process = stopped
+    long = [point(n, words=["x" * 1000]) for n in range(5000)]
+    with pytest.raises(StoreError, match=rf"in use by process {process.pid} \(-c "):
+        guest.upsert(long)
