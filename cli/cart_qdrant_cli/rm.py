@@ -88,7 +88,8 @@ def rm(
     else:
         _show(stdout(), report, verbose=target.verbose)
         if there and not report.dry_run:
-            remark(f"{counted(len(there), 'file')} still there: the next ingest takes them again")
+            again = "takes it" if len(there) == 1 else "takes them"
+            remark(f"{counted(len(there), 'file')} still there: the next ingest {again} again")
     if report.failed:
         raise typer.Exit(1)
 
