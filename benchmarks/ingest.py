@@ -122,7 +122,7 @@ def measure(folder: Path, *, again: bool = False) -> dict[str, Any]:
 
 def _run(index: Index, folder: Path) -> IngestReport:
     with index.folder.lock():
-        return Ingest(index, IngestOptions(paths=[folder])).run()
+        return Ingest(index, IngestOptions(paths=[folder], follow=True)).run()
 
 
 def _cpu_seconds() -> float:

@@ -69,7 +69,7 @@ def main() -> None:
     for task in PROTOCOLS[given.protocol](given.data, given.work):
         fresh = not (task.folder / ".cartq").exists()
         if fresh:
-            report = run(task.folder, "ingest", "media")
+            report = run(task.folder, "ingest", "media", "--follow")
             say(f"ingest: {report['files']} files, {report['seconds']:.0f} s")
             if not given.no_zero_shot:
                 evaluate(task, "before", [*BASELINES, "fused"], found)
