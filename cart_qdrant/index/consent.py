@@ -54,7 +54,7 @@ def remember_media(
         entries: The files that were found there.
     """
     before = media_folder(folder, index)
-    inside = [folder.base.resolve(), *before.also]
+    covered = {folder.base.resolve(), *before.also}
     single = {one.absolute() for one in given if not one.is_dir()}
     real = [one.resolve() for one in given]
     parents: dict[Path, None] = {}
@@ -66,7 +66,8 @@ def remember_media(
     real += sorted(one.resolve() for one in parents)
     outside: list[Path] = []
     for path in real:
-        if not any(path.is_relative_to(one) for one in (*inside, *outside)):
+        if covered.isdisjoint((path, *path.parents)):
+            covered.add(path)
             outside.append(path)
     if not outside:
         return

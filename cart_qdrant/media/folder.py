@@ -46,10 +46,10 @@ class MediaFolder:
             found = (self.base / name).resolve()
             with suppress(FileNotFoundError, NotADirectoryError):
                 found.lstat()
-            allowed = [self.base.resolve(), *self.also, *named_folders()]
+            allowed = {self.base.resolve(), *self.also, *named_folders()}
         except (OSError, ValueError, RuntimeError) as error:  # too long, a circle of links
             raise MediaError("its path cannot be followed.") from error
-        if not any(found.is_relative_to(folder) for folder in allowed):
+        if allowed.isdisjoint((found, *found.parents)):
             raise MediaError(
                 "its path leads out of the folder of the index, and the file was not ingested by "
                 "this user.",
