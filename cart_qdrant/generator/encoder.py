@@ -54,7 +54,7 @@ class OnnxQueryEncoder:
     """The trained query encoder in int8: within one percent of the cosines of torch, and quicker.
 
     Args:
-        graph: ONNX file that `training.export.write_query_graph` wrote, or its content.
+        graph: ONNX file that `training.export.query_graph` made, or its content.
         folder: Folder of the text encoder, which holds the tokenizer.
     """
 

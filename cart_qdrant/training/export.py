@@ -5,7 +5,6 @@ Shape legend: B batch, S tokens, W encoder width, D vector width.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cart_qdrant.arrays.types import FloatArray
@@ -16,12 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def write_query_graph(encoder: QueryEncoder, path: Path) -> None:
-    """Write the ONNX graph of an encoder to a file."""
-    path.write_bytes(query_graph(encoder))
-
-
-def query_graph(encoder: QueryEncoder) -> bytes:
+def query_graph(encoder: QueryEncoder, writer_type: type[GraphWriter] = GraphWriter) -> bytes:
     """The ONNX graph of an encoder, serialised.
 
     Inputs are `ids` (B, S) and `mask` (B, S), int32; outputs `text` (B, W), `caption` (B, W), the
@@ -29,7 +23,7 @@ def query_graph(encoder: QueryEncoder) -> bytes:
     `hidden1..3` (B, S, W).
     """
     bert = encoder.bert
-    writer = GraphWriter(float(bert.norm.eps))
+    writer = writer_type(float(bert.norm.eps))
     positions_PW = _numpy(bert.positions.weight) + _numpy(bert.types.weight)[0]
     tokens_VW = _numpy(bert.words.weight)
     low = writer.embed(TokenEmbedding(tokens_VW, positions_PW, _affine(bert.norm)))

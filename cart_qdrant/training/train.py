@@ -54,7 +54,7 @@ def train(
         "corpus": data.corpus.digest(),
         "split": data.split.digest(),
     }  # fmt: skip
-    model = Model(data.encoder, generator.network, calibration, prior)
+    model = Model(data.encoder, tower.graph, generator.network, calibration, prior)
     activate(run, model, identifiers, data.text_anchors, summary)
     return TrainReport(
         profile=run.options.profile,

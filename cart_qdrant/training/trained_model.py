@@ -31,7 +31,6 @@ from cart_qdrant.identifiers.hubness import QueryBank
 from cart_qdrant.index.models import QUERY_BANK
 from cart_qdrant.search.fusion import Calibration
 from cart_qdrant.search.modality_prior import ModalityPrior
-from cart_qdrant.training.export import write_query_graph
 from cart_qdrant.training.query_encoder import QueryEncoder
 
 
@@ -41,9 +40,14 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Everything that turns a text into vectors and identifiers."""
+    """Everything that turns a text into vectors and identifiers.
+
+    Attributes:
+        graph: The encoder's ONNX graph, which searches run.
+    """
 
     encoder: QueryEncoder
+    graph: bytes
     generator: Generator
     calibration: Calibration
     modality_prior: ModalityPrior
@@ -60,7 +64,7 @@ class Model:
     def _save(self, folder: Path, bank: QueryBank) -> None:
         save_file(_state(self.encoder), folder / TOWER)
         save_file(_state(self.generator), folder / GENERATOR)
-        write_query_graph(self.encoder, folder / QUERY_GRAPH)
+        (folder / QUERY_GRAPH).write_bytes(self.graph)
         # A search needs no more of the text encoder than this.
         self.encoder.tokenizer.save(str(folder / TOKENIZER))
         spaces = {
@@ -87,8 +91,9 @@ class Model:
             generator = load_generator(folder / GENERATOR, config["generator"])
             calibration = Calibration.from_json(json.loads((folder / CALIBRATION).read_text()))
             modality_prior = ModalityPrior.load(folder / MODALITY_PRIOR)
+            graph = (folder / QUERY_GRAPH).read_bytes()
         encoder.eval().requires_grad_(False)
-        return cls(encoder, generator, calibration, modality_prior)
+        return cls(encoder, graph, generator, calibration, modality_prior)
 
 
 @torch.inference_mode()

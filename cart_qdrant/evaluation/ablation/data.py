@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cart_qdrant.arrays.types import FloatArray
+from cart_qdrant.embedders.text.folder import text_encoder_folder
 from cart_qdrant.errors import UsageError
 from cart_qdrant.evaluation.ablation.variants import AblationOptions
+from cart_qdrant.generator.encoder import OnnxQueryEncoder
 from cart_qdrant.index.identifier_files import load_codec
 from cart_qdrant.index.index import Index
 from cart_qdrant.progress import Reporter
@@ -74,6 +76,9 @@ def read_ablation_data(index: Index, options: AblationOptions, reporter: Reporte
     states = TextStates(model.encoder, corpus.texts)
     share = model.calibration.zero_shot
     anchors = index.distilled_anchors() if share else None
+    queries = QueryVectors.encode(
+        OnnxQueryEncoder(model.graph, text_encoder_folder()), corpus.texts, anchors, share, reporter
+    )
     largest = max(codec.quantizers.values(), key=lambda q: q.fitted_on)
     residual_levels, codes, _ = largest.books_MVD.shape
     return AblationData(
@@ -81,7 +86,7 @@ def read_ablation_data(index: Index, options: AblationOptions, reporter: Reporte
         split=split,
         encoder=model.encoder,
         states=states,
-        query_PD=QueryVectors(model.encoder, states, anchors, share).of_pairs(corpus),
+        query_PD=queries.of_pairs(corpus),
         scale=model.calibration.scale,
         sizes=(len(largest.centers_KD), codes, residual_levels),
         metrics={space: q.metric_DD for space, q in codec.quantizers.items()},

@@ -22,7 +22,8 @@ from cart_qdrant.generator.network import Generator
 from cart_qdrant.generator.prior import NodeBonus
 from cart_qdrant.identifiers.trie import Trie
 from cart_qdrant.search.fusion import Calibration
-from cart_qdrant.training.generator_data import GeneratorData, reachable, read_hidden_states
+from cart_qdrant.training.generator_data import GeneratorData, reachable
+from cart_qdrant.training.query_vectors import QueryVectors
 
 LEAST_GAIN = 0.01
 """Recall at 10 that the correction must add."""
@@ -76,12 +77,14 @@ class GateSelection:
     """Decodes held-out queries as searches will, with and without the correction.
 
     Attributes:
+        queries: The queries, as searches encode them.
         base: Scale of the prior, beam width and fitted gates.
         node_bonus: Node bonus of the tree.
     """
 
     generator: Generator
     data: GeneratorData
+    queries: QueryVectors
     trie: Trie
     base: Calibration
     node_bonus: NodeBonus
@@ -95,9 +98,12 @@ class GateSelection:
         out: list[Beams] = []
         for begin in range(0, len(stratum.rows), BLOCK):
             here = slice(begin, begin + BLOCK)
-            hidden_states, mask = read_hidden_states(self.data, stratum.rows[here])
             media = {space: q[here] for space, q in stratum.media.items()}
-            out += decoder.decode(media, hidden_states, mask)
+            if any(gates):
+                found = self.queries.with_hidden_states(stratum.rows[here])
+                out += decoder.decode(media, found.hidden_states, found.mask_BS)
+            else:
+                out += decoder.decode(media)
         return out
 
     def select(

@@ -103,8 +103,9 @@ class _Stage:
         identifiers, generator = self.identifiers, self.generator
         node_bonus = NodeBonus(identifiers.trie, base.scale * HUB)
         selection = GateSelection(
-            generator.network, generator.data, identifiers.trie, base, node_bonus
-        )
+            generator.network, generator.data, self.tower.queries, identifiers.trie, base,
+            node_bonus,
+        )  # fmt: skip
         gates, beams = selection.select(strata, identifiers.rows_NL)
         return calibrate(
             self._held_out(strata, beams, prior), self._items(prior), replace(base, gates=gates)

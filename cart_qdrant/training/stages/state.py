@@ -87,12 +87,14 @@ class TrainedTower:
     """Result of the tower stage.
 
     Attributes:
-        queries: Makes query vectors with the trained encoder.
+        graph: The trained encoder's ONNX graph, which searches run.
+        queries: Query vectors of the corpus's texts, by that graph.
         query_PD: Query vector of each pair in its item's space.
         scale: Learned factor of the cosines in the media spaces.
         val_r10: Best R@10 of held-out items.
     """
 
+    graph: bytes
     queries: QueryVectors
     query_PD: FloatArray
     scale: float

@@ -1,8 +1,11 @@
-"""First stage: the query tower."""
+"""First stage: the query tower, and its graph, through which all later stages read texts."""
 
 from __future__ import annotations
 
+from cart_qdrant.embedders.text.folder import text_encoder_folder
+from cart_qdrant.generator.encoder import OnnxQueryEncoder
 from cart_qdrant.training.distillation import DistillationTargets
+from cart_qdrant.training.export import query_graph
 from cart_qdrant.training.query_vectors import QueryVectors
 from cart_qdrant.training.stages.state import Run, TrainedTower, TrainingData
 from cart_qdrant.training.tower import TowerTrainer
@@ -12,7 +15,7 @@ UNTRAINED_SCALE = 20.0
 
 
 def train_tower(run: Run, data: TrainingData) -> TrainedTower:
-    """Train the encoder of `data`, and make the query vectors of all pairs with it."""
+    """Train the encoder of `data`, and make the query vectors of all pairs with its graph."""
     targets = DistillationTargets.of(data.encoder, data.text_anchors, data.spaces)
     config, _ = run.options.settings
     trainer = TowerTrainer(
@@ -22,5 +25,9 @@ def train_tower(run: Run, data: TrainingData) -> TrainedTower:
     if data.spaces:
         val_r10 = trainer.train(run.resumable("tower", data.fingerprint))
         scale = float(data.encoder.log_scale.detach().exp().clamp(max=100))
-    queries = QueryVectors(data.encoder, data.states, data.text_anchors, data.zero_shot)
-    return TrainedTower(queries, queries.of_pairs(data.corpus), scale, val_r10)
+    graph = query_graph(data.encoder)
+    queries = QueryVectors.encode(
+        OnnxQueryEncoder(graph, text_encoder_folder()), data.corpus.texts, data.text_anchors,
+        data.zero_shot, run.reporter,
+    )  # fmt: skip
+    return TrainedTower(graph, queries, queries.of_pairs(data.corpus), scale, val_r10)

@@ -10,7 +10,7 @@ import torch
 
 from cart_qdrant.embedders.text.folder import text_encoder_folder
 from cart_qdrant.generator.encoder import OnnxQueryEncoder
-from cart_qdrant.training.export import write_query_graph
+from cart_qdrant.training.export import query_graph
 from cart_qdrant.training.query_encoder import QueryEncoder
 
 TEXTS = [
@@ -31,10 +31,8 @@ def encoder(text_encoder: Any) -> QueryEncoder:
 
 
 @pytest.fixture(scope="module")
-def quick(encoder: QueryEncoder, tmp_path_factory: pytest.TempPathFactory) -> OnnxQueryEncoder:
-    path = tmp_path_factory.mktemp("graph") / "query.onnx"
-    write_query_graph(encoder, path)
-    return OnnxQueryEncoder(path, text_encoder_folder())
+def quick(encoder: QueryEncoder) -> OnnxQueryEncoder:
+    return OnnxQueryEncoder(query_graph(encoder), text_encoder_folder())
 
 
 def test_vectors_are_those_of_the_encoder_within_int8(
