@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cart_qdrant.arrays.types import FloatArray
+from cart_qdrant.compute import Compute, ComputeOptions, Work, choose
 from cart_qdrant.embedders.hub import only_local
 from cart_qdrant.errors import CaptionError, UsageError, first_line, hide_password
 from cart_qdrant.extras import require
@@ -84,16 +85,20 @@ class Transcriber(Protocol):
         """
 
 
-def open_captioner(name: str, *, model: str | None = None) -> Captioner | Transcriber:
+def open_captioner(
+    name: str, *, model: str | None = None, compute: ComputeOptions | None = None
+) -> Captioner | Transcriber:
     """Open a captioner or transcriber by its name.
 
     Args:
         name: `hf:MODEL` (a name on the Hugging Face hub, or a folder), `whisper` or
             `whisper:MODEL`, or the URL of an endpoint that speaks OpenAI's chat protocol.
         model: Model of the endpoint.
+        compute: Device and number format of a model that runs here.
 
     Raises:
-        UsageError: The name is unknown, the model cannot be loaded, or an endpoint has no model.
+        UsageError: The name is unknown, the model cannot be loaded, or an endpoint has no model; or
+            this machine does not have the device, or the device not the number format.
         MissingExtraError: A package that the model needs is not installed.
     """
     if name.startswith(("http://", "https://")):
@@ -101,10 +106,10 @@ def open_captioner(name: str, *, model: str | None = None) -> Captioner | Transc
             raise UsageError(f"The endpoint {name} needs a model.", "Add --model NAME")
         return EndpointCaptioner(name, model)
     if name.startswith("hf:"):
-        return HubCaptioner(name.removeprefix("hf:"))
+        return HubCaptioner(name.removeprefix("hf:"), compute)
     kind, _, size = name.partition(":")
     if kind == "whisper":
-        return WhisperTranscriber(size or "small")
+        return WhisperTranscriber(size or "small", compute)
     raise UsageError(
         f"--captioner is {name!r}, but must be labels, hf:MODEL, whisper, whisper:MODEL or a URL.",
         "cartq caption --help",
@@ -114,12 +119,12 @@ def open_captioner(name: str, *, model: str | None = None) -> Captioner | Transc
 class HubCaptioner:
     """Any image-text-to-text model of transformers: BLIP, Florence-2, Qwen-VL and others."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, options: ComputeOptions | None = None) -> None:
         require("caption", "torch", "transformers", "PIL")
-        import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         self.name = f"hf:{model}"
+        self.compute = choose(options or ComputeOptions(), Work.TRANSFORMER)
         try:
             # Their return types depend on the model.
             load_processor: Any = AutoProcessor.from_pretrained
@@ -127,7 +132,7 @@ class HubCaptioner:
             local = only_local(model)
             self._processor = load_processor(model, local_files_only=local)
             self._model = load_model(model, local_files_only=local)
-            self._model.eval()
+            self._model.to(self.compute.device, self.compute.format).eval()
             tokenizer = getattr(self._processor, "tokenizer", None)
             if tokenizer is not None and not self._model.config.is_encoder_decoder:
                 tokenizer.padding_side = "left"  # the generated text follows the prompt
@@ -137,8 +142,6 @@ class HubCaptioner:
                 f"The captioning model {model!r} cannot be loaded: {first_line(error)}",
                 "Name a model of the hub, or a folder that holds one: --captioner hf:FOLDER",
             ) from error
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model.to(self._device)
 
     def caption(self, images: Sequence[Frame]) -> list[str]:
         """One caption for each RGB image (H, W, 3).
@@ -150,7 +153,7 @@ class HubCaptioner:
         from PIL import Image
 
         try:
-            inputs = self._inputs([Image.fromarray(image) for image in images]).to(self._device)
+            inputs = self._inputs([Image.fromarray(image) for image in images])
             with torch.inference_mode():
                 found = self._model.generate(
                     **inputs, max_new_tokens=MAX_CAPTION_TOKENS, do_sample=False
@@ -166,8 +169,16 @@ class HubCaptioner:
             raise CaptionError(f"{self.name} failed: {first_line(error)}.") from error
         return texts
 
-    def _inputs(self, images: list[Image.Image]) -> Any:
-        """The processor's inputs for images, with the prompt that the model expects."""
+    def _inputs(self, images: list[Image.Image]) -> dict[str, Any]:
+        """The model's inputs for images: pixels in the format of its weights, token ids."""
+        device, format_ = self.compute.device, self.compute.format
+        return {
+            name: x.to(device, format_ if x.is_floating_point() else None)
+            for name, x in self._processed(images).items()
+        }
+
+    def _processed(self, images: list[Image.Image]) -> Any:
+        """What the processor makes of images, with the prompt that the model expects."""
         family = self._model.config.model_type
         task = next((text for key, text in _TASKS.items() if key in family), None)
         if task is not None:
@@ -187,20 +198,30 @@ class HubCaptioner:
 class WhisperTranscriber:
     """Transcribes speech with faster-whisper."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, options: ComputeOptions | None = None) -> None:
         require("speech", "faster_whisper")
         from faster_whisper import WhisperModel
 
+        options = options or ComputeOptions()
+        if options.device == "mps":
+            raise UsageError(
+                "--device is mps, but faster-whisper computes on cpu and cuda alone.",
+                "Leave --device out.",
+            )
         self.name = f"whisper:{model}"
         try:
+            # It knows the quickest format of each processor, and needs no torch.
             self._model: WhisperModel = WhisperModel(
-                model, compute_type="auto", local_files_only=only_local(model)
-            )
+                model, device=options.device, compute_type=options.dtype,
+                local_files_only=only_local(model),
+            )  # fmt: skip
         except Exception as error:
             raise UsageError(
                 f"The speech model {model!r} cannot be loaded: {first_line(error)}",
                 "Name one of faster-whisper's sizes, or a folder: --captioner whisper:FOLDER",
             ) from error
+        engine = self._model.model
+        self.compute = Compute(engine.device, engine.compute_type)
 
     def transcribe(self, samples: FloatArray, rate: int) -> list[TranscriptSegment]:
         """Speech in mono samples (T,) at 16 kHz, in time order.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from cart_qdrant.compute import ComputeOptions
 from cart_qdrant.embedders.imagebind import download
 from cart_qdrant.embedders.protocol import Embedder
 from cart_qdrant.errors import MissingExtraError, UsageError
@@ -26,6 +27,7 @@ def open_embedder(
     model: str | None = None,
     version: str | None = None,
     say: Callable[[str], None] | None = None,
+    compute: ComputeOptions | None = None,
 ) -> Embedder:
     """The embedder of that name, ready to embed.
 
@@ -35,6 +37,7 @@ def open_embedder(
         model: Name of the model that made them, where the file does not say it.
         version: Version that an index was made with, which a model of the hub is loaded at.
         say: Receives one line that says what `auto` chose.
+        compute: Device and number format; measured when the first input comes.
 
     Raises:
         UsageError: The name is unknown, `precomputed` has no file, or the model cannot be loaded.
@@ -54,19 +57,19 @@ def open_embedder(
         require("imagebind", *download.PACKAGES, *MODULES["media"], *MODULES["train"])
         from cart_qdrant.embedders.imagebind.embedder import ImageBindEmbedder
 
-        return ImageBindEmbedder()
+        return ImageBindEmbedder(options=compute)
     if name == "embeddinggemma2" or name.startswith("st:"):
         require("st", *MODULES["media"], *MODULES["train"], "sentence_transformers")
         from cart_qdrant.embedders.sentence_transformers import EMBEDDING_GEMMA, SentenceEmbedder
 
         if name == "embeddinggemma2":
-            return SentenceEmbedder(EMBEDDING_GEMMA, name=name, version=version)
+            return SentenceEmbedder(EMBEDDING_GEMMA, name=name, options=compute, version=version)
         model = name.removeprefix("st:")
         if not model:
             raise UsageError("--embedder st: names no model.", "st:NAME, or st:FOLDER")
         # A folder is found from wherever the index is opened later.
         model = str(Path(model).resolve()) if Path(model).is_dir() else model
-        return SentenceEmbedder(model, version=version)
+        return SentenceEmbedder(model, options=compute, version=version)
     if name != "lite":
         raise UsageError(
             f"--embedder is {name!r}, but must be one of {', '.join(NAMES)}.", "cartq models"
@@ -74,7 +77,7 @@ def open_embedder(
     require("lite")
     from cart_qdrant.embedders.lite.embedder import LiteEmbedder
 
-    return LiteEmbedder()
+    return LiteEmbedder(compute)
 
 
 def _best() -> tuple[str, str]:

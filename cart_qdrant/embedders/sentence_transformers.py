@@ -17,6 +17,7 @@ import numpy as np
 
 from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.arrays.vectors import unit
+from cart_qdrant.compute import Compute, ComputeOptions, Work, choose
 from cart_qdrant.embedders.hub import only_local
 from cart_qdrant.errors import MediaError, UsageError, first_line
 from cart_qdrant.extras import require
@@ -42,9 +43,12 @@ class SentenceEmbedder:
     Args:
         model: Name of the model on the Hugging Face hub, or a folder.
         name: Name of the embedder in an index; `st:MODEL` by default.
-        device: Torch device; by default the best one that is available.
+        options: Where it computes, and in which number format; weights stay in float32.
         version: `version` of the embedder that an index was made with; None takes the newest. A
             model of the hub is loaded at that commit, whatever was pushed since.
+
+    Attributes:
+        compute: Where it computes, and in which format; None before the first input.
 
     Raises:
         MissingExtraError: sentence-transformers is not installed.
@@ -56,12 +60,14 @@ class SentenceEmbedder:
         model: str,
         *,
         name: str | None = None,
-        device: str | None = None,
+        options: ComputeOptions | None = None,
         version: str | None = None,
     ) -> None:
         self.name = name or PREFIX + model
         commit = version if version is not None and _COMMIT.fullmatch(version) else None
-        self._model = _load(model, device, commit)
+        self._options = options or ComputeOptions()
+        self.compute: Compute | None = None
+        self._model = _load(model, self._options.place(), commit)
         self.version = commit or _version(model)
         known = {
             modality: SPACE
@@ -112,13 +118,15 @@ class SentenceEmbedder:
         if not inputs:
             return np.empty((0, self.dim), dtype=np.float32)
         encode = self._model.encode_document if document else self._model.encode_query
-        found = encode(
-            inputs, batch_size=_BATCH_SIZE, convert_to_numpy=True, show_progress_bar=False
-        )  # fmt: skip
+        self.compute = choose(self._options, Work.TRANSFORMER)
+        with self.compute.autocast():
+            found = encode(
+                inputs, batch_size=_BATCH_SIZE, convert_to_numpy=True, show_progress_bar=False
+            )  # fmt: skip
         return unit(np.asarray(found, dtype=np.float32))
 
 
-def _load(model: str, device: str | None, commit: str | None) -> SentenceTransformer:
+def _load(model: str, device: str, commit: str | None) -> SentenceTransformer:
     require("st", "sentence_transformers")
     from sentence_transformers import SentenceTransformer
 

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cart_qdrant.arrays.types import FloatArray, IndexArray, IntArray, MaskArray
+from cart_qdrant.compute import Compute
 from cart_qdrant.errors import ConfigError
 
 HIDDEN_STATES = 3
@@ -168,7 +169,7 @@ class _Layer(nn.Module):
         own = self.own.keys(y)
         if past is not None:
             own = (torch.cat([past[0], own[0]], dim=2), torch.cat([past[1], own[1]], dim=2))
-        causal = torch.ones(t, t, dtype=torch.bool).tril() if t > 1 else None
+        causal = x_RTW.new_ones(t, t, dtype=torch.bool).tril() if t > 1 else None
         x = x_RTW + self.dropout(self.own(y, own, causal))
         # All beams of a query read the same context: they share the time axis.
         y = self.norms[1](x).reshape(queries, (r // queries) * t, w)
@@ -190,11 +191,17 @@ class _Layer(nn.Module):
 
 
 class Generator(nn.Module):
-    """A transformer decoder over the codes of identifiers that reads an encoded query."""
+    """A transformer decoder over the codes of identifiers that reads an encoded query.
 
-    def __init__(self, config: GeneratorConfig) -> None:
+    Args:
+        config: Sizes and switches.
+        compute: Where it lies, and in which number format it computes.
+    """
+
+    def __init__(self, config: GeneratorConfig, compute: Compute | None = None) -> None:
         super().__init__()
         self.config = config
+        self.compute = compute or Compute()
         w = config.width
         self.hidden_states_in = nn.ModuleList(
             nn.Linear(config.text_width, w) for _ in range(HIDDEN_STATES)
@@ -209,6 +216,7 @@ class Generator(nn.Module):
             nn.init.normal_(table.weight, std=w**-0.5)
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(w)
+        self.to(self.compute.device)
 
     def context(
         self,
@@ -233,7 +241,7 @@ class Generator(nn.Module):
             made = self.media_in(media_BD).view(b, HIDDEN_STATES, self.config.prefix, -1)
             for n in range(HIDDEN_STATES):
                 parts[n].append(made[:, n])
-            masks.append(torch.ones(b, self.config.prefix, dtype=torch.bool))
+            masks.append(made.new_ones(b, self.config.prefix, dtype=torch.bool))
         if hidden_states is not None and mask_BS is not None:
             for part, project, state in zip(
                 parts, self.hidden_states_in, hidden_states, strict=True
@@ -311,13 +319,15 @@ class Generator(nn.Module):
         return state_RW @ table.weight.T
 
 
-def load_generator(path: Path, config: Mapping[str, Any]) -> Generator:
+def load_generator(
+    path: Path, config: Mapping[str, Any], compute: Compute | None = None
+) -> Generator:
     """Load a generator from its safetensors file, for inference.
 
     Raises:
         RuntimeError: The file holds the weights of another architecture.
     """
-    generator = Generator(GeneratorConfig.from_json(dict(config)))
+    generator = Generator(GeneratorConfig.from_json(dict(config)), compute)
     generator.load_state_dict(load_file(path))
     return generator.eval().requires_grad_(False)
 
@@ -346,7 +356,8 @@ class GeneratorScorer:
         self._queries = len(context.mask)
         self._past: list[KeyValues] = []
         self._slots: IndexArray = np.arange(self._queries)
-        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        self._compute = generator.compute
+        with torch.inference_mode(), self._compute.autocast():
             self._contexts = generator.layer_contexts(context)
 
     @classmethod
@@ -360,10 +371,12 @@ class GeneratorScorer:
         gates: Sequence[float],
     ) -> GeneratorScorer:
         """A scorer for queries, given their hidden states and their vectors in a media space."""
-        states = None if hidden_states is None else [torch.as_tensor(x) for x in hidden_states]
-        mask = None if mask_BS is None else torch.as_tensor(mask_BS)
+        device, states = generator.compute.device, None
+        if hidden_states is not None:
+            states = [torch.as_tensor(x, device=device) for x in hidden_states]
+        mask = None if mask_BS is None else torch.as_tensor(mask_BS, device=device)
         with torch.inference_mode():
-            context = generator.context(states, mask, torch.from_numpy(media_BD))
+            context = generator.context(states, mask, generator.compute.tensor(media_BD))
         return cls(generator, context, levels_BV, gates)
 
     @torch.inference_mode()
@@ -374,6 +387,7 @@ class GeneratorScorer:
         prior = torch.from_numpy(self._levels[level])[query_R]
         if not any(self._gates[level:]):
             return np.asarray(F.log_softmax(prior, dim=-1).numpy())
+        prior = prior.to(self._compute.device)
         counts = np.bincount(query_R, minlength=self._queries)
         beam = np.arange(len(query_R)) - np.repeat(np.cumsum(counts) - counts, counts)
         # Queries with fewer beams are padded with prefix 0, whose scores are dropped.
@@ -385,10 +399,11 @@ class GeneratorScorer:
             codes[slots] = prefix_RL[:, -1]
             before = np.zeros(self._queries * widest, dtype=np.int64)
             before[slots] = self._slots[parent_R]
-            code, rows = torch.from_numpy(codes), torch.from_numpy(before)
+            code, rows = self._compute.tensor(codes), self._compute.tensor(before)
             past = [(k[rows], v[rows]) for k, v in past]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with self._compute.autocast():
             state, self._past = self._generator.step(self._contexts, code, level, past)
         self._slots = slots
-        correction = self._generator.logits(state.float()[torch.from_numpy(slots)], level)
-        return np.asarray(F.log_softmax(prior + self._gates[level] * correction, dim=-1).numpy())
+        correction = self._generator.logits(state.float()[self._compute.tensor(slots)], level)
+        scores = F.log_softmax(prior + self._gates[level] * correction, dim=-1)
+        return np.asarray(scores.cpu().numpy())

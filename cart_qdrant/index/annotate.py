@@ -20,6 +20,7 @@ from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.captions.models import Captioner, Transcriber
 from cart_qdrant.captions.reader import segment_captions
 from cart_qdrant.captions.text import make_captions
+from cart_qdrant.compute import Compute, compute_of
 from cart_qdrant.errors import CaptionError, MediaError, UsageError
 from cart_qdrant.index.caption_quality import CaptionConfidence
 from cart_qdrant.index.consent import media_folder
@@ -70,6 +71,8 @@ class CaptionReport:
     failed: list[Failure] = field(default_factory=list)
     low_confidence: list[LowConfidenceCaption] = field(default_factory=list)
     seconds: float = 0.0
+    compute: Compute | None = None
+    """Where the model computed, and in which number format; None where it did not compute here."""
 
     def to_json(self) -> dict[str, Any]:
         """The `--json` contract."""
@@ -84,6 +87,7 @@ class CaptionReport:
                 for d in self.low_confidence
             ],
             "seconds": round(self.seconds, 2),
+            "compute": None if self.compute is None else self.compute.to_json(),
         }
 
 
@@ -142,7 +146,7 @@ class _Run:
         self.index, self.captioner, self.reporter = index, captioner, reporter
         self.every, self.limit = every, limit
         self.name = LABELS if captioner is None else captioner.name
-        self.report = CaptionReport(self.name)
+        self.report = CaptionReport(self.name, compute=compute_of(captioner))
         self.writer = PointWriter(index)
         self.encoder = index.text_encoder()  # fails before anything is written
         self.confidence = CaptionConfidence(index)

@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from cart_qdrant.captions.reader import CaptionReader, from_tags
+from cart_qdrant.compute import compute_of
 from cart_qdrant.embedders.precomputed import PrecomputedEmbedder
 from cart_qdrant.embedders.protocol import AnchoredEmbedder, Embedder, FittedEmbedder
 from cart_qdrant.errors import MismatchError, UsageError
@@ -115,6 +116,7 @@ class Ingest:
                 self._reporter.say(
                     f"{reader.unused} rows of {options.captions} name no ingested file"
                 )
+        report.compute = compute_of(self._embedder)
         report.seconds = time.perf_counter() - begin
         return report
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cart_qdrant.compute import ComputeOptions
 from cart_qdrant.embedders.external import EXTERNAL, ExternalEmbedder
 from cart_qdrant.embedders.protocol import Embedder, FittedEmbedder
 from cart_qdrant.embedders.registry import open_embedder
@@ -42,6 +43,8 @@ class IndexModels:
         self.manifest = manifest
         self.vectors_file: Path | None = None
         """File of vectors for the embedder `precomputed`."""
+        self.compute = ComputeOptions()
+        """Where models compute that are loaded from now on, and in which number format."""
         self._lock = threading.RLock()
         self._embedder: Embedder | None = None
         self._text: TextEncoder | None = None
@@ -65,8 +68,9 @@ class IndexModels:
                 self._embedder = ExternalEmbedder(info.dim, spaces)
             elif self._embedder is None:
                 self._embedder = open_embedder(
-                    info.name, vectors=self.vectors_file, version=info.version, say=say
-                )
+                    info.name, vectors=self.vectors_file, version=info.version, say=say,
+                    compute=self.compute,
+                )  # fmt: skip
             found = self._embedder
             if (found.name, found.version, found.dim) != (info.name, info.version, info.dim):
                 raise MismatchError(
@@ -81,7 +85,7 @@ class IndexModels:
 
     def share_models(self, other: IndexModels) -> None:
         """Take over the loaded models of another version of the index that are valid here, too."""
-        self.vectors_file = other.vectors_file
+        self.vectors_file, self.compute = other.vectors_file, other.compute
         self._text, self._onnx_text = other._text, other._onnx_text
         if other.manifest.embedder == self.manifest.embedder:
             self._embedder, self._text_anchors = other._embedder, other._text_anchors
@@ -134,7 +138,7 @@ class IndexModels:
                 require("train")
                 from cart_qdrant.embedders.text.minilm import TextEncoder
 
-                self._text = TextEncoder(text_encoder_folder())
+                self._text = TextEncoder(text_encoder_folder(), self.compute)
             return self._text
 
     def query_text_encoder(self) -> OnnxTextEncoder:

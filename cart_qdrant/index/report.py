@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cart_qdrant.compute import Compute
 from cart_qdrant.config import SegmentConfig
 from cart_qdrant.records import Failure
 
@@ -53,6 +54,7 @@ class IngestReport:
         write_seconds: Part spent on writing points, without identifiers.
         identify_seconds: Part spent on fitting or assigning identifiers and writing them.
         media_seconds: Length of the audio and video files that were embedded.
+        compute: Where the embedder computed, and in which number format; None where it did not.
     """
 
     files: int = 0
@@ -76,6 +78,7 @@ class IngestReport:
     write_seconds: float = 0.0
     identify_seconds: float = 0.0
     media_seconds: float = 0.0
+    compute: Compute | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object; a dry run adds `would_ingest` and `would_remove`."""
@@ -98,6 +101,7 @@ class IngestReport:
             "write_seconds": round(self.write_seconds, 3),
             "identify_seconds": round(self.identify_seconds, 3),
             "media_seconds": round(self.media_seconds, 3),
+            "compute": None if self.compute is None else self.compute.to_json(),
         }
         if self.dry_run:
             out |= {"would_ingest": self.would_ingest, "would_remove": self.would_remove}

@@ -72,4 +72,4 @@ def _affine(module: nn.Linear | nn.LayerNorm) -> Affine:
 
 
 def _numpy(weight: Tensor) -> FloatArray:
-    return weight.detach().float().numpy()
+    return weight.detach().float().cpu().numpy()

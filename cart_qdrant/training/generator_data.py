@@ -69,14 +69,14 @@ class GeneratorData:
                 out = [np.empty((len(q_BD), x.shape[1]), dtype=np.float32) for x in levels]
             for target, level in zip(out, levels, strict=True):
                 target[rows] = np.maximum(level, MISSING)
-        return [torch.from_numpy(level) for level in out]
+        return [self.encoder.compute.tensor(level) for level in out]
 
 
 @torch.no_grad()
 def read_hidden_states(data: GeneratorData, rows: IndexArray) -> tuple[tuple[Tensor, ...], Tensor]:
     """Hidden states (B, S, W) of the pairs' texts, one a fused layer, and their mask (B, S)."""
     low, mask, _ = data.states.get(rows)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with data.encoder.compute.autocast():
         states = data.encoder.tune(low, mask)
     return (low.float(), states[-2].float(), states[-1].float()), mask
 

@@ -20,6 +20,7 @@ from cart_qdrant.training.checkpoint import Resumable, load_checkpoint, save_che
 from cart_qdrant.training.generator_data import GeneratorData, reachable, read_hidden_states
 from cart_qdrant.training.options import GeneratorFitConfig
 from cart_qdrant.training.seeding import seeded
+from cart_qdrant.training.stepper import Stepper
 from cart_qdrant.training.tower import lr_factor
 
 Reads = Literal["text", "vector", "both"]
@@ -34,10 +35,11 @@ def corrections(
     Args:
         reads: Whether the generator reads a query's text, its vector, or both.
     """
-    codes = torch.from_numpy(data.codes_NL[data.corpus.item_P[batch]]).long()
-    media = None if reads == "text" else torch.from_numpy(data.query_PD[batch])
+    compute = data.encoder.compute
+    codes = compute.tensor(data.codes_NL[data.corpus.item_P[batch]]).long()
+    media = None if reads == "text" else compute.tensor(data.query_PD[batch])
     hidden_states, mask = (None, None) if reads == "vector" else read_hidden_states(data, batch)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with compute.autocast():
         context = generator.context(hidden_states, mask, media)
         hidden = generator(context, codes[:, :-1])
     return [generator.logits(hidden[:, n].float(), n) for n in range(codes.shape[1])]
@@ -51,7 +53,7 @@ def pair_loss(generator: Generator, data: GeneratorData, rows: IndexArray) -> fl
         part = rows[begin : begin + 256]
         items = data.corpus.item_P[part]
         logits = corrections(generator, data, part)
-        codes = torch.from_numpy(data.codes_NL[items]).long()
+        codes = data.encoder.compute.tensor(data.codes_NL[items]).long()
         each = _cross_entropy(logits, data.prior(data.query_PD[part], items), codes)
         losses.append(float(each) * len(part))
     return sum(losses) / max(len(rows), 1)
@@ -59,13 +61,14 @@ def pair_loss(generator: Generator, data: GeneratorData, rows: IndexArray) -> fl
 
 def _own_loss(generator: Generator, data: GeneratorData, items: IndexArray, noise: float) -> Tensor:
     """Loss of items that are read from their own vector with noise."""
-    x = torch.from_numpy(data.corpus.vectors.x_ND[items])
+    compute = data.encoder.compute
+    x = compute.tensor(data.corpus.vectors.x_ND[items])
     q = F.normalize(x + noise * torch.randn_like(x) / x.shape[1] ** 0.5, dim=-1)
-    codes = torch.from_numpy(data.codes_NL[items]).long()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    codes = compute.tensor(data.codes_NL[items]).long()
+    with compute.autocast():
         hidden = generator(generator.context(None, None, q), codes[:, :-1])
     logits = [generator.logits(hidden[:, n].float(), n) for n in range(codes.shape[1])]
-    return _cross_entropy(logits, data.prior(q.numpy(), items), codes)
+    return _cross_entropy(logits, data.prior(q.cpu().numpy(), items), codes)
 
 
 def _cross_entropy(logits: list[Tensor], prior: list[Tensor], codes_BL: Tensor) -> Tensor:
@@ -99,6 +102,7 @@ class GeneratorTrainer:
         self.generator, self.data, self.config, self.seed = generator, data, config, seed
         self._items = np.flatnonzero(~data.split.held_items)
         self._optimizer = torch.optim.AdamW(generator.parameters(), lr=config.lr, weight_decay=0.05)
+        self._stepper = Stepper(generator, self._optimizer, generator.compute)
         self._per_epoch = max(1, -(-len(data.split.train_P) // config.batch))
         self._epochs = max(config.epochs, -(-config.min_steps // self._per_epoch))
 
@@ -116,7 +120,7 @@ class GeneratorTrainer:
         every = max(1, self._epochs // 10)
         while epoch < self._epochs:
             begin = time.perf_counter()
-            with seeded(self.seed * 1000 + 500 + epoch):
+            with seeded(self.seed * 1000 + 500 + epoch, self.generator.compute.device):
                 loss = self._epoch(epoch, reporter)
             epoch += 1
             if epoch % every == 0 or epoch == self._epochs:
@@ -146,11 +150,7 @@ class GeneratorTrainer:
             for group in self._optimizer.param_groups:
                 group["lr"] = config.lr * lr_factor(step, self._epochs * self._per_epoch)
             loss = self._loss(batch, rng)
-            self._optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(self.generator.parameters(), 1.0)
-            self._optimizer.step()
-            losses.append(float(loss.detach()))
+            losses.append(self._stepper.step(loss))
             reporter.advance()
         return float(np.mean(losses))
 
@@ -165,7 +165,7 @@ class GeneratorTrainer:
         reads = READS[rng.integers(3)]
         logits = corrections(self.generator, data, batch, reads)
         items = data.corpus.item_P[batch]
-        codes = torch.from_numpy(data.codes_NL[items]).long()
+        codes = data.encoder.compute.tensor(data.codes_NL[items]).long()
         prior = data.prior(data.query_PD[batch], items)
         loss = loss * config.own_share + _cross_entropy(logits, prior, codes)
         if config.rdrop:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from cart_qdrant.compute import ComputeOptions
 from cart_qdrant.errors import UsageError
 
 
@@ -75,6 +76,7 @@ class TrainOptions:
         resume: Whether a stopped run with the same data and options goes on.
         tower: Settings of the query tower's training; None takes those of the profile.
         generator: Settings of the generator's training; None takes those of the profile.
+        compute: Device and number format.
 
     Raises:
         UsageError: There is no such profile.
@@ -85,6 +87,7 @@ class TrainOptions:
     resume: bool = True
     tower: TowerConfig | None = None
     generator: GeneratorFitConfig | None = None
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
 
     def __post_init__(self) -> None:
         if self.profile not in PROFILES:

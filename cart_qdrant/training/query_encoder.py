@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cart_qdrant.arrays.types import FloatArray
+from cart_qdrant.compute import Compute
 from cart_qdrant.embedders.text.minilm import Bert, TextEncoder
 
 SHARED = 3
@@ -91,11 +92,15 @@ class QueryEncoder(nn.Module):
     Args:
         text: The pretrained text encoder.
         spaces: Width D of each media space that gets a head.
+        compute: Where it lies, and in which number format it computes.
     """
 
-    def __init__(self, text: TextEncoder, spaces: Mapping[str, int]) -> None:
+    def __init__(
+        self, text: TextEncoder, spaces: Mapping[str, int], compute: Compute | None = None
+    ) -> None:
         super().__init__()
-        bert = text.bert
+        self.compute = compute or Compute()
+        bert = text.bert_on(self.compute.device)
         self.tokenizer = text.tokenizer
         self.tokenize = text.tokenize
         self.width = text.dim
@@ -108,6 +113,7 @@ class QueryEncoder(nn.Module):
         self.caption = CaptionHead(text.dim)
         self.log_scale = nn.Parameter(torch.tensor(3.0))
         self.log_caption_scale = nn.Parameter(torch.tensor(3.0))
+        self.to(self.compute.device)
 
     @property
     def bert(self) -> Bert:
@@ -159,10 +165,10 @@ class QueryEncoder(nn.Module):
         return torch.cat(parts, dim=-1)
 
     @torch.inference_mode()
-    def encode(self, ids: Sequence[Sequence[int]], *, bf16: bool = False) -> Queries:
+    def encode(self, ids: Sequence[Sequence[int]]) -> Queries:
         """Encode one batch of tokenised queries."""
-        ids_BS, mask_BS = pad(ids)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        ids_BS, mask_BS = (x.to(self.compute.device) for x in pad(ids))
+        with self.compute.autocast():
             low = self.shared(ids_BS, mask_BS)
             text = self.sentence(low, mask_BS)
             states = self.tune(low, mask_BS)
@@ -179,13 +185,13 @@ class QueryEncoder(nn.Module):
         order = sorted(range(len(ids)), key=lambda n: len(ids[n]))
         for begin in range(0, len(order), batch):
             rows = order[begin : begin + batch]
-            yield rows, self.encode([ids[n] for n in rows], bf16=len(texts) > 8)
+            yield rows, self.encode([ids[n] for n in rows])
 
     def media_vectors(self, texts: Sequence[str], space: str) -> FloatArray:
         """Unit vectors (B, D) of many texts in a media space that has a head."""
         parts = [(rows, found.media[space]) for rows, found in self.batches(texts)]
         order = np.argsort(np.concatenate([rows for rows, _ in parts]))
-        x_BD = torch.cat([x for _, x in parts]).float().numpy()
+        x_BD = torch.cat([x for _, x in parts]).float().cpu().numpy()
         return np.asarray(x_BD[order], dtype=np.float32)
 
 

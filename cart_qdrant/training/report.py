@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from cart_qdrant.compute import Compute, described
 from cart_qdrant.search.fusion import MEANINGFUL, STRATA, Calibration
 
 
@@ -18,6 +19,7 @@ class TrainReport:
     val_r10: float
     unique_ratio: float
     seconds: float
+    compute: Compute
     calibration: Calibration
     history: list[dict[str, float | str]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
@@ -31,6 +33,7 @@ class TrainReport:
             "val_r10": self.val_r10,
             "identifiers": {"unique_ratio": round(self.unique_ratio, 4)},
             "seconds": round(self.seconds, 1),
+            "compute": self.compute.to_json(),
             "router": {
                 "high_caption_match": self.calibration.high_match_lane,
                 "low_caption_match": self.calibration.low_match_lane,
@@ -48,7 +51,7 @@ class TrainReport:
         c = self.calibration
         lines = [
             f"Trained on {self.pairs} captions of {self.items} items in {self.seconds:.0f} s, "
-            f"profile {self.profile}.",
+            f"profile {self.profile}, on {described(self.compute.to_json())}.",
             f"Unique-identifier ratio {self.unique_ratio:.3f}; gates of the generator {c.gates}.",
         ]
         for stratum, measured in c.held_out.items():

@@ -9,8 +9,17 @@ import torch
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's CPU generator inside the block; afterwards it is as it was before."""
+def seeded(seed: int, device: str = "cpu") -> Iterator[None]:
+    """Seed torch's generators of the CPU and of a device inside the block; afterwards they are as
+    they were before."""
+    accelerator = None if device == "cpu" else getattr(torch, device)
+    state = None if accelerator is None else accelerator.get_rng_state()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        yield
+        try:
+            if accelerator is not None:
+                accelerator.manual_seed(seed)
+            yield
+        finally:
+            if accelerator is not None:
+                accelerator.set_rng_state(state)

@@ -14,8 +14,8 @@ from torch import Tensor
 from cart_qdrant.arrays.types import IndexArray
 from cart_qdrant.training.query_encoder import QueryEncoder, pad
 
-CACHED_TOKENS = 2_000_000
-"""Hidden states of more tokens (1.5 GB) are not kept, but computed again in each epoch."""
+CACHED_BYTES = 1_500_000_000
+"""More hidden states (of 2 million tokens in bfloat16) are not kept, but computed in each epoch."""
 
 
 class TextStates:
@@ -29,36 +29,41 @@ class TextStates:
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
         total = int(self._starts[-1])
         self._cache: Tensor | None = None
-        if total <= CACHED_TOKENS:
-            self._cache = torch.empty(total, encoder.width, dtype=torch.bfloat16)
+        if total * encoder.width * encoder.compute.format.itemsize <= CACHED_BYTES:
+            compute = encoder.compute
+            self._cache = torch.empty(
+                total, encoder.width, dtype=compute.format, device=compute.device
+            )
         for rows in self.batches(np.arange(len(texts)), 256, None):
             low, mask = self._compute(rows)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                self.text_PW[rows] = encoder.sentence(low, mask).numpy()
+            with encoder.compute.autocast():
+                self.text_PW[rows] = encoder.sentence(low, mask).cpu().numpy()
             if self._cache is not None:
                 for n, row in enumerate(rows):
                     begin, count = self._starts[row], self.lengths[row]
-                    self._cache[begin : begin + count] = low[n, :count].bfloat16()
+                    self._cache[begin : begin + count] = low[n, :count]
 
     def _compute(self, rows: IndexArray) -> tuple[Tensor, Tensor]:
-        ids_BS, mask_BS = pad([self.ids[r] for r in rows])
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        compute = self._encoder.compute
+        ids_BS, mask_BS = (x.to(compute.device) for x in pad([self.ids[r] for r in rows]))
+        with compute.autocast():
             return self._encoder.shared(ids_BS, mask_BS), mask_BS
 
     def get(self, rows: IndexArray) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states (B, S, W), mask (B, S) and sentence vectors (B, W) of some texts."""
-        text = torch.from_numpy(self.text_PW[rows])
+        compute = self._encoder.compute
+        text = compute.tensor(self.text_PW[rows])
         if self._cache is None:
             low, mask = self._compute(rows)
             return low, mask, text
         longest = int(self.lengths[rows].max())
-        low = torch.zeros(len(rows), longest, self._encoder.width, dtype=torch.bfloat16)
+        low = self._cache.new_zeros(len(rows), longest, self._encoder.width)
         mask = torch.zeros(len(rows), longest, dtype=torch.bool)
         for n, row in enumerate(rows):
             count = self.lengths[row]
             low[n, :count] = self._cache[self._starts[row] : self._starts[row] + count]
             mask[n, :count] = True
-        return low, mask, text
+        return low, mask.to(compute.device), text
 
     def batches(
         self, rows: IndexArray, size: int, rng: np.random.Generator | None

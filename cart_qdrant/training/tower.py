@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cart_qdrant.arrays.types import FloatArray, IndexArray
+from cart_qdrant.compute import Compute
 from cart_qdrant.progress import Reporter
 from cart_qdrant.training.checkpoint import Resumable, load_checkpoint, save_checkpoint
 from cart_qdrant.training.corpus import Corpus, caption_sums
@@ -28,6 +29,7 @@ from cart_qdrant.training.query_encoder import QueryEncoder
 from cart_qdrant.training.seeding import seeded
 from cart_qdrant.training.shared_texts import SharedTexts
 from cart_qdrant.training.split import Split
+from cart_qdrant.training.stepper import Stepper
 from cart_qdrant.training.text_states import TextStates
 
 NEGATIVES = 8_192
@@ -57,9 +59,9 @@ def tower_vectors(
     out: FloatArray | None = None
     for batch in states.batches(rows, 256, None):
         low, mask, text = states.get(batch)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with encoder.compute.autocast():
             top = encoder.tune(low, mask)[-1]
-            q = head(encoder.features(top, mask, text)).float().numpy()
+            q = head(encoder.features(top, mask, text)).float().cpu().numpy()
         if out is None:
             out = np.empty((len(rows), q.shape[1]), dtype=np.float32)
         out[[position[int(r)] for r in batch]] = q
@@ -94,9 +96,9 @@ class _Captions:
     several_N: npt.NDArray[np.bool_]
 
     @classmethod
-    def of(cls, corpus: Corpus, split: Split, states: TextStates) -> _Captions:
+    def of(cls, corpus: Corpus, split: Split, states: TextStates, compute: Compute) -> _Captions:
         sums, count = caption_sums(corpus, states.text_PW, split.train_P)
-        return cls(torch.from_numpy(sums), np.flatnonzero(count), count > 1)
+        return cls(compute.tensor(sums), np.flatnonzero(count), count > 1)
 
 
 class TowerTrainer:
@@ -125,8 +127,8 @@ class TowerTrainer:
             items = np.flatnonzero((spaces == space) & has_text)
             self._row[space] = np.full(len(corpus), -1, dtype=np.intp)
             self._row[space][items] = np.arange(len(items))
-            self._x[space] = torch.from_numpy(corpus.vectors.x_ND[items])
-        self._captions = _Captions.of(corpus, split, states)
+            self._x[space] = encoder.compute.tensor(corpus.vectors.x_ND[items])
+        self._captions = _Captions.of(corpus, split, states, encoder.compute)
         self._shared = SharedTexts.of(corpus, split.train_P)
         self._optimizer = torch.optim.AdamW(
             [
@@ -144,6 +146,7 @@ class TowerTrainer:
             ]
         )
         self._peaks = [group["lr"] for group in self._optimizer.param_groups]
+        self._stepper = Stepper(encoder, self._optimizer, encoder.compute)
 
     def validate(self) -> float:
         """R@10 of held-out items among all items of their space."""
@@ -186,7 +189,7 @@ class TowerTrainer:
         every = max(1, epochs // 20)
         while epoch < epochs and stale < config.patience * every:
             begin = time.perf_counter()
-            with seeded(self.seed * 1000 + epoch):
+            with seeded(self.seed * 1000 + epoch, encoder.compute.device):
                 loss = self._epoch(pairs, epoch, steps, reporter)
             epoch += 1
             if epoch % every and epoch < epochs:
@@ -231,22 +234,18 @@ class TowerTrainer:
             loss = self._loss(batch, rng)
             if loss is None:
                 continue
-            self._optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), 1.0)
-            self._optimizer.step()
-            losses.append(float(loss.detach()))
+            losses.append(self._stepper.step(loss))
             reporter.advance()
         return float(np.mean(losses)) if losses else 0.0
 
     def _features(self, states: TextStates, batch: IndexArray, noise: float) -> Tensor:
         low, mask, text = states.get(batch)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with self.encoder.compute.autocast():
             top = self.encoder.tune(low, mask)[-1]
         return self.encoder.features(top, mask, text, noise)
 
     def _loss(self, batch: IndexArray, rng: np.random.Generator) -> Tensor | None:
-        corpus, config = self.corpus, self.config
+        corpus, config, tensor = self.corpus, self.config, self.encoder.compute.tensor
         scale = self.encoder.log_scale.exp().clamp(max=100)
         parts: list[Tensor] = []
         if len(batch):
@@ -260,9 +259,9 @@ class TowerTrainer:
                 logits = scale * head(features[rows]) @ x_ND.T
                 same_text = self._shared.shares_text(batch[rows], self._row[space], chosen)
                 same_text[np.arange(len(rows)), target] = False
-                logits = logits.masked_fill(torch.from_numpy(same_text), -1e4)
-                each = F.cross_entropy(logits, torch.from_numpy(target), reduction="none")
-                weight = torch.from_numpy(corpus.trust_P[batch[rows]])
+                logits = logits.masked_fill(tensor(same_text), -1e4)
+                each = F.cross_entropy(logits, tensor(target), reduction="none")
+                weight = tensor(corpus.trust_P[batch[rows]])
                 parts.append((each * weight).sum() / len(batch))
             parts += self._caption_loss(features, batch, rng)
         share = max(0.0, 1.0 - len(self.split.train_P) / DISTILL_UNTIL)
@@ -271,7 +270,7 @@ class TowerTrainer:
             features = self._features(self.targets.states, chosen, 0.2)
             for space, target_TD in self.targets.vectors.items():
                 q = self.encoder.heads[space](features)
-                cosine = (q * torch.from_numpy(target_TD[chosen])).sum(dim=1)
+                cosine = (q * tensor(target_TD[chosen])).sum(dim=1)
                 parts.append(share * 10 * (1 - cosine).mean())
         return torch.stack(parts).sum() if parts else None
 
@@ -280,7 +279,7 @@ class TowerTrainer:
     ) -> list[Tensor]:
         """InfoNCE in the caption space, of the pairs whose item has other captions; empty where no
         item has."""
-        known, corpus = self._captions, self.corpus
+        known, corpus, tensor = self._captions, self.corpus, self.encoder.compute.tensor
         rows = np.flatnonzero(known.several_N[corpus.item_P[batch]])
         if not len(rows):
             return []
@@ -290,7 +289,7 @@ class TowerTrainer:
             among = np.union1d(rng.choice(among, NEGATIVES, replace=False), items)
         sums_MW = known.sums_NW[among]
         others = F.normalize(
-            known.sums_NW[items] - torch.from_numpy(self.states.text_PW[batch[rows]]), dim=-1
+            known.sums_NW[items] - tensor(self.states.text_PW[batch[rows]]), dim=-1
         )
         q = self.encoder.caption(features[rows])
         scale = self.encoder.log_caption_scale.exp().clamp(max=100)
@@ -298,8 +297,8 @@ class TowerTrainer:
         # Segments of one file share captions: the others are no wrong answers.
         same = corpus.file_N[among][None, :] == corpus.file_N[items][:, None]
         same |= self._shared.shares_text(batch[rows], np.arange(len(corpus)), among)
-        logits = logits.masked_fill(torch.from_numpy(same), -1e4)
-        target = torch.from_numpy(np.searchsorted(among, items))[:, None]
+        logits = logits.masked_fill(tensor(same), -1e4)
+        target = tensor(np.searchsorted(among, items))[:, None]
         logits = logits.scatter(1, target, scale * (q * others).sum(dim=1, keepdim=True))
         return [F.cross_entropy(logits, target[:, 0], reduction="sum") / len(batch)]
 

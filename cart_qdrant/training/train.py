@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 
+from cart_qdrant.compute import Work, choose
 from cart_qdrant.index.identify import remove_stale
 from cart_qdrant.index.index import Index
 from cart_qdrant.progress import Reporter, Silent
@@ -35,9 +36,12 @@ def train(
 
     Raises:
         IndexMissingError: The index has no item.
+        UsageError: This machine does not have the device, or the device not the number format.
     """
     begin = time.perf_counter()
-    run = Run(index, options or TrainOptions(), reporter or Silent())
+    options = options or TrainOptions()
+    compute = choose(options.compute, Work.TRAINING)
+    run = Run(index, options, reporter or Silent(), compute)
     remove_stale(index)
     data = read_data(run)
     tower = train_tower(run, data)
@@ -53,6 +57,7 @@ def train(
         ),
         "corpus": data.corpus.digest(),
         "split": data.split.digest(),
+        "compute": compute.to_json(),
     }  # fmt: skip
     model = Model(data.encoder, tower.graph, generator.network, calibration, prior)
     activate(run, model, identifiers, data.text_anchors, summary)
@@ -63,6 +68,7 @@ def train(
         val_r10=round(tower.val_r10, 4),
         unique_ratio=identifiers.info.unique_ratio,
         seconds=time.perf_counter() - begin,
+        compute=compute,
         calibration=calibration,
         history=run.history,
         remarks=data.remarks,

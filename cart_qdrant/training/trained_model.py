@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from cart_qdrant.compute import Compute
 from cart_qdrant.embedders.text.minilm import TextEncoder
 from cart_qdrant.embedders.text.tokenizer import TOKENIZER
 from cart_qdrant.files import disk_errors
@@ -35,7 +36,7 @@ from cart_qdrant.training.query_encoder import QueryEncoder
 
 
 def _state(module: nn.Module) -> dict[str, Tensor]:
-    return {k: v.detach().contiguous().clone() for k, v in module.state_dict().items()}
+    return {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +79,22 @@ class Model:
         bank.save(folder / QUERY_BANK)
 
     @classmethod
-    def load(cls, folder: Path, text: TextEncoder) -> Model:
+    def load(cls, folder: Path, text: TextEncoder, compute: Compute | None = None) -> Model:
         """Inverse of `save`.
+
+        Args:
+            folder: What `save` wrote.
+            text: The text encoder.
+            compute: Where, and in which number format, it will compute.
 
         Raises:
             MismatchError: It was written by a version with other parts.
         """
         with readable(folder):
             config = json.loads((folder / CONFIG).read_text())
-            encoder = QueryEncoder(text, config["spaces"])
+            encoder = QueryEncoder(text, config["spaces"], compute)
             encoder.load_state_dict(load_file(folder / TOWER))
-            generator = load_generator(folder / GENERATOR, config["generator"])
+            generator = load_generator(folder / GENERATOR, config["generator"], compute)
             calibration = Calibration.from_json(json.loads((folder / CALIBRATION).read_text()))
             modality_prior = ModalityPrior.load(folder / MODALITY_PRIOR)
             graph = (folder / QUERY_GRAPH).read_bytes()

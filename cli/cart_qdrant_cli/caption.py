@@ -8,13 +8,17 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from cart_qdrant.compute import described
 from cart_qdrant_cli.options import (
     CollectionOption,
+    DeviceOption,
+    DtypeOption,
     IndexOption,
     JsonOption,
     UrlOption,
     VerboseOption,
     add_command,
+    compute_options,
     examples,
     resolve,
 )
@@ -62,6 +66,8 @@ def caption(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Items looked at, at most.", show_default=False)
     ] = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
     json: JsonOption = False,
     index: IndexOption = None,
     url: UrlOption = None,
@@ -78,8 +84,12 @@ def caption(
     from cart_qdrant.index.annotate import LABELS, caption_index
 
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
-    chosen = None if captioner == LABELS else open_captioner(captioner, model=model)
+    compute = compute_options(device, dtype)
+    chosen = None
+    if captioner != LABELS:
+        chosen = open_captioner(captioner, model=model, compute=compute)
     with target.writing() as opened, reporting("items") as reporter:
+        opened.compute = compute
         report = caption_index(opened, chosen, reporter, every=every, limit=limit)
     if json:
         print_json(report.to_json())
@@ -110,6 +120,7 @@ def show_report(console: Console, report: CaptionReport) -> None:
                 "captions": str(report.captions),
                 "skipped": f"{report.skipped} (described, or looked at before)",
             }
+            | ({} if report.compute is None else {"on": described(report.compute.to_json())})
         )
     )
 

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cart_qdrant.compute import described
 from cart_qdrant_cli.options import (
     CollectionOption,
     IndexOption,
@@ -140,6 +141,7 @@ def show_info(console: Console, found: dict[str, Any]) -> None:
         "generator": "none: run `cartq train`"
         if generator is None
         else ", ".join(f"{name} {_short(value)}" for name, value in _scalars(generator).items()),
+        **_trained_on(generator),
         "on disk": f"{size(sum(bytes_.values()))} ("
         + ", ".join(f"{name} {size(count)}" for name, count in bytes_.items())
         + ")",
@@ -149,6 +151,11 @@ def show_info(console: Console, found: dict[str, Any]) -> None:
     if generator is not None and generator.get("held_out"):
         console.print()
         console.print(_held_out(generator["held_out"]))
+
+
+def _trained_on(generator: Mapping[str, Any] | None) -> dict[str, str]:
+    """A row of the device and the number format of the training; no row before one."""
+    return {} if generator is None else {"trained on": described(generator["compute"])}
 
 
 def _scalars(summary: Mapping[str, Any]) -> dict[str, Any]:

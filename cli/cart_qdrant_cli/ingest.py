@@ -13,17 +13,21 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from cart_qdrant.compute import ComputeOptions, described
 from cart_qdrant.errors import UsageError
 from cart_qdrant_cli.health import known_json, known_line, show_notes
 from cart_qdrant_cli.ingest_progress import ingesting
 from cart_qdrant_cli.options import (
     CollectionOption,
+    DeviceOption,
+    DtypeOption,
     IndexOption,
     JsonOption,
     Target,
     UrlOption,
     VerboseOption,
     add_command,
+    compute_options,
     distinct,
     examples,
     resolve,
@@ -161,6 +165,8 @@ def ingest(
         float | None,
         typer.Option(metavar="SECONDS", help="Length of a window of audio.", **CUTTING),
     ] = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
     json: JsonOption = False,
     index: IndexOption = None,
     url: UrlOption = None,
@@ -204,8 +210,9 @@ def ingest(
     cut = {name: value for name, value in given.items() if value is not None}
     with ingesting() as reporter:
         done = run_ingest(
-            target, options, reporter, embedder=embedder, vectors=vectors, model=model, cut=cut
-        )
+            target, options, reporter, embedder=embedder, vectors=vectors, model=model, cut=cut,
+            compute=compute_options(device, dtype),
+        )  # fmt: skip
     if json:
         print_json(done.to_json())
     else:
@@ -223,6 +230,7 @@ def run_ingest(
     vectors: Path | None = None,
     model: str | None = None,
     cut: Mapping[str, float] | None = None,
+    compute: ComputeOptions | None = None,
 ) -> Ingested:
     """Ingest into the index of `target`, which is made if there is none.
 
@@ -230,9 +238,11 @@ def run_ingest(
         vectors: File for the embedder precomputed.
         model: Name of the model that made them.
         cut: Fields of `SegmentConfig` that differ from those of the index.
+        compute: Device and number format of the embedder.
 
     Raises:
-        UsageError: A path does not exist, or the embedder and `vectors` do not fit.
+        UsageError: A path does not exist, or the embedder and `vectors` do not fit; or this machine
+            does not have the device, or the device not the number format.
         MismatchError: The index is bound to another embedder.
     """
     from cart_qdrant.index.health import known_health
@@ -243,7 +253,8 @@ def run_ingest(
         raise UsageError("--model names what made --vectors, which are not given.", "Add them.")
     if cut:
         options = replace(options, segments=_cut_otherwise(target, cut))
-    with _open(target, reporter, options.dry_run, embedder, vectors, model) as index:
+    compute = compute or ComputeOptions()
+    with _open(target, reporter, options.dry_run, embedder, vectors, model, compute) as index:
         report = Ingest(index, options, reporter).run()
         health = None if options.dry_run else known_health(index)
     return Ingested(report, health)
@@ -275,6 +286,7 @@ def _open(
     embedder: str,
     vectors: Path | None,
     model: str | None,
+    compute: ComputeOptions,
 ) -> Iterator[Index]:
     """The index, opened or made, and locked unless the run is dry."""
     from cart_qdrant.embedders.registry import open_embedder
@@ -305,7 +317,9 @@ def _open(
                     f"--vectors is for --embedder precomputed, not for {embedder!r}.",
                     "Add --embedder precomputed.",
                 )
-            made = open_embedder(embedder, vectors=vectors, model=model, say=reporter.say)
+            made = open_embedder(
+                embedder, vectors=vectors, model=model, say=reporter.say, compute=compute
+            )
             if dry_run:
                 scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
                 index = stack.enter_context(Index.create(scratch / target.index.name, made))
@@ -313,6 +327,7 @@ def _open(
             else:
                 stack.enter_context(folder.lock())
                 index = stack.enter_context(Index.create(folder.root, made, **place))
+        index.compute = compute
         yield index
 
 
@@ -330,6 +345,8 @@ def show_ingest(console: Console, done: Ingested, target: Target, *, hint: bool 
         _show_plan(console, report, verbose=verbose)
         return
     console.print(Text(_sums(report)))
+    if report.compute is not None:
+        console.print(Text(f"Embedded on {described(report.compute.to_json())}."))
     if done.health is None:
         remark("The index is empty.")
         return

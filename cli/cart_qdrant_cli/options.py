@@ -15,6 +15,7 @@ import typer
 from rich.markup import escape
 from typer.core import TyperCommand
 
+from cart_qdrant.compute import ComputeOptions
 from cart_qdrant.records import Modality
 
 if TYPE_CHECKING:
@@ -50,6 +51,24 @@ class Profile(StrEnum):
     QUICK = "quick"
     DEFAULT = "default"
     THOROUGH = "thorough"
+
+
+class Device(StrEnum):
+    """Where a command computes."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+    MPS = "mps"
+
+
+class Dtype(StrEnum):
+    """In which number format a command computes."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
 
 
 def _index(text: str) -> Path:
@@ -98,6 +117,26 @@ VerboseOption = Annotated[
     typer.Option("--verbose", "-v", help="Show all remarks, and the traceback of an error."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else.")]
+DeviceOption = Annotated[
+    Device | None,
+    typer.Option(
+        "--device",
+        help="Where to compute; auto, the default, takes a GPU that is there. CARTQ_DEVICE names "
+        "another default.",
+        show_default=False,
+        rich_help_panel="Compute",
+    ),
+]
+DtypeOption = Annotated[
+    Dtype | None,
+    typer.Option(
+        "--dtype",
+        help="Number format to compute in; auto, the default, measures for about a second which "
+        "is quickest here. CARTQ_DTYPE names another default.",
+        show_default=False,
+        rich_help_panel="Compute",
+    ),
+]
 FilterOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -200,6 +239,12 @@ def resolve(
         api_key=os.environ.get(KEY_VARIABLE) or None,
         verbose=state.verbose,
     )
+
+
+def compute_options(device: Device | None, dtype: Dtype | None) -> ComputeOptions:
+    """The options of a command; what is not given is taken from the environment."""
+    given = {"device": device, "dtype": dtype}
+    return ComputeOptions(**{name: str(value) for name, value in given.items() if value})
 
 
 def examples(*lines: str) -> str:

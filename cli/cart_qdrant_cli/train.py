@@ -8,8 +8,11 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from cart_qdrant.compute import ComputeOptions
 from cart_qdrant_cli.options import (
     CollectionOption,
+    DeviceOption,
+    DtypeOption,
     IndexOption,
     JsonOption,
     Profile,
@@ -17,6 +20,7 @@ from cart_qdrant_cli.options import (
     UrlOption,
     VerboseOption,
     add_command,
+    compute_options,
     examples,
     resolve,
 )
@@ -25,7 +29,12 @@ from cart_qdrant_cli.output import Reporter, plain, print_json, reporting, stdou
 if TYPE_CHECKING:
     from cart_qdrant.training.report import TrainReport
 
-EXAMPLES = examples("cartq train", "cartq train --profile quick", "cartq train --profile thorough")
+EXAMPLES = examples(
+    "cartq train",
+    "cartq train --profile quick",
+    "cartq train --profile thorough",
+    "cartq train --device cpu --dtype float32",
+)
 
 
 def train(
@@ -43,6 +52,8 @@ def train(
             "--no-resume", help="Start from the beginning, even where a stopped run could go on."
         ),
     ] = False,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
     json: JsonOption = False,
     index: IndexOption = None,
     url: UrlOption = None,
@@ -56,7 +67,10 @@ def train(
     """
     target = resolve(context, index=index, url=url, collection=collection, verbose=verbose)
     with reporting("steps") as reporter:
-        report = run_train(target, reporter, profile=profile, seed=seed, resume=not no_resume)
+        report = run_train(
+            target, reporter, profile=profile, seed=seed, resume=not no_resume,
+            compute=compute_options(device, dtype),
+        )  # fmt: skip
     if json:
         print_json(report.to_json())
     else:
@@ -70,17 +84,21 @@ def run_train(
     profile: Profile = Profile.DEFAULT,
     seed: int = 0,
     resume: bool = True,
+    compute: ComputeOptions | None = None,
 ) -> TrainReport:
     """Train on the index of `target`.
 
     Raises:
         IndexMissingError: There is no index, or it is empty.
+        UsageError: This machine does not have the device, or the device not the number format.
     """
     from cart_qdrant.training.options import TrainOptions
     from cart_qdrant.training.train import train
 
     with target.writing() as index:
-        options = TrainOptions(profile=profile.value, seed=seed, resume=resume)
+        options = TrainOptions(
+            profile=profile.value, seed=seed, resume=resume, compute=compute or ComputeOptions()
+        )
         return train(index, options, reporter)
 
 

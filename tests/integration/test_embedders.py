@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cart_qdrant.compute import Compute, ComputeOptions, compute_of
 from cart_qdrant.embedders.imagebind.config import ImageBindConfig
 from cart_qdrant.embedders.imagebind.download import EXTRA, PACKAGES, needs_vocabulary
 from cart_qdrant.embedders.imagebind.model import ImageBind
@@ -213,7 +214,7 @@ def test_a_model_of_the_hub_is_loaded_at_the_commit_of_the_index(
 def test_vectors_of_a_sentence_transformers_model(clip_model: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
-    embedder = open_embedder(f"st:{clip_model}")
+    embedder = open_embedder(f"st:{clip_model}", compute=ComputeOptions(dtype="float32"))
     frames = [media.scene(n) for n in range(3)]
     film = Clip(Modality.VIDEO, frames=tuple(frames), key="x")
     stills = [Clip(Modality.IMAGE, frames=(frame,), key="x") for frame in frames]
@@ -222,6 +223,10 @@ def test_vectors_of_a_sentence_transformers_model(clip_model: Path) -> None:
     np.testing.assert_allclose(x[0], mean / np.linalg.norm(mean), atol=1e-5)
     wanted = SentenceTransformer(str(clip_model)).encode([Image.fromarray(frames[0])])[0]
     np.testing.assert_allclose(x[1], wanted / np.linalg.norm(wanted), atol=1e-5)
+    short = open_embedder(f"st:{clip_model}", compute=ComputeOptions(dtype="bfloat16"))
+    assert compute_of(short) is None  # before the first input
+    assert float((short.embed_media(stills) * x[1:]).sum(axis=1).min()) > 0.999
+    assert compute_of(short) == Compute("cpu", "bfloat16")
     text: Any = embedder.embed_text(["a dog"], "shared")
     assert np.linalg.norm(text[0]) == pytest.approx(1, abs=1e-5)
     with pytest.raises(MediaError, match=r"st:.* does not embed audio"):

@@ -77,7 +77,7 @@ def test_the_docstring_of_the_package_names_every_room_in_the_order_of_imports()
         assert rooms[room] <= set(named[n + 1 :]), room
 
 
-LEAVES = {"config", "errors", "extras", "files", "locks", "progress", "records"}
+LEAVES = {"compute", "config", "errors", "extras", "files", "locks", "progress", "records"}
 
 
 def allowed_imports() -> dict[str, set[str]]:

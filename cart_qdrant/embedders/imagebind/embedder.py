@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cart_qdrant.arrays.types import FloatArray
+from cart_qdrant.compute import Compute, ComputeOptions, Work, choose
 from cart_qdrant.embedders.imagebind import download
 from cart_qdrant.embedders.imagebind.model import ImageBind
 from cart_qdrant.embedders.imagebind.preprocess import (
@@ -41,9 +42,12 @@ class ImageBindEmbedder:
     Args:
         folder: Folder of the converted weights; by default where `cartq models pull imagebind`
             puts them.
-        dtype: Type of weights and activations. It is not part of `version`: vectors computed in
-            bfloat16 and in float32 agree to about a hundredth.
-        device: `cpu` or `cuda`; by default CUDA where it is available.
+        options: Where it computes, and in which number format weights and activations are. It is
+            not part of `version`: vectors computed in bfloat16 and in float32 agree to about a
+            hundredth.
+
+    Attributes:
+        compute: Where it computes, and in which format; None before the first input.
 
     Raises:
         MissingExtraError: The weights are not there, or a package of the extra `imagebind`.
@@ -56,15 +60,14 @@ class ImageBindEmbedder:
         self,
         folder: Path | None = None,
         *,
-        dtype: torch.dtype = torch.bfloat16,
-        device: str | None = None,
+        options: ComputeOptions | None = None,
     ) -> None:
         require("imagebind", *download.PACKAGES)
         self._folder = folder or download.weights_folder()
         self._config = read_config(self._folder)
         self.version = read_version(self._folder)
-        self._dtype = dtype
-        self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._options = options or ComputeOptions()
+        self.compute: Compute | None = None
         self._towers: dict[str, ImageBind] = {}
 
     @property
@@ -111,14 +114,15 @@ class ImageBindEmbedder:
     @torch.inference_mode()
     def _run(self, tower: str, x: Tensor) -> Tensor:
         """Unit vectors (S, D) of clips (S, ...) or tokens."""
+        self.compute = compute = choose(self._options, Work.TRANSFORMER)
         if tower not in self._towers:
             self._towers[tower] = load_towers(
-                self._folder, [tower], dtype=self._dtype, device=self._device
+                self._folder, [tower], dtype=compute.format, device=compute.device
             )
         out = [torch.empty(0, self.dim)]
         for begin in range(0, len(x), _TOGETHER):
-            part = x[begin : begin + _TOGETHER].to(self._device)
+            part = x[begin : begin + _TOGETHER].to(compute.device)
             # The model takes a batch of items with clips: here each clip is an item of its own.
-            part = part if tower == "text" else part.to(self._dtype)[:, None]
-            out.append(self._towers[tower]({tower: part})[tower].cpu())
+            part = part if tower == "text" else part.to(compute.format)[:, None]
+            out.append(self._towers[tower]({tower: part})[tower].float().cpu())
         return torch.cat(out)

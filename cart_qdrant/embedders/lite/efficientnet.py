@@ -94,7 +94,7 @@ class _Conv(nn.Conv2d):
         kernel, stride = self.kernel_size[0], self.stride[0]
         (high, top), (wide, left) = (_same(n, kernel, stride) for n in x_BCHW.shape[2:])
         padding = [high, wide]
-        if not self.linear and _fuses(x_BCHW.dtype):
+        if not self.linear and x_BCHW.device.type == "cpu" and _fuses(x_BCHW.dtype):
             y = _fused_relu6(x_BCHW, self, padding)
         else:
             y = F.conv2d(x_BCHW, self.weight, self.bias, self.stride, padding, 1, self.groups)

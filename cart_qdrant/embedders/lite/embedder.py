@@ -27,6 +27,7 @@ from PIL import Image
 
 from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.arrays.vectors import unit
+from cart_qdrant.compute import Compute, ComputeOptions, Work, choose
 from cart_qdrant.embedders.lite import efficientnet
 from cart_qdrant.embedders.text.folder import text_encoder_folder
 from cart_qdrant.embedders.text.minilm import TextEncoder
@@ -119,7 +120,14 @@ def _principal_axes(x_NR: FloatArray) -> tuple[npt.NDArray[np.float64], npt.NDAr
 
 
 class LiteEmbedder:
-    """Embeds media with EfficientNet-Lite0 and text with all-MiniLM-L6-v2, from their wheels."""
+    """Embeds media with EfficientNet-Lite0 and text with all-MiniLM-L6-v2, from their wheels.
+
+    Args:
+        options: Where it computes, and in which number format.
+
+    Attributes:
+        compute: Where features were computed, and in which format; None before the first ones.
+    """
 
     name = "lite"
     version = "1"
@@ -131,9 +139,11 @@ class LiteEmbedder:
         Modality.AUDIO: AUDIO,
     }
 
-    def __init__(self) -> None:
+    def __init__(self, options: ComputeOptions | None = None) -> None:
+        self._options = options or ComputeOptions()
+        self.compute: Compute | None = None
         self._net: efficientnet.EfficientNetLite0 | None = None
-        self._half: efficientnet.EfficientNetLite0 | None = None
+        self._moved: efficientnet.EfficientNetLite0 | None = None
         self._text: TextEncoder | None = None
         self._text_anchors: TextAnchors | None = None
         self._stats: dict[str, FloatArray] = {}
@@ -146,11 +156,11 @@ class LiteEmbedder:
             self._net = efficientnet.load_efficientnet(next(folder.glob("*.pth")))
         return self._net
 
-    def _half_network(self) -> efficientnet.EfficientNetLite0:
-        """The network in bfloat16, in which features are computed."""
-        if self._half is None:
-            self._half = copy.deepcopy(self._network()).bfloat16()
-        return self._half
+    def _feature_network(self, compute: Compute) -> efficientnet.EfficientNetLite0:
+        """The network in the number format in which features are computed."""
+        if self._moved is None:
+            self._moved = copy.deepcopy(self._network()).to(compute.device, compute.format)
+        return self._moved
 
     def _class_weights(self) -> FloatArray:
         """Classifier weights (1000, R); those of the middle features are zero."""
@@ -160,7 +170,7 @@ class LiteEmbedder:
     def text_encoder(self) -> TextEncoder:
         """The text encoder, loaded once."""
         if self._text is None:
-            self._text = TextEncoder(text_encoder_folder())
+            self._text = TextEncoder(text_encoder_folder(), self._options)
         return self._text
 
     def prepare(self, clip: Clip) -> Clip:
@@ -190,13 +200,15 @@ class LiteEmbedder:
 
     def _forward(self, images: Sequence[npt.NDArray[np.uint8]]) -> Iterator[torch.Tensor]:
         """Features (B, R) of the images, in batches of at most `BATCH_SIZE`."""
-        net = self._half_network()
+        self.compute = compute = choose(self._options, Work.IMAGES)
+        net = self._feature_network(compute)
         for begin in range(0, len(images), BATCH_SIZE):
             x_BHWC = torch.from_numpy(np.stack(images[begin : begin + BATCH_SIZE]))
-            # Exact in bfloat16: integers up to 128, divided by a power of two.
-            x_BCHW = x_BHWC.bfloat16().sub_(127).div_(128).permute(0, 3, 1, 2)
+            # Exact in every format: integers up to 128, divided by a power of two.
+            x_BHWC = x_BHWC.to(compute.device, compute.format).sub_(127).div_(128)
+            x_BCHW = x_BHWC.permute(0, 3, 1, 2)
             top, middle = net(x_BCHW)
-            yield torch.cat([top, _MIDDLE_SCALE * middle], dim=1)
+            yield torch.cat([top, _MIDDLE_SCALE * middle], dim=1).cpu()
 
     def fit(self, features: Mapping[str, FloatArray]) -> None:
         """Fit mean and axes of each space to its items, or to the classifier if they are few.

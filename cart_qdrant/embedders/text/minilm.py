@@ -7,6 +7,7 @@ Shape legend: B batch, S tokens, D width.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from cart_qdrant.compute import Compute, ComputeOptions, Work, choose
 from cart_qdrant.embedders.text.tokenizer import load_tokenizer
 
 
@@ -106,9 +108,11 @@ class TextEncoder:
 
     Args:
         folder: Holds `config.json`, `tokenizer.json` and `model.safetensors`.
+        options: Where `embed` computes, and in which number format.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, options: ComputeOptions | None = None) -> None:
+        self._options = options or ComputeOptions()
         config = json.loads((folder / "config.json").read_text())
         self.tokenizer = load_tokenizer(folder)
         layers = int(config["num_hidden_layers"])
@@ -126,32 +130,43 @@ class TextEncoder:
         state = _convert(load_file(folder / "model.safetensors"), layers)
         self.bert.load_state_dict(state, strict=True, assign=True)
         self.bert.eval().requires_grad_(False)
+        self._elsewhere: dict[str, Bert] = {}
+
+    def bert_on(self, device: str) -> Bert:
+        """The encoder on a device; the one on the CPU stays there."""
+        if device == "cpu":
+            return self.bert
+        if device not in self._elsewhere:
+            self._elsewhere[device] = copy.deepcopy(self.bert).to(device)
+        return self._elsewhere[device]
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, at most `tokenizer.MAX_TOKENS` of them."""
         return [e.ids for e in self.tokenizer.encode_batch(list(texts))]
 
     @torch.inference_mode()
-    def encode_ids(self, ids: Sequence[Sequence[int]], *, bf16: bool = False) -> Tensor:
+    def encode_ids(self, ids: Sequence[Sequence[int]], *, compute: Compute | None = None) -> Tensor:
         """Sentence vectors x_BD: the mean of the last layer over tokens, L2-normalised.
 
         Args:
             ids: Token ids of each text.
-            bf16: Compute in bfloat16 instead of float32.
+            compute: Where, and in which number format; by default on the CPU in float32.
         """
+        compute = compute or Compute()
         longest = max(map(len, ids))
         ids_BS = torch.zeros(len(ids), longest, dtype=torch.long)
         mask_BS = torch.zeros(len(ids), longest, dtype=torch.bool)
         for row, one in enumerate(ids):
             ids_BS[row, : len(one)] = torch.tensor(one)
             mask_BS[row, : len(one)] = True
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            last = self.bert(ids_BS, mask_BS)[-1].float()
+        ids_BS, mask_BS = ids_BS.to(compute.device), mask_BS.to(compute.device)
+        with compute.autocast():
+            last = self.bert_on(compute.device)(ids_BS, mask_BS)[-1].float()
         weight = mask_BS[:, :, None].float()
-        return F.normalize((last * weight).sum(1) / weight.sum(1), dim=-1)
+        return F.normalize((last * weight).sum(1) / weight.sum(1), dim=-1).cpu()
 
     def batches(
-        self, texts: Sequence[str], *, batch: int = 256, bf16: bool = False
+        self, texts: Sequence[str], *, batch: int = 256, compute: Compute | None = None
     ) -> Iterator[tuple[list[int], Tensor]]:
         """Encode texts in batches of one length: without padding, no text's vector depends on the
         others, and none is computed for nothing.
@@ -166,12 +181,13 @@ class TextEncoder:
         for _, alike in sorted(by_length.items()):
             for begin in range(0, len(alike), batch):
                 rows = alike[begin : begin + batch]
-                yield rows, self.encode_ids([ids[n] for n in rows], bf16=bf16)
+                yield rows, self.encode_ids([ids[n] for n in rows], compute=compute)
 
     def embed(self, texts: Sequence[str], *, batch: int = 256) -> npt.NDArray[np.float32]:
-        """Sentence vectors x_BD, float32, L2-normalised; computed in bfloat16, however many texts
-        there are: within 1e-4 of the cosines of float32 (docs/experiments.md)."""
+        """Sentence vectors x_BD, float32, L2-normalised, computed in one format however many texts
+        there are: in bfloat16 within 1e-4 of the cosines of float32 (docs/experiments.md)."""
         out_BD = np.zeros((len(texts), self.dim), dtype=np.float32)
-        for rows, vectors_BD in self.batches(texts, batch=batch, bf16=True):
+        compute = choose(self._options, Work.TEXT)
+        for rows, vectors_BD in self.batches(texts, batch=batch, compute=compute):
             out_BD[rows] = vectors_BD.numpy()
         return out_BD

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cart_qdrant.arrays.types import FloatArray
+from cart_qdrant.compute import ComputeOptions, Work, choose
 from cart_qdrant.embedders.text.folder import text_encoder_folder
 from cart_qdrant.errors import UsageError
 from cart_qdrant.evaluation.ablation.variants import AblationOptions
@@ -59,7 +60,8 @@ def read_ablation_data(index: Index, options: AblationOptions, reporter: Reporte
     generator, codec = index.manifest.generator, load_codec(index)
     if generator is None or codec is None:
         raise UsageError("The index is not trained.", "Train it first: `cartq train`.")
-    model = Model.load(index.folder.path(generator.folder), index.text_encoder())
+    compute = choose(ComputeOptions(), Work.TRAINING)
+    model = Model.load(index.folder.path(generator.folder), index.text_encoder(), compute)
     whole, split = _read_split(index)
     corpus, split = _sample(whole, split, options)
     if not len(split.unseen_P):

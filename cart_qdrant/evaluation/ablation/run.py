@@ -117,7 +117,7 @@ def _generator(
         text_width=pairs.encoder.width, **variant.network,
     )  # fmt: skip
     with seeded(seed):
-        generator = Generator(config)
+        generator = Generator(config, pairs.encoder.compute)
     fit = GeneratorFitConfig(epochs=options.epochs, min_steps=0, rdrop=variant.rdrop)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "generator.safetensors"

@@ -39,7 +39,7 @@ def read_data(run: Run) -> TrainingData:
     spaces = [str(space) for space in np.unique(corpus.vectors.spaces[corpus.item_P])]
     with seeded(seed):
         dim = index.manifest.embedder.dim
-        encoder = QueryEncoder(index.text_encoder(), dict.fromkeys(spaces, dim))
+        encoder = QueryEncoder(index.text_encoder(), dict.fromkeys(spaces, dim), run.compute)
     run.reporter.phase("reading captions", None)
     data = f"{corpus.digest()} {split.digest()}"
     return TrainingData(

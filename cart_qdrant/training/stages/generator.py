@@ -35,7 +35,8 @@ def train_generator(
                 sizes=tuple(level_sizes(identifiers.codec)),
                 media_dim=run.index.manifest.embedder.dim,
                 text_width=data.encoder.width,
-            )
+            ),
+            run.compute,
         )
     _, config = run.options.settings
     digest = hashlib.blake2b(identifiers.rows_NL.tobytes(), digest_size=8).hexdigest()

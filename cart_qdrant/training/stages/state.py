@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cart_qdrant.arrays.types import FloatArray, IntArray
+from cart_qdrant.compute import Compute
 from cart_qdrant.embedders.zero_shot import TextAnchors
 from cart_qdrant.generator.network import Generator
 from cart_qdrant.identifiers.hubness import QueryBank
@@ -33,12 +34,14 @@ class Run:
     """One training: what it works on, and where it reports.
 
     Attributes:
+        compute: Device and number format of the training.
         history: One row an epoch; grows while the run goes on.
     """
 
     index: Index
     options: TrainOptions
     reporter: Reporter
+    compute: Compute
     history: list[dict[str, float | str]] = field(default_factory=list)
 
     @property

@@ -16,6 +16,7 @@ import torch
 from safetensors.numpy import load_file
 from torch import Tensor
 
+from cart_qdrant.compute import ComputeOptions
 from cart_qdrant.embedders.imagebind import download as imagebind_files
 from cart_qdrant.embedders.imagebind.config import MODALITIES, ImageBindConfig
 from cart_qdrant.embedders.imagebind.download import installed
@@ -182,7 +183,7 @@ def clip(modality: Modality, **content: Any) -> Clip:
 
 @needs_extra
 def test_the_embedder_loads_each_tower_when_it_is_needed(weights: Path) -> None:
-    embedder = ImageBindEmbedder(weights, dtype=torch.float32, device="cpu")
+    embedder = ImageBindEmbedder(weights, options=ComputeOptions(device="cpu", dtype="float32"))
     assert embedder.dim == 16
     text = embedder.embed_text(["a dog", "a cat on a mat"])
     assert set(embedder._towers) == {"text"}
@@ -198,7 +199,8 @@ def test_the_embedder_loads_each_tower_when_it_is_needed(weights: Path) -> None:
     alone = np.concatenate([embedder.embed_media([one]) for one in clips])
     np.testing.assert_allclose(together, alone, atol=1e-5)
     assert embedder.embed_text([]).shape == (0, 16)
-    half = ImageBindEmbedder(weights, device="cpu").embed_media(clips)
+    short = ComputeOptions(device="cpu", dtype="bfloat16")
+    half = ImageBindEmbedder(weights, options=short).embed_media(clips)
     assert float((half * together).sum(axis=1).min()) > 0.98
 
 
