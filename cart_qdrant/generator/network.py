@@ -327,7 +327,8 @@ def load_generator(
     Raises:
         RuntimeError: The file holds the weights of another architecture.
     """
-    generator = Generator(GeneratorConfig.from_json(dict(config)), compute)
+    with torch.random.fork_rng(devices=[]):  # its first weights are drawn
+        generator = Generator(GeneratorConfig.from_json(dict(config)), compute)
     generator.load_state_dict(load_file(path))
     return generator.eval().requires_grad_(False)
 

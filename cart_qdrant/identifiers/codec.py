@@ -135,7 +135,7 @@ def _residual_vq(rest_ND: FloatArray, v: int, m: int, seed: int) -> FloatArray:
     from vector_quantize_pytorch import ResidualVQ
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # not that of a GPU, which is not put back
         # The library's moving average adds an epsilon that is meant for vectors of unit scale.
         scale = float(np.sqrt((rest_ND**2).mean())) or 1.0
         x = torch.from_numpy(np.ascontiguousarray(rest_ND / scale))[None]

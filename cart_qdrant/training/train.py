@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import time
 
+import torch
+
 from cart_qdrant.compute import Work, choose
 from cart_qdrant.index.identify import remove_stale
 from cart_qdrant.index.index import Index
@@ -26,13 +28,14 @@ from cart_qdrant.training.stages.tower import train_tower
 from cart_qdrant.training.trained_model import Model
 
 
+@torch.enable_grad()
 def train(
     index: Index, options: TrainOptions | None = None, reporter: Reporter | None = None
 ) -> TrainReport:
     """Train on everything in an index and put the result in force.
 
     The caller holds `index.folder.lock()`. A killed run is resumed by the next one with the same
-    data and options. The caller's random numbers are not touched.
+    data and options. The caller's random numbers and settings of torch are not touched.
 
     Raises:
         IndexMissingError: The index has no item.

@@ -92,7 +92,8 @@ class Model:
         """
         with readable(folder):
             config = json.loads((folder / CONFIG).read_text())
-            encoder = QueryEncoder(text, config["spaces"], compute)
+            with torch.random.fork_rng(devices=[]):  # its first weights are drawn
+                encoder = QueryEncoder(text, config["spaces"], compute)
             encoder.load_state_dict(load_file(folder / TOWER))
             generator = load_generator(folder / GENERATOR, config["generator"], compute)
             calibration = Calibration.from_json(json.loads((folder / CALIBRATION).read_text()))

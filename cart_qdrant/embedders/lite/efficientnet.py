@@ -65,8 +65,10 @@ def _fuses(dtype: torch.dtype) -> bool:
     Torch's compiler uses that operator; it has no public name, so it may be missing or fail.
     """
     x_BCHW = torch.zeros(1, 1, 1, 1, dtype=dtype)
+    with torch.random.fork_rng(devices=[]):  # its first weights are drawn
+        conv = nn.Conv2d(1, 1, 1, dtype=dtype).requires_grad_(False)
     try:
-        _fused_relu6(x_BCHW, nn.Conv2d(1, 1, 1, dtype=dtype).requires_grad_(False), [0, 0])
+        _fused_relu6(x_BCHW, conv, [0, 0])
     except (AttributeError, RuntimeError):
         return False
     return True
@@ -180,7 +182,8 @@ def load_efficientnet(weights: Path) -> EfficientNetLite0:
     Args:
         weights: The `.pth` file; read with `weights_only=True`.
     """
-    net = EfficientNetLite0()
+    with torch.random.fork_rng(devices=[]):  # its first weights are drawn
+        net = EfficientNetLite0()
     state = torch.load(weights, map_location="cpu", weights_only=True)
     net.load_state_dict(_folded(state), strict=True)
     net.eval().requires_grad_(False)

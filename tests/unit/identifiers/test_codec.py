@@ -201,6 +201,16 @@ def test_copies_do_not_count_against_the_size() -> None:
     assert len(np.unique(codes, axis=0)) >= 19
 
 
+def test_fitting_leaves_the_random_numbers_of_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    before = torch.get_rng_state()
+    fit_quantizer(unit(np.random.default_rng(1), 200), QuantizerSize(8, 8, 3), method="rvq")
+    assert seeded == []
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("method", ["rkmeans", "rvq"])
 def test_fit_is_better_than_the_centres_alone(method: Any) -> None:
     x = unit(np.random.default_rng(1), 200)
