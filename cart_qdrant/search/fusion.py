@@ -53,11 +53,14 @@ class Calibration:
         scale: Factor of the inner products of the prior.
         gates: Weight of the generator's correction at each level.
         beams: Beam width.
-        confidence: Slope and intercept from the log-odds of a fused score to the log-odds that the
-            hit is right; empty where too little was held out to fit them.
-        ece: Expected calibration error of the confidence; each half of the held-out queries is
-            judged by the line fitted to the other. None where there is no confidence.
-        held_out: Recall on held-out queries by stratum and lane; empty where none were held out.
+        confidence: Slope and intercept from the log-odds of a file's fused score to the log-odds
+            that the file is meant; empty where too little was held out to fit them.
+        ece: Expected calibration error of the confidence, on the queries of `held_out`; None where
+            there is no confidence.
+        held_out: Recall by stratum and lane on held-out queries that chose nothing; empty where
+            none were held out.
+        cross_fitted: Whether the queries of `held_out` were folds, each measured by what the other
+            folds chose; else they are a set of their own.
     """
 
     spaces: list[str]
@@ -75,6 +78,7 @@ class Calibration:
     confidence: list[float] = field(default_factory=list)
     ece: float | None = None
     held_out: dict[str, Any] = field(default_factory=dict)
+    cross_fitted: bool = False
 
     def order(
         self, lane: str, candidates: CandidateFeatures, *, fill: bool
@@ -106,11 +110,18 @@ class Calibration:
         if not self.confidence:
             return None
         slope, intercept = self.confidence
+        odds = slope * self.fused_log_odds(candidates, files) + intercept
+        return np.asarray(1 / (1 + np.exp(-odds)), dtype=np.float32)
+
+    def fused_log_odds(
+        self, candidates: CandidateFeatures, files: IndexArray | None = None
+    ) -> FloatArray:
+        """Log-odds (C,) of the fused scores, before they are calibrated; `files` as in
+        `confidences`."""
         log_p = self.score("fused", candidates)
         if files is not None and len(files):
             log_p = np.log(np.bincount(files, np.exp(log_p)) + 1e-30)[files].astype(np.float32)
-        odds = slope * log_odds(log_p) + intercept
-        return np.asarray(1 / (1 + np.exp(-odds)), dtype=np.float32)
+        return log_odds(log_p)
 
     def score(self, lane: str, candidates: CandidateFeatures) -> FloatArray:
         """Scores (C,) of a lane; -inf where the lane says nothing.

@@ -36,13 +36,14 @@ def measure_diagnostics(
     """
     rng = np.random.default_rng(seed)
     split = data.split
-    strata = (("train", split.train_P), ("unseen", split.unseen_P), ("seen", split.seen_P))
+    unseen_P = split.report.unseen_P
+    strata = {"train": split.train_P, **split.report.strata}
     losses = {
         name: round(pair_loss(generator, data, rng.permutation(rows)[:PAIRS]), 4)
-        for name, rows in strata
+        for name, rows in strata.items()
         if len(rows)
     }
-    asked = rng.permutation(split.unseen_P if len(split.unseen_P) else split.train_P)[:PAIRS]
+    asked = rng.permutation(unseen_P if len(unseen_P) else split.train_P)[:PAIRS]
     valid = _valid(generator, data, trie, gates, asked) if len(asked) else None
     return {"loss": losses, "valid_identifiers": valid}
 

@@ -49,9 +49,13 @@ class DistillationTargets:
 
 
 def read_text_anchors(
-    index: Index, captions: list[str], seed: int, reporter: Reporter
+    index: Index, captions: Sequence[str], seed: int, reporter: Reporter
 ) -> TextAnchors | None:
     """Captions and class names with the vectors that the embedder gives them.
+
+    Args:
+        captions: Texts that train. A held-out text among them would be its own anchor, and judge by
+            a vector that no query of people has.
 
     Returns:
         None where the embedder embeds no text, or is not installed.

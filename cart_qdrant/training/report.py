@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,11 +12,20 @@ from cart_qdrant.search.fusion import MEANINGFUL, STRATA, Calibration
 
 @dataclass(frozen=True, slots=True)
 class TrainReport:
-    """What training did; `history` has a row an epoch."""
+    """What training did.
+
+    Attributes:
+        pairs: Texts that were learned from.
+        chosen_by: Held-out texts by which weights and lanes were chosen.
+        val_r10: Best R@10 of an epoch, on those of them that ask for items without a training text;
+            0 where no epoch was chosen.
+        history: A row an epoch.
+    """
 
     profile: str
     items: int
     pairs: int
+    chosen_by: int
     val_r10: float
     unique_ratio: float
     seconds: float
@@ -30,6 +40,7 @@ class TrainReport:
             "profile": self.profile,
             "items": self.items,
             "pairs": self.pairs,
+            "chosen_by": self.chosen_by,
             "val_r10": self.val_r10,
             "identifiers": {"unique_ratio": round(self.unique_ratio, 4)},
             "seconds": round(self.seconds, 1),
@@ -41,6 +52,7 @@ class TrainReport:
             },
             "gates": self.calibration.gates,
             "held_out": self.calibration.held_out,
+            "cross_fitted": self.calibration.cross_fitted,
             "ece": self.calibration.ece,
             "history": self.history,
             "remarks": self.remarks,
@@ -54,6 +66,16 @@ class TrainReport:
             f"profile {self.profile}, on {described(self.compute.to_json())}.",
             f"Unique-identifier ratio {self.unique_ratio:.3f}; gates of the generator {c.gates}.",
         ]
+        if c.held_out:
+            by = (
+                "folds, each measured by what the other folds chose"
+                if c.cross_fitted
+                else "a set of their own"
+            )
+            lines.append(
+                f"Weights and lanes were chosen by {self.chosen_by} held-out queries. The recalls "
+                f"are of queries that chose nothing: {by}."
+            )
         for stratum, measured in c.held_out.items():
             queries = measured["queries"]
             if queries < MEANINGFUL:
@@ -62,13 +84,23 @@ class TrainReport:
                 )
                 continue
             found = ", ".join(
-                f"{lane} {100 * r['R@1']:.1f}/{100 * r['R@10']:.1f}"
-                for lane, r in measured.items()
-                if lane != "queries"
+                f"{lane} {_percent(recall, 'R@1')} / {_percent(recall, 'R@10')}"
+                for lane, recall in measured.items()
+                if isinstance(recall, Mapping)
             )
             lines.append(
-                f"{queries} held-out queries for {STRATA[stratum]}, R@1/R@10 in percent: {found}."
+                f"{queries} queries for {STRATA[stratum]}, of {measured['files']} files, R@1 / "
+                f"R@10 in percent with 95 % intervals: {found}."
             )
         if c.ece is not None:
-            lines.append(f"Expected calibration error of the confidence: {c.ece:.3f}.")
+            lines.append(
+                f"Expected calibration error of the confidence: {c.ece:.3f}, if every file is "
+                "asked for equally often."
+            )
         return lines + self.remarks
+
+
+def _percent(recall: Mapping[str, Any], name: str) -> str:
+    """A recall and its interval, such as `71.2 (66.0-76.1)`."""
+    low, high = recall[f"{name} interval"]
+    return f"{100 * recall[name]:.1f} ({100 * low:.1f}-{100 * high:.1f})"

@@ -155,7 +155,7 @@ class TowerTrainer:
             items = np.flatnonzero(corpus.vectors.spaces == space)
             row = np.full(len(corpus), -1, dtype=np.intp)
             row[items] = np.arange(len(items))
-            pairs = self.split.unseen_P
+            pairs = self.split.epoch_pairs
             pairs = pairs[row[corpus.item_P[pairs]] >= 0]
             if len(pairs):
                 q = tower_vectors(self.encoder, self.states, pairs, space)
@@ -165,10 +165,11 @@ class TowerTrainer:
         return hits / count if count else 0.0
 
     def train(self, resumable: Resumable) -> float:
-        """Train with early stopping; the encoder ends at its best epoch.
+        """Train with early stopping; the encoder ends at its best epoch, or at the last one where
+        no held-out item may choose.
 
         Returns:
-            Best R@10 of held-out items.
+            Best R@10 of the held-out items that chose; 0 without any.
         """
         config, encoder, reporter = self.config, self.encoder, resumable.reporter
         pairs = self.split.train_P
@@ -194,8 +195,10 @@ class TowerTrainer:
             epoch += 1
             if epoch % every and epoch < epochs:
                 continue
-            recall = self.validate() if len(self.split.unseen_P) else -loss
-            stale = 0 if recall > best or best == -1.0 else stale + every
+            # Where nothing may choose an epoch, the last one is taken.
+            chooses = len(self.split.epoch_pairs) > 0
+            recall = self.validate() if chooses else 0.0
+            stale = 0 if not chooses or recall > best else stale + every
             if stale == 0:
                 best = recall
             info = {

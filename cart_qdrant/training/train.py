@@ -68,6 +68,7 @@ def train(
         profile=run.options.profile,
         items=len(data.corpus),
         pairs=len(data.split.train_P),
+        chosen_by=len(data.split.choose),
         val_r10=round(tower.val_r10, 4),
         unique_ratio=identifiers.info.unique_ratio,
         seconds=time.perf_counter() - begin,

@@ -164,13 +164,17 @@ def _scalars(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 def _held_out(strata: Mapping[str, Mapping[str, Any]]) -> Table:
     """Recall of each lane on what was held out of training, in percent."""
-    names = ("queries", "R@1", "R@10")
-    table = grid("items", "lane", *names, title="Held out of training", right=names)
+    names = ("queries", "R@1", "95 %", "R@10", "95 %")
+    table = grid("items", "lane", *names, title="Held out of training and of all choices",
+                 right=names)  # fmt: skip
     for stratum, measured in strata.items():
         queries = measured["queries"]
         for lane, recall in measured.items():
-            if lane != "queries":
-                numbers = (f"{100 * recall[name]:.1f}" for name in names[1:])
+            if isinstance(recall, Mapping):
+                numbers: list[str] = []
+                for name in ("R@1", "R@10"):
+                    low, high = recall[f"{name} interval"]
+                    numbers += [f"{100 * recall[name]:.1f}", f"{100 * low:.1f}-{100 * high:.1f}"]
                 table.add_row(plain(stratum), plain(lane), str(queries), *numbers)
     return table
 

@@ -23,7 +23,7 @@ from cart_qdrant.search.fusion import MEANINGFUL
 from cart_qdrant.training.corpus import Corpus, read_corpus
 from cart_qdrant.training.query_encoder import QueryEncoder
 from cart_qdrant.training.query_vectors import QueryVectors
-from cart_qdrant.training.split import Split, split_pairs
+from cart_qdrant.training.split import HeldOutPairs, Split, split_pairs
 from cart_qdrant.training.text_states import TextStates
 from cart_qdrant.training.trained_model import Model
 
@@ -64,14 +64,14 @@ def read_ablation_data(index: Index, options: AblationOptions, reporter: Reporte
     model = Model.load(index.folder.path(generator.folder), index.text_encoder(), compute)
     whole, split = _read_split(index)
     corpus, split = _sample(whole, split, options)
-    if not len(split.unseen_P):
+    if not len(split.report.unseen_P):
         raise UsageError(
             "Nothing was held out of training: fewer than 20 files have texts of their own.",
             "Caption more of the media, then train again: `cartq train`.",
         )
-    if len(split.unseen_P) < MEANINGFUL:
+    if len(split.report.unseen_P) < MEANINGFUL:
         reporter.say(
-            f"Only {len(split.unseen_P)} queries were held out: recalls say little below "
+            f"Only {len(split.report.unseen_P)} queries were held out: recalls say little below "
             f"{MEANINGFUL}."
         )
     reporter.phase("reading captions", None)
@@ -117,7 +117,8 @@ def _sample(corpus: Corpus, split: Split, options: AblationOptions) -> tuple[Cor
     """Whole items' captions up to `options.pairs`, and held-out queries; pairs are renumbered."""
     rng = np.random.default_rng(0)
     owners = rng.permutation(np.unique(corpus.item_P[split.train_P]))
-    seen = corpus.item_P[split.seen_P]
+    asked = split.report
+    seen = corpus.item_P[asked.seen_P]
     # The items that a held-out caption asks for come first: they must be among the trained ones.
     owners = np.concatenate([owners[np.isin(owners, seen)], owners[~np.isin(owners, seen)]])
     counts = np.bincount(corpus.item_P[split.train_P], minlength=len(corpus))[owners]
@@ -125,7 +126,7 @@ def _sample(corpus: Corpus, split: Split, options: AblationOptions) -> tuple[Cor
     train = split.train_P[np.isin(corpus.item_P[split.train_P], kept)]
     held = [
         rng.permutation(rows)[: options.queries]
-        for rows in (split.unseen_P, split.seen_P[np.isin(seen, kept)])
+        for rows in (asked.unseen_P, asked.seen_P[np.isin(seen, kept)])
     ]
     rows = np.concatenate([train, *held])
     ends = np.cumsum([len(train), len(held[0]), len(held[1])])
@@ -134,4 +135,7 @@ def _sample(corpus: Corpus, split: Split, options: AblationOptions) -> tuple[Cor
         corpus, texts=[corpus.texts[row] for row in rows], item_P=corpus.item_P[rows],
         trust_P=corpus.trust_P[rows],
     )  # fmt: skip
-    return small, Split(n[: ends[0]], n[ends[0] : ends[1]], n[ends[1] :], split.held_items)
+    held_out = HeldOutPairs(n[ends[0] : ends[1]], n[ends[1] :])
+    return small, Split(
+        n[: ends[0]], HeldOutPairs.none(), held_out, split.held_items, split.cross_fitted
+    )

@@ -109,7 +109,7 @@ def measure_variant(variant: FittedVariant) -> Measured:
     out = Measured({}, {}, {}, 0.0)
     split = variant.data.split
     spent, asked = 0.0, 0
-    for name, rows in (("unseen", split.unseen_P), ("seen", split.seen_P)):
+    for name, rows in split.report.strata.items():
         found, seconds = decode_queries(variant, variant.trie, variant.generator, rows)
         spent, asked = spent + seconds, asked + len(rows)
         by_beam, by_vector = candidate_ranks(variant, rows, found)
@@ -126,7 +126,7 @@ def _recalls(rank_B: IndexArray) -> dict[int, float]:
 def measure_growth(variant: FittedVariant, seed: int) -> Iterator[GrowthResult]:
     """The same queries among ever more candidates, by the decoders and by exact dense search."""
     data = variant.data
-    spaces, rows = data.corpus.vectors.spaces, data.split.unseen_P
+    spaces, rows = data.corpus.vectors.spaces, data.split.report.unseen_P
     names, counts = np.unique(spaces[data.corpus.item_P[rows]], return_counts=True)
     space = names[counts.argmax()]  # a query is asked within its item's space
     rows = rows[spaces[data.corpus.item_P[rows]] == space]

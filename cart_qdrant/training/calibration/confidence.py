@@ -1,53 +1,94 @@
-"""The confidence of hits: Platt scaling of fused scores, and its expected calibration error."""
+"""The confidence of hits: Platt scaling of fused scores, and its expected calibration error.
+
+It is fitted, and its error measured, for a mix of queries that is said: people ask for every file
+of the collection equally often, in words such as those of its captions. The hits are those that a
+search would give: where it does not find what is asked for, all of them are wrong.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.linear_model import LogisticRegression
 
-from cart_qdrant.arrays.types import MaskArray
-from cart_qdrant.search.fusion import Calibration, log_odds
-from cart_qdrant.training.calibration.candidate_features import Examples
+from cart_qdrant.arrays.types import FloatArray, MaskArray
+from cart_qdrant.search.fusion import Calibration
+from cart_qdrant.training.calibration.candidate_features import Examples, Retrieved
 
 HITS = 10
 """Hits of a query whose confidence is calibrated."""
 
 
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """The first hits of several queries, each a file.
+
+    Attributes:
+        log_odds_H: Log-odds of their fused scores.
+        right_H: Whether the file is the one that is asked for.
+        weight_H: Probability of the query that each is a hit of.
+    """
+
+    log_odds_H: FloatArray
+    right_H: MaskArray
+    weight_H: FloatArray
+
+    @classmethod
+    def of(cls, calibration: Calibration, examples: Examples) -> Hits:
+        """Those of `auto` under a calibration."""
+        odds: list[FloatArray] = []
+        right: list[MaskArray] = []
+        weight: list[FloatArray] = []
+        for retrieved, asked in zip(examples.retrieved, examples.asked_B.tolist(), strict=True):
+            log_odds_H, right_H = _first_files(calibration, retrieved)
+            odds.append(log_odds_H)
+            right.append(right_H)
+            weight.append(np.full(len(right_H), asked, np.float32))
+        return cls(np.concatenate(odds), np.concatenate(right), np.concatenate(weight))
+
+
+def _first_files(calibration: Calibration, retrieved: Retrieved) -> tuple[FloatArray, MaskArray]:
+    """Log-odds of the first files of one query, and whether each is right: ranked, and the segments
+    of a file summed, as a search does."""
+    candidates = retrieved.candidates
+    order, _ = calibration.order(calibration.route(candidates), candidates, fill=True)
+    file_C, number_C = np.unique(retrieved.file_C, return_inverse=True)
+    _, first = np.unique(number_C[order], return_index=True)
+    top = order[np.sort(first)][:HITS]
+    odds_C = calibration.fused_log_odds(candidates, number_C)
+    return odds_C[top], file_C[number_C[top]] == retrieved.file
+
+
 def fit_confidence(calibration: Calibration, examples: Examples) -> Calibration:
-    """The calibration with the line from a fused score's log-odds to those of being right, and with
-    the error of that line: each half of the queries is judged by a line fitted to the other."""
-    odds, right, owner = [], [], []
-    for n, (candidates, target) in enumerate(
-        zip(examples.candidates, examples.targets, strict=True)
-    ):
-        lane = calibration.route(candidates)
-        top = calibration.order(lane, candidates, fill=True)[0][:HITS]
-        odds.append(log_odds(calibration.score("fused", candidates))[top])
-        right.append(top == target)
-        owner.append(np.full(len(top), n))
-    x, y, query = np.concatenate(odds)[:, None], np.concatenate(right), np.concatenate(owner)
-    if y.all() or not y.any():
+    """The calibration with the line from the log-odds of a file's fused score to those of being
+    right; without one where all hits are right, or none is."""
+    hits = Hits.of(calibration, examples)
+    if hits.right_H.all() or not hits.right_H.any():
         return calibration
-    weights = examples.weight_B
-    w = weights[query] * (len(query) / weights[query].sum())
-
-    def fit(rows: MaskArray) -> LogisticRegression:
-        return LogisticRegression(C=100.0).fit(x[rows], y[rows], sample_weight=w[rows])
-
-    ece = None
-    halves = [query % 2 == 0, query % 2 == 1]
-    if all(len(np.unique(y[half])) == 2 for half in halves):
-        p = np.empty(len(x))
-        for half, other in (halves, halves[::-1]):
-            p[other] = fit(half).predict_proba(x[other])[:, 1]
-        ece = round(expected_calibration_error(p, y, w), 4)
-    model = fit(np.ones(len(x), dtype=bool))
+    weight_H = hits.weight_H * (len(hits.weight_H) / hits.weight_H.sum())
+    model = LogisticRegression(C=100.0)
+    model.fit(hits.log_odds_H[:, None], hits.right_H, sample_weight=weight_H)
     line = [float(model.coef_[0, 0]), float(model.intercept_[0])]
-    return replace(calibration, confidence=line, ece=ece)
+    return replace(calibration, confidence=line)
+
+
+def confidence_error(parts: Sequence[tuple[Calibration, Examples]]) -> float | None:
+    """Expected calibration error on queries, each part by a calibration that it did not choose;
+    None where one of these has no confidence."""
+    p: list[npt.NDArray[np.float64]] = []
+    hits = [Hits.of(calibration, examples) for calibration, examples in parts]
+    for (calibration, _), one in zip(parts, hits, strict=True):
+        if not calibration.confidence:
+            return None
+        slope, intercept = calibration.confidence
+        p.append(1 / (1 + np.exp(-(slope * one.log_odds_H.astype(np.float64) + intercept))))
+    right = np.concatenate([one.right_H for one in hits])
+    weight = np.concatenate([one.weight_H for one in hits])
+    return round(expected_calibration_error(np.concatenate(p), right, weight), 4)
 
 
 def expected_calibration_error(

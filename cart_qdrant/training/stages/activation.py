@@ -47,6 +47,7 @@ def activate(
             "seed": run.options.seed,
             "parameters": parameters(model),
             "held_out": model.calibration.held_out,
+            "cross_fitted": model.calibration.cross_fitted,
             "ece": model.calibration.ece,
             **summary,
         },

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from cart_qdrant.arrays.types import FloatArray, IndexArray
+from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.generator.beam_search import Beams
 from cart_qdrant.generator.prior import HUB, NodeBonus
 from cart_qdrant.identifiers.hubness import CAPTION
@@ -25,6 +25,7 @@ from cart_qdrant.training.calibration.gate_selection import GateSelection, Strat
 from cart_qdrant.training.calibration.modality_prior import fit_modality_prior
 from cart_qdrant.training.corpus import caption_vectors
 from cart_qdrant.training.generator_fit import corrections
+from cart_qdrant.training.split import HeldOutPairs
 from cart_qdrant.training.stages.state import (
     FittedIdentifiers,
     Run,
@@ -36,7 +37,7 @@ from cart_qdrant.training.stages.state import (
 BEAMS = 200
 """Beam width in each space (docs/experiments.md)."""
 QUERIES = 1_000
-"""Held-out queries of each stratum that calibration uses, at most."""
+"""Held-out queries of each stratum, of each set, that calibration uses at most."""
 
 
 def calibrate_search(
@@ -47,7 +48,11 @@ def calibrate_search(
     generator: TrainedGenerator,
 ) -> tuple[Calibration, ModalityPrior]:
     """Fit how a search weighs what the other stages made, on held-out queries; the calibration
-    keeps its defaults where none were held out."""
+    keeps its defaults where none were held out.
+
+    Where these are cross-fitted, the gates stay closed: decoding them anew for each fold would take
+    longer than the training, and a few hundred queries do not show what a gate adds.
+    """
     run.reporter.phase("calibration", None)
     prior = _modality_prior(run, data, tower)
     return _Stage(run, data, tower, identifiers, generator).calibrate(prior), prior
@@ -81,35 +86,36 @@ class _Stage:
     def calibrate(self, prior: ModalityPrior) -> Calibration:
         base = self._defaults()
         split = self.data.split
-        rng = np.random.default_rng(self.run.options.seed)
-        asked = {
-            name: rng.permutation(rows)[:QUERIES]
-            for name, rows in (("unseen", split.unseen_P), ("seen", split.seen_P))
-            if len(rows)
-        }
-        if not asked:
-            return base
-        shares = self._shares()
-        with torch.inference_mode():
-            base = replace(base, gates=self._gates(asked, shares))
-        strata = {
-            name: Stratum(
-                rows,
-                {space: self.tower.queries.media(rows, space) for space in self.data.spaces},
-                shares[name],
-            )
-            for name, rows in asked.items()
-        }
+        choose = self._strata(split.choose)
+        if choose and not split.cross_fitted:
+            with torch.inference_mode():
+                base = replace(base, gates=self._gates(choose))
         identifiers, generator = self.identifiers, self.generator
-        node_bonus = NodeBonus(identifiers.trie, base.scale * HUB)
         selection = GateSelection(
             generator.network, generator.data, self.tower.queries, identifiers.trie, base,
-            node_bonus,
+            NodeBonus(identifiers.trie, base.scale * HUB),
         )  # fmt: skip
-        gates, beams = selection.select(strata, identifiers.rows_NL)
+        gates, beams = selection.select(choose, identifiers.rows_NL)
+        report: dict[str, HeldOut] | None = None
+        if not split.cross_fitted:
+            strata = self._strata(split.report)
+            decoded = {name: selection.beams(one, gates) for name, one in strata.items()}
+            report = self._held_out(strata, decoded, prior)
         return calibrate(
-            self._held_out(strata, beams, prior), self._items(prior), replace(base, gates=gates)
-        )
+            self._held_out(choose, beams, prior), report, self._items(prior),
+            replace(base, gates=gates),
+        )  # fmt: skip
+
+    def _strata(self, pairs: HeldOutPairs) -> dict[str, Stratum]:
+        """Queries of held-out pairs, by what they ask for."""
+        rng = np.random.default_rng(self.run.options.seed)
+        shares, queries = self._shares(), self.tower.queries
+        out: dict[str, Stratum] = {}
+        for name, found in pairs.strata.items():
+            rows = rng.permutation(found)[:QUERIES]
+            media = {space: queries.media(rows, space) for space in self.data.spaces}
+            out[name] = Stratum(rows, media, shares[name])
+        return out
 
     def _defaults(self) -> Calibration:
         """The calibration before anything is fitted to held-out queries."""
@@ -131,15 +137,15 @@ class _Stage:
         without = float((~self.data.corpus.captioned).mean())
         return {"unseen": max(without, 0.05) if without else 0.01, "seen": 1.0 - without}
 
-    def _gates(self, asked: Mapping[str, IndexArray], shares: Mapping[str, float]) -> list[float]:
+    def _gates(self, strata: Mapping[str, Stratum]) -> list[float]:
         """Gates that make held-out identifiers likeliest, strata mixed by their shares."""
         pairs = self.generator.data
-        total = sum(shares[name] for name in asked)
+        total = sum(one.share for one in strata.values())
         rng = np.random.default_rng(0)
         rows = np.concatenate(
             [
-                rng.choice(found, max(1, int(QUERIES * shares[name] / total)))
-                for name, found in asked.items()
+                rng.choice(one.rows, max(1, int(QUERIES * one.share / total)))
+                for one in strata.values()
             ]
         )
         logits: list[list[torch.Tensor]] = []
@@ -158,10 +164,9 @@ class _Stage:
     ) -> dict[str, HeldOut]:
         """The queries of each stratum as a search encodes them. No held-out caption is known to
         the items, and none at all in an index that does not keep captions."""
-        corpus, split = self.data.corpus, self.data.split
+        corpus = self.data.corpus
         keep_P = np.ones(len(corpus.texts), dtype=bool)
-        keep_P[split.seen_P] = False
-        keep_P[split.unseen_P] = False
+        keep_P[self.data.split.held_out()] = False
         if not self.run.index.keeps_captions:
             keep_P[:] = False
         caption_NW, known_N = caption_vectors(corpus, self.data.states.text_PW, keep_P)
@@ -171,7 +176,7 @@ class _Stage:
             caption_BW = self.tower.queries.caption(stratum.rows)
             out[name] = HeldOut(
                 corpus.item_P[stratum.rows], stratum.media, caption_BW, beams[name], caption_NW,
-                known_N, caption_hub_N, prior.log_priors(caption_BW),
+                known_N, caption_hub_N, prior.log_priors(caption_BW), stratum.share,
             )  # fmt: skip
         return out
 

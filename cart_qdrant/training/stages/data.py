@@ -31,9 +31,11 @@ def read_data(run: Run) -> TrainingData:
     corpus = read_corpus(index, None if anchors is None else anchors.name)
     if not len(corpus):
         raise IndexMissingError("The index is empty.", "Fill it: `cartq ingest FOLDER`.")
-    if anchors is None:
-        anchors = read_text_anchors(index, corpus.texts, seed, run.reporter)
     split = split_pairs(corpus, seed)
+    if anchors is None:
+        # Of no held-out text, which would find itself.
+        learned = [corpus.texts[pair] for pair in split.train_P]
+        anchors = read_text_anchors(index, learned, seed, run.reporter)
     if not run.options.resume:
         index.clear_work(["train"])
     spaces = [str(space) for space in np.unique(corpus.vectors.spaces[corpus.item_P])]
@@ -62,7 +64,7 @@ def _remarks(corpus: Corpus, split: Split) -> list[str]:
         out.append(
             f"No item has a caption: the networks were trained on the items' own vectors{labels}."
         )
-    if not len(split.unseen_P):
+    if not len(split.report):
         out.append(
             "Fewer than 20 files have texts that no other file has: nothing was held out, recall "
             "was not measured, and the router keeps its defaults."

@@ -94,7 +94,7 @@ class TrainedTower:
         queries: Query vectors of the corpus's texts, by that graph.
         query_PD: Query vector of each pair in its item's space.
         scale: Learned factor of the cosines in the media spaces.
-        val_r10: Best R@10 of held-out items.
+        val_r10: Best R@10 of held-out items, by which the epoch was chosen.
     """
 
     graph: bytes
