@@ -132,7 +132,7 @@ def make_index(source: Path, root: Path, count: int, *, graph: bool) -> FloatArr
         say(f"{count:,}: identifiers fitted and coded in {time.perf_counter() - begin:.0f} s")
         bank = index.query_bank()
         assert bank is not None
-        hub_N = bank.hubness(x_ND, media_space(SPACE))
+        hub_N = bank.hubness(x_ND, media_space(SPACE), np.zeros(len(x_ND), np.uint64))
         if count < len(vectors.ids):
             store.delete(vectors.ids[count:])
         for field in store.info().indexed:

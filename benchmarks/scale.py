@@ -123,7 +123,7 @@ def read_index(
     metric = codec.quantizers[SPACE].metric_DD
 
     def hub(x_ND: FloatArray) -> FloatArray:
-        return bank.hubness(x_ND, media_space(SPACE))
+        return bank.hubness(x_ND, media_space(SPACE), np.zeros(len(x_ND), np.uint64))
 
     return vectors.x_ND, q_BD, right, hub, metric, model.calibration.scale
 

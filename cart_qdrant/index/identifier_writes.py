@@ -16,6 +16,7 @@ from cart_qdrant.identifiers.codec import DisambiguationTokens
 from cart_qdrant.identifiers.free_tokens import FreeTokens
 from cart_qdrant.identifiers.hubness import CAPTION as CAPTION_BANK
 from cart_qdrant.identifiers.hubness import QueryBank, media_space
+from cart_qdrant.identifiers.item_table import file_number
 from cart_qdrant.identifiers.quantizer import Codec
 from cart_qdrant.index.identified_items import IdentifiedItems
 from cart_qdrant.index.identifier_files import load_codec
@@ -76,6 +77,7 @@ def measure_hubness(
     media: Sequence[Sequence[float] | None] | FloatArray,
     spaces: Sequence[str | None] | npt.NDArray[np.str_],
     captions: Sequence[Sequence[float] | None],
+    file_B: npt.NDArray[np.uint64],
 ) -> list[Hubs]:
     """Hubness of the vectors of each of B items.
 
@@ -84,6 +86,7 @@ def measure_hubness(
         media: Media vectors; None where an item has none.
         spaces: Spaces of the media vectors.
         captions: Caption vectors; None where an item has none.
+        file_B: Number of each item's file: its own captions do not count.
     """
     hubs: list[Hubs] = [{} for _ in captions]
     wanted: dict[str, list[tuple[int, str, Sequence[float]]]] = {}
@@ -93,7 +96,8 @@ def measure_hubness(
         if caption is not None:
             wanted.setdefault(CAPTION_BANK, []).append((n, "caption", caption))
     for space, rows in wanted.items():
-        h_N = bank.hubness(np.asarray([x for _, _, x in rows], dtype=np.float32), space)
+        x_ND = np.asarray([x for _, _, x in rows], dtype=np.float32)
+        h_N = bank.hubness(x_ND, space, file_B[[n for n, _, _ in rows]])
         for (n, name, _), h in zip(rows, h_N.tolist(), strict=True):
             if h == h:  # a space without a bank has none
                 # The store gives a number of few digits back exactly.
@@ -186,4 +190,11 @@ class PointIdentifier:
             [vector_of(record) for record in records],
             [self._index.space(payload.get("modality", "")) for payload in payloads],
             [vector_of(record, CAPTION) for record in records],
+            np.asarray(
+                [
+                    file_number(payload.get("path", str(record.id)))
+                    for record, payload in zip(records, payloads, strict=True)
+                ],
+                np.uint64,
+            ),
         )

@@ -109,7 +109,9 @@ def _write_all(
         ids, hubs = vectors.ids[some], None
         if bank is not None:
             captions = _caption_vectors(index, ids)
-            hubs = measure_hubness(bank, vectors.x_ND[some], vectors.spaces[some], captions)
+            hubs = measure_hubness(
+                bank, vectors.x_ND[some], vectors.spaces[some], captions, vectors.file_N[some]
+            )
             hub_N2[some] = [[h.get(name, np.nan) for name in ("media", "caption")] for h in hubs]
         write_identifiers(index.store, field, ids, row_NL[some], hubs)
     return Items(

@@ -170,7 +170,7 @@ class _Stage:
         if not self.run.index.keeps_captions:
             keep_P[:] = False
         caption_NW, known_N = caption_vectors(corpus, self.data.states.text_PW, keep_P)
-        caption_hub_N = self.identifiers.bank.hubness(caption_NW, CAPTION)
+        caption_hub_N = self.identifiers.bank.hubness(caption_NW, CAPTION, corpus.vectors.file_N)
         out: dict[str, HeldOut] = {}
         for name, stratum in strata.items():
             caption_BW = self.tower.queries.caption(stratum.rows)

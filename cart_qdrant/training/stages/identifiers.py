@@ -9,7 +9,7 @@ import numpy as np
 
 from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.identifiers.codec import IdentifierConfig, fit_codec
-from cart_qdrant.identifiers.hubness import BANK, CAPTION, QueryBank, media_space
+from cart_qdrant.identifiers.hubness import BANK, CAPTION, FileArray, QueryBank, media_space
 from cart_qdrant.identifiers.quantizer import Codec
 from cart_qdrant.index.identify import prepare
 from cart_qdrant.training.stages.state import (
@@ -58,13 +58,17 @@ def _codec(seed: int, data: TrainingData, tower: TrainedTower) -> Codec:
 def _query_bank(seed: int, data: TrainingData, tower: TrainedTower) -> QueryBank:
     """Training queries, as a search makes them, in every space."""
     corpus, encoder, train_P = data.corpus, data.encoder, data.split.train_P
+    file_P = corpus.vectors.file_N[corpus.item_P]
     banks: dict[str, FloatArray] = {}
     sharpness: dict[str, float] = {}
+    owners: dict[str, FileArray] = {}
     for space in encoder.heads:
         rows = train_P[corpus.vectors.spaces[corpus.item_P[train_P]] == space]
         banks[media_space(space)] = tower.query_PD[rows]
+        owners[media_space(space)] = file_P[rows]
         sharpness[media_space(space)] = SHARPNESS * tower.scale
     rng = np.random.default_rng(seed)
-    banks[CAPTION] = tower.queries.caption(np.sort(rng.permutation(train_P)[:BANK]))
+    chosen = np.sort(rng.permutation(train_P)[:BANK])
+    banks[CAPTION], owners[CAPTION] = tower.queries.caption(chosen), file_P[chosen]
     sharpness[CAPTION] = float(encoder.log_caption_scale.detach().exp().clamp(max=100))
-    return QueryBank.sample(banks, sharpness, seed)
+    return QueryBank.sample(banks, sharpness, owners, seed)

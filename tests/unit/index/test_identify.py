@@ -206,7 +206,10 @@ def pretend_trained(index: Index, queries_QD: Any) -> GeneratorInfo:
     """Put a generator in force that has nothing but its queries."""
     folder = index.folder.root / "generator-1"
     folder.mkdir()
-    QueryBank({"media.visual": queries_QD}, {"media.visual": 10.0}).save(folder / QUERY_BANK)
+    no_one = {"media.visual": np.zeros(len(queries_QD), np.uint64)}
+    QueryBank({"media.visual": queries_QD}, {"media.visual": 10.0}, no_one).save(
+        folder / QUERY_BANK
+    )
     generator = GeneratorInfo(
         version=1, folder=Artifact(folder.name, folder_hash(folder)), identifiers=1
     )
@@ -232,7 +235,7 @@ def test_points_that_come_after_training_get_their_hubness(index: Index) -> None
     assert_in_step(index)
     bank, found, info = index.query_bank(), read_vectors(index), index.manifest.identifiers
     assert bank is not None and info is not None
-    wanted = bank.hubness(found.x_ND, "media.visual")
+    wanted = bank.hubness(found.x_ND, "media.visual", found.file_N)
     stored = hubs(index)
     assert [stored[one] for one in found.ids] == pytest.approx(wanted.tolist(), abs=1e-5)
     # The tree knows them, at their identifiers.
