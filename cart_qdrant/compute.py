@@ -168,6 +168,24 @@ def described(compute: Mapping[str, Any]) -> str:
     return f"{compute['device']}, {compute['dtype']}" + (f" (measured: {times})" if times else "")
 
 
+def attend(q_BHSW: Tensor, k_BHSW: Tensor, v_BHSW: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of queries (B, heads, S, W / heads) to keys with values, where `mask` is True.
+
+    On a CPU it is computed in float32, also in a block of `Compute.autocast`: torch's way back
+    through it takes 17 times as long in bfloat16 (docs/experiments.md).
+    """
+    import torch
+    import torch.nn.functional as F
+
+    device = q_BHSW.device.type
+    if device != "cpu":
+        return F.scaled_dot_product_attention(q_BHSW, k_BHSW, v_BHSW, attn_mask=mask)
+    with torch.autocast(device, enabled=False):
+        return F.scaled_dot_product_attention(
+            q_BHSW.float(), k_BHSW.float(), v_BHSW.float(), attn_mask=mask
+        )
+
+
 _chosen: dict[tuple[ComputeOptions, Work], Compute] = {}
 _choosing = threading.Lock()
 
@@ -280,7 +298,7 @@ def _transformer_layer(
         qkv_w, out_w, up_w, down_w = weights
         with compute.autocast():
             qkv = F.linear(x_BSW, qkv_w).view(batch, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
-            y = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], attn_mask=mask)
+            y = attend(qkv[0], qkv[1], qkv[2], mask)
             x = x_BSW + F.linear(y.transpose(1, 2).reshape(batch, tokens, width), out_w)
             x = F.layer_norm(x, (width,))
             x = F.layer_norm(x + F.linear(F.gelu(F.linear(x, up_w)), down_w), (width,))

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cart_qdrant.arrays.types import FloatArray, IndexArray, IntArray, MaskArray
-from cart_qdrant.compute import Compute
+from cart_qdrant.compute import Compute, attend
 from cart_qdrant.errors import ConfigError
 
 HIDDEN_STATES = 3
@@ -104,7 +104,7 @@ class _Attention(nn.Module):
     def forward(self, x_BTW: Tensor, keys: KeyValues, mask: Tensor | None) -> Tensor:
         b, t, w = x_BTW.shape
         q = self.q(x_BTW).view(b, t, self.heads, -1).transpose(1, 2)
-        y = F.scaled_dot_product_attention(q, *keys, attn_mask=mask)
+        y = attend(q, *keys, mask)
         out: Tensor = self.out(y.transpose(1, 2).reshape(b, t, w))
         return out
 

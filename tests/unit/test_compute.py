@@ -13,6 +13,7 @@ from cart_qdrant.compute import (  # noqa: E402
     Compute,
     ComputeOptions,
     Work,
+    attend,
     choose,
     compute_of,
     described,
@@ -132,6 +133,17 @@ def test_autocast_computes_products_in_the_format() -> None:
     for name, wanted in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         with Compute("cpu", name).autocast():
             assert (x @ x).dtype == wanted
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_is_computed_in_float32_on_a_cpu(dtype: str) -> None:
+    q, k, v = (torch.linspace(-1, 1, 48).sin().mul(n).reshape(1, 2, 3, 8) for n in (3, 2, 1))
+    mask = torch.tensor([True, True, False]).reshape(1, 1, 1, 3)
+    wanted = torch.softmax((q @ k.mT / 8**0.5)[..., :2], dim=-1) @ v[..., :2, :]
+    with Compute("cpu", dtype).autocast():
+        found = attend(q, k, v, mask)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, wanted)
 
 
 def test_a_model_that_computes_nothing_here_has_no_device() -> None:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cart_qdrant.compute import Compute, ComputeOptions, Work, choose
+from cart_qdrant.compute import Compute, ComputeOptions, Work, attend, choose
 from cart_qdrant.embedders.text.tokenizer import load_tokenizer
 
 
@@ -40,7 +40,7 @@ class _Layer(nn.Module):
     def forward(self, x_BSD: Tensor, mask_B11S: Tensor) -> Tensor:
         b, s, d = x_BSD.shape
         qkv = self.qkv(x_BSD).view(b, s, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], attn_mask=mask_B11S)
+        y = attend(qkv[0], qkv[1], qkv[2], mask_B11S)
         x = self.norm1(x_BSD + self.out(y.transpose(1, 2).reshape(b, s, d)))
         return cast(Tensor, self.norm2(x + self.down(F.gelu(self.up(x)))))
 
