@@ -48,8 +48,9 @@ from cart_qdrant.identifiers.item_edits import Items
 from cart_qdrant.identifiers.item_table import ItemTable, file_number
 from cart_qdrant.identifiers.quantizer import Codec
 from cart_qdrant.identifiers.trie import Trie
+from cart_qdrant.index.collection import KEY
 from cart_qdrant.index.identifier_files import save_part
-from cart_qdrant.index.index import KEY, Index
+from cart_qdrant.index.index import Index
 from cart_qdrant.index.manifest import Artifact, IdentifierInfo
 from cart_qdrant.index.plan import make_plan
 from cart_qdrant.index.writer import PointWriter, Row

@@ -53,9 +53,10 @@ from cart_qdrant.generator.prior import HUB, NodeBonus
 from cart_qdrant.identifiers.codec import DisambiguationTokens, IdentifierConfig, fit_codec
 from cart_qdrant.identifiers.hubness import media_space
 from cart_qdrant.identifiers.quantizer import Codec
+from cart_qdrant.index.collection import identifier_fields
 from cart_qdrant.index.identifier_files import load_codec, load_table
 from cart_qdrant.index.identify import assign_new
-from cart_qdrant.index.index import Index, identifier_fields
+from cart_qdrant.index.index import Index
 from cart_qdrant.index.manifest import Artifact, IdentifierInfo
 from cart_qdrant.index.points import read_vectors
 from cart_qdrant.records import Identifier

@@ -13,8 +13,9 @@ from qdrant_client import QdrantClient, models
 
 from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.index.attach import AttachOptions, attach
+from cart_qdrant.index.collection import TEXT_DIM
 from cart_qdrant.index.identify import refit
-from cart_qdrant.index.index import TEXT_DIM, Index
+from cart_qdrant.index.index import Index
 from cart_qdrant.index.migrate import migrate
 from cart_qdrant.index.sync import sync
 from cart_qdrant.media.clip import Clip

@@ -63,6 +63,10 @@ class OnnxQueryEncoder:
         names = self._graph.outputs
         self.spaces = [n.removeprefix("media.") for n in names if n.startswith("media.")]
 
+    def captions(self, texts: Sequence[str]) -> FloatArray:
+        """Unit vectors (B, W) of captions, to be compared with `EncodedTexts.caption_BW`."""
+        return np.concatenate([one.outputs[0] for one in self._graph.run(texts, ["caption"])])
+
     def encode(self, texts: Sequence[str], *, hidden_states: bool = False) -> EncodedTexts:
         """Encode texts (B of them).
 

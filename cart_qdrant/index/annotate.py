@@ -23,16 +23,17 @@ from cart_qdrant.captions.text import make_captions
 from cart_qdrant.compute import Compute, compute_of
 from cart_qdrant.errors import CaptionError, MediaError, UsageError
 from cart_qdrant.index.caption_quality import CaptionConfidence
+from cart_qdrant.index.caption_vectors import caption_means
 from cart_qdrant.index.consent import media_folder
 from cart_qdrant.index.identify import assign_new
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.points import vector_of
-from cart_qdrant.index.writer import MADE_BY, PointWriter, caption_means, identifier_payload
+from cart_qdrant.index.writer import MADE_BY, PointWriter, identifier_payload
 from cart_qdrant.media.clip import Clip
 from cart_qdrant.media.segments import decode
 from cart_qdrant.progress import Reporter
 from cart_qdrant.records import MADE_SOURCES, Caption, CaptionSource, Failure, Modality
-from cart_qdrant.storage.protocol import CAPTION, MEDIA
+from cart_qdrant.storage.protocol import MEDIA
 
 TOGETHER = 8
 """Images that are captioned together."""
@@ -148,7 +149,7 @@ class _Run:
         self.name = LABELS if captioner is None else captioner.name
         self.report = CaptionReport(self.name, compute=compute_of(captioner))
         self.writer = PointWriter(index)
-        self.encoder = index.text_encoder()  # fails before anything is written
+        self.encoder = index.caption_encoder()  # fails before anything is written
         self.confidence = CaptionConfidence(index)
         self.waiting: list[tuple[_Item, list[Caption]]] = []
         self.refused = 0
@@ -370,7 +371,8 @@ class _Run:
             means = caption_means(self.encoder, [captions for _, captions in described])
             vectors = zip(described, means, strict=True)
             self.index.store.update_vectors(
-                CAPTION, [(one, x.tolist()) for (one, _), x in vectors if x is not None]
+                self.index.caption_vector,
+                [(one, x.tolist()) for (one, _), x in vectors if x is not None],
             )
         self.index.store.set_payload(updates)
         self.waiting = []

@@ -16,6 +16,7 @@ from cart_qdrant.embedders.external import ExternalEmbedder
 from cart_qdrant.embedders.protocol import Embedder, FittedEmbedder
 from cart_qdrant.errors import MismatchError, StoreError, UsageError
 from cart_qdrant.extras import require
+from cart_qdrant.index.collection import KEY
 from cart_qdrant.index.consent import remember_key
 from cart_qdrant.index.field_guess import (
     FIELDS,
@@ -25,7 +26,7 @@ from cart_qdrant.index.field_guess import (
     word_field,
 )
 from cart_qdrant.index.folder import IndexFolder
-from cart_qdrant.index.index import KEY, Index
+from cart_qdrant.index.index import Index
 from cart_qdrant.index.manifest import EmbedderInfo, Manifest
 from cart_qdrant.index.ownership import check_owner
 from cart_qdrant.index.points import vector_of
@@ -37,7 +38,7 @@ from cart_qdrant.storage.attached_mapping import value_at
 from cart_qdrant.storage.attachment import Attachment
 from cart_qdrant.storage.factory import open_store
 from cart_qdrant.storage.payloads import json_path
-from cart_qdrant.storage.protocol import Store, VectorInfo
+from cart_qdrant.storage.protocol import CAPTION_SLOTS, Store, VectorInfo
 from cart_qdrant.storage.store_info import StoreInfo
 
 if TYPE_CHECKING:
@@ -46,8 +47,6 @@ if TYPE_CHECKING:
 
 SPACE = "media"
 """The only space of an attached collection whose embedder is not known."""
-CAPTION_VECTOR = "cart_caption"
-"""Vector that is added for captions if the user asks for it."""
 LENGTH = 1e-3
 """How far from 1 the length of a vector may be that is compared by dot product."""
 
@@ -150,6 +149,8 @@ def attach(
         index.own(index.store)
         index.set_embedder(embedder)
         index.put(manifest)
+        if index.keeps_captions:
+            _clear_captions(index)
     except BaseException:
         store.close()
         raise
@@ -165,7 +166,10 @@ def read_attachment(
         UsageError: It is ambiguous which vector is the media vector, or `options.key` is in use.
         MismatchError: The scores of the vector are not cosines.
     """
-    vectors = {name: one for name, one in store.info().vectors.items() if name != CAPTION_VECTOR}
+    ours = _caption_vector(options.key)
+    vectors = {
+        name: one for name, one in store.info().vectors.items() if name not in (ours, f"{ours}_2")
+    }
     name = _vector(vectors, options.vector, store.location)
     sample = list(islice(store.scroll(batch=SAMPLE, with_vectors=[name]), SAMPLE))
     _check_lengths(sample, name, vectors[name], store.location)
@@ -187,7 +191,7 @@ def read_attachment(
         end=found.get("end") or None,
         captions=captions,
         words=word_field(payloads, captions),
-        caption_vector=CAPTION_VECTOR if options.caption_vectors else None,
+        caption_vector=ours if options.caption_vectors else None,
         given=sorted({*options.fields, *(["modality"] if options.modality else [])}),
     )
     for key in ("path", "captions", "modality", "start", "end"):
@@ -197,6 +201,22 @@ def read_attachment(
                 f"{key}: read from the payload field {found[key]!r} ({share:.0%} of points)"
             )
     return how, vectors[name].size
+
+
+def _clear_captions(index: Index) -> None:
+    """Remove the caption vectors of an index that was attached under the same key before: another
+    encoder may have made them."""
+    there = index.store.info().vectors
+    own = _caption_vector(index.key)
+    for slot, name in zip(CAPTION_SLOTS, (own, f"{own}_2"), strict=True):
+        if name in there:
+            index.store.clear_vector(slot)
+
+
+def _caption_vector(key: str) -> str:
+    """Vector that is added for captions if the user asks for it: one for each index that is
+    attached to the collection."""
+    return f"{key}_caption"
 
 
 def _vector(vectors: Mapping[str, VectorInfo], wanted: str | None, location: str) -> str:

@@ -19,6 +19,7 @@ from cart_qdrant.index.manifest import Manifest
 from cart_qdrant.index.migrate import compare_points, copy_indexes, copy_points
 from cart_qdrant.progress import Reporter, Silent
 from cart_qdrant.storage.factory import open_store
+from cart_qdrant.storage.protocol import MEDIA
 from cart_qdrant.storage.store_info import StoreInfo
 
 _UNFINISHED = ("changed", "replaced.json")
@@ -69,8 +70,9 @@ def backup(index: Index, file: Path, reporter: Reporter | None = None) -> int:
             index.make_collection(store)
             copy_indexes(index.store, store)
             reporter.phase("points", count)
-            copy_points(index.store, store, reporter)
-            compare_points(index.store, store, count)
+            vectors = [MEDIA, index.caption_vector]
+            copy_points(index.store, store, vectors, reporter)
+            compare_points(index.store, store, vectors, count)
         finally:
             store.close()
         manifest = replace(index.manifest, store=StoreInfo())

@@ -14,8 +14,7 @@ import numpy.typing as npt
 from cart_qdrant.arrays.types import FloatArray, IntArray
 from cart_qdrant.identifiers.codec import DisambiguationTokens
 from cart_qdrant.identifiers.free_tokens import FreeTokens
-from cart_qdrant.identifiers.hubness import CAPTION as CAPTION_BANK
-from cart_qdrant.identifiers.hubness import QueryBank, media_space
+from cart_qdrant.identifiers.hubness import CAPTION, QueryBank, media_space
 from cart_qdrant.identifiers.item_table import file_number
 from cart_qdrant.identifiers.quantizer import Codec
 from cart_qdrant.index.identified_items import IdentifiedItems
@@ -26,7 +25,7 @@ from cart_qdrant.index.points import BLOCK, has_identifier, in_blocks, lacks, ve
 from cart_qdrant.records import Identifier
 from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage.batches import chunks
-from cart_qdrant.storage.protocol import CAPTION, MEDIA, Store
+from cart_qdrant.storage.protocol import MEDIA, Store
 
 ENCODED = 65_536
 """Vectors that are copied and encoded together."""
@@ -94,7 +93,7 @@ def measure_hubness(
         if x is not None and space:
             wanted.setdefault(media_space(space), []).append((n, "media", x))
         if caption is not None:
-            wanted.setdefault(CAPTION_BANK, []).append((n, "caption", caption))
+            wanted.setdefault(CAPTION, []).append((n, "caption", caption))
     for space, rows in wanted.items():
         x_ND = np.asarray([x for _, _, x in rows], dtype=np.float32)
         h_N = bank.hubness(x_ND, space, file_B[[n for n, _, _ in rows]])
@@ -128,7 +127,7 @@ class PointIdentifier:
     def collect(self, ids: Collection[str]) -> None:
         """Collect those of some points that have an identifier, and measure their hubness again."""
         store, field = self._index.store, self._info.field
-        names = [] if self._bank is None else [MEDIA, CAPTION]
+        names = [] if self._bank is None else [MEDIA, self._index.caption_vector]
         wanted = ["modality", "path", field]
         for some in chunks(sorted(ids), BLOCK):
             which = qdrant.Filter(must=[qdrant.HasIdCondition(has_id=some), has_identifier(field)])
@@ -155,7 +154,7 @@ class PointIdentifier:
             How many points stay without one, since their space has no codebooks.
         """
         missing = qdrant.Filter(must=[lacks(f"{self._info.field}.id")], must_not=[lacks("hash")])
-        names = [MEDIA] if self._bank is None else [MEDIA, CAPTION]
+        names = [MEDIA] if self._bank is None else [MEDIA, self._index.caption_vector]
         found = self._index.store.scroll(
             missing, with_payload=["modality", "path"], with_vectors=names
         )
@@ -189,7 +188,7 @@ class PointIdentifier:
             self._bank,
             [vector_of(record) for record in records],
             [self._index.space(payload.get("modality", "")) for payload in payloads],
-            [vector_of(record, CAPTION) for record in records],
+            [vector_of(record, self._index.caption_vector) for record in records],
             np.asarray(
                 [
                     file_number(payload.get("path", str(record.id)))

@@ -21,14 +21,15 @@ from cart_qdrant.identifiers.hubness import QueryBank
 from cart_qdrant.identifiers.item_edits import Items
 from cart_qdrant.identifiers.quantizer import Codec
 from cart_qdrant.identifiers.trie import Trie
+from cart_qdrant.index.caption_vectors import with_captions
+from cart_qdrant.index.collection import identifier_fields
 from cart_qdrant.index.identifier_files import save_part
 from cart_qdrant.index.identifier_updates import built_parts, edited_parts
 from cart_qdrant.index.identifier_writes import encode, measure_hubness, write_identifiers
-from cart_qdrant.index.index import Index, identifier_fields
-from cart_qdrant.index.manifest import Artifact, GeneratorInfo, IdentifierInfo
+from cart_qdrant.index.index import Index
+from cart_qdrant.index.manifest import Artifact, CaptionVectors, GeneratorInfo, IdentifierInfo
 from cart_qdrant.index.points import BLOCK, Vectors, is_ours, lacks, read_vectors, vector_of
 from cart_qdrant.storage import requests as qdrant
-from cart_qdrant.storage.protocol import CAPTION
 
 GROWN = 2
 """Growth since fitting from which identifiers are refitted, if no generator was trained on them."""
@@ -55,6 +56,7 @@ def prepare(
     vectors: Vectors,
     codec: Codec,
     bank: QueryBank | None = None,
+    captions: str | None = None,
 ) -> PreparedIdentifiers:
     """Write new identifiers under the next payload field; no search reads them until they are
     activated.
@@ -67,6 +69,7 @@ def prepare(
         vectors: All items.
         codec: Fitted on every space that has items.
         bank: Queries from which hubness is computed; None writes no hubness.
+        captions: Vector that holds the captions whose hubness is measured; None for that in force.
 
     Raises:
         StoreError: The store failed, or the payload field of an attached collection is in use.
@@ -79,7 +82,8 @@ def prepare(
     if index.attachment is not None:
         _check_free(index, field)
     codes = encode(codec, vectors.x_ND, vectors.spaces)
-    items = _write_all(index, field, vectors, DisambiguationTokens().complete(codes), bank)
+    rows = DisambiguationTokens().complete(codes)
+    items = _write_all(index, field, vectors, rows, bank, captions or index.caption_vector)
     trie, table = items.build()
     index.store.flush()
     name = f"identifiers-{version}.safetensors"
@@ -100,7 +104,12 @@ def prepare(
 
 
 def _write_all(
-    index: Index, field: str, vectors: Vectors, row_NL: IntArray, bank: QueryBank | None
+    index: Index,
+    field: str,
+    vectors: Vectors,
+    row_NL: IntArray,
+    bank: QueryBank | None,
+    slot: str,
 ) -> Items:
     """Write the identifiers of all items, with their hubness if there is a bank."""
     hub_N2 = np.full((len(row_NL), 2), np.nan, dtype=np.float32)
@@ -108,7 +117,7 @@ def _write_all(
         some = slice(begin, begin + BLOCK)
         ids, hubs = vectors.ids[some], None
         if bank is not None:
-            captions = _caption_vectors(index, ids)
+            captions = _caption_vectors(index, ids, slot)
             hubs = measure_hubness(
                 bank, vectors.x_ND[some], vectors.spaces[some], captions, vectors.file_N[some]
             )
@@ -119,10 +128,10 @@ def _write_all(
     )
 
 
-def _caption_vectors(index: Index, ids: Sequence[str]) -> list[list[float] | None]:
+def _caption_vectors(index: Index, ids: Sequence[str], slot: str) -> list[list[float] | None]:
     """Caption vector of each point; None where it has none."""
-    found = index.store.retrieve(ids, with_payload=False, with_vectors=[CAPTION])
-    by_id = {str(record.id): vector_of(record, CAPTION) for record in found}
+    found = index.store.retrieve(ids, with_payload=False, with_vectors=[slot])
+    by_id = {str(record.id): vector_of(record, slot) for record in found}
     return [by_id.get(one) for one in ids]
 
 
@@ -146,32 +155,39 @@ def _check_free(index: Index, field: str) -> None:
 
 
 def activate_identifiers(
-    index: Index, info: IdentifierInfo, generator: GeneratorInfo | None = None
+    index: Index,
+    info: IdentifierInfo,
+    generator: GeneratorInfo | None = None,
+    captions: CaptionVectors | None = None,
 ) -> None:
-    """Activate identifiers from `prepare`, with the generator that writes them. One that was
-    trained before writes the old identifiers, so the manifest no longer names it.
+    """Activate identifiers from `prepare`, with the generator that writes them, and caption vectors
+    from `write_caption_vectors`: None keeps those in force. A generator that was trained before
+    writes the old identifiers, so the manifest no longer names it.
 
-    The old payload field stays until the next writing run calls `remove_stale`, so that a search
-    which opened the old manifest still resolves its identifiers.
+    The old payload field and the old caption vectors stay until the next writing run calls
+    `remove_stale`, so that a search which opened the old manifest still finds what it names.
     """
-    old = index.manifest.identifiers
-    stale = [*index.manifest.stale_fields, *([old.field] if old is not None else [])]
-    index.put(replace(index.manifest, identifiers=info, generator=generator, stale_fields=stale))
+    manifest, old = index.manifest, index.manifest.identifiers
+    stale = [*manifest.stale_fields, *([old.field] if old is not None else [])]
+    manifest = with_captions(manifest, captions or manifest.captions)
+    index.put(replace(manifest, identifiers=info, generator=generator, stale_fields=stale))
 
 
 def remove_stale(index: Index) -> None:
-    """Remove the files and payload fields of earlier versions, at the start of a run that writes:
-    searches that opened them have followed since. A run that is killed in between leaves the rest
-    to the next one."""
+    """Remove the files, payload fields and vectors of earlier versions, at the start of a run that
+    writes: searches that opened them have followed since. A run that is killed in between leaves
+    the rest to the next one."""
     index.folder.sweep(index.manifest)
-    if not index.manifest.stale_fields:
+    if not index.manifest.stale_fields and not index.manifest.stale_vectors:
         return
+    for name in index.manifest.stale_vectors:
+        index.store.clear_vector(name)
     for field in index.manifest.stale_fields:
         index.store.delete_payload_key(field)
         for name in identifier_fields(field):
             index.store.drop_index(name)
     index.store.flush()
-    index.put(replace(index.manifest, stale_fields=[]))
+    index.put(replace(index.manifest, stale_fields=[], stale_vectors=[]))
 
 
 def refit(index: Index, config: IdentifierConfig | None = None) -> IdentifierInfo | None:

@@ -15,6 +15,7 @@ from cart_qdrant.embedders.protocol import Embedder, FittedEmbedder
 from cart_qdrant.errors import IndexMissingError, MismatchError, UsageError
 from cart_qdrant.files import save_arrays
 from cart_qdrant.index.changes import Changes
+from cart_qdrant.index.collection import KEY, collection_spec
 from cart_qdrant.index.consent import check_key, remember_key
 from cart_qdrant.index.folder import IndexFolder
 from cart_qdrant.index.manifest import Artifact, EmbedderInfo, Manifest
@@ -23,32 +24,13 @@ from cart_qdrant.index.ownership import Owner, Ownership, check_owner
 from cart_qdrant.storage.address import server_address
 from cart_qdrant.storage.attachment import Attachment
 from cart_qdrant.storage.factory import open_store
-from cart_qdrant.storage.protocol import CAPTION, CAPTION_TEXTS, MEDIA, CollectionSpec, Store
+from cart_qdrant.storage.protocol import CAPTION, Store
 from cart_qdrant.storage.store_info import StoreInfo
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
 
     from cart_qdrant.embedders.zero_shot import TextAnchors
-
-TEXT_DIM = 384
-"""Width of a caption vector (all-MiniLM-L6-v2)."""
-KEY = "cart"
-"""Payload field of the identifiers, unless an attached collection uses it for something else."""
-
-
-def identifier_fields(field: str) -> list[str]:
-    """Payload fields by which identifiers are looked up. Each has a keyword index, and each index
-    makes opening the store slower (docs/experiments.md)."""
-    return [f"{field}.id", f"{field}.p1"]
-
-
-def _collection(dim: int, key: str) -> CollectionSpec:
-    return CollectionSpec(
-        vectors={MEDIA: dim, CAPTION: TEXT_DIM},
-        keywords=[*identifier_fields(key), "modality", "path", "hash"],
-        texts=[CAPTION_TEXTS],
-    )
 
 
 class Index(IndexModels):
@@ -154,7 +136,7 @@ class Index(IndexModels):
                     f"{root} has no manifest that says how they were made.",
                     "Bring back its manifest.json, or use another `--index` or `--collection`.",
                 )
-            store.create(_collection(embedder.dim, KEY))
+            store.create(collection_spec(embedder.dim, KEY, CAPTION))
             check_owner(store, KEY, None)
             remember_key(api_key, url)
         except BaseException:
@@ -292,7 +274,8 @@ class Index(IndexModels):
 
     def make_collection(self, store: Store) -> None:
         """Make the collection of this index in a store, or the payload indexes that it lacks."""
-        store.create(_collection(self.manifest.embedder.dim, self.field))
+        dim = self.manifest.embedder.dim
+        store.create(collection_spec(dim, self.field, self.caption_vector))
 
     def put(self, manifest: Manifest, *, trust_folder: bool = False) -> None:
         """Activate another manifest.

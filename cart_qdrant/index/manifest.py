@@ -12,6 +12,7 @@ from typing import Any
 from cart_qdrant.config import SegmentConfig
 from cart_qdrant.errors import MismatchError
 from cart_qdrant.storage.attachment import Attachment
+from cart_qdrant.storage.protocol import CAPTION
 from cart_qdrant.storage.store_info import StoreInfo
 
 FORMAT = 1
@@ -85,6 +86,21 @@ class GeneratorInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CaptionVectors:
+    """The caption vectors in force.
+
+    Attributes:
+        vector: Which of the store's `CAPTION_SLOTS` holds them.
+        encoder: Folder of the trained model whose query encoder made them; None for the sentence
+            vectors of the text encoder. The folder is kept as long as its vectors are in force,
+            also where its generator is not.
+    """
+
+    vector: str = CAPTION
+    encoder: Artifact | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """Binds embedder, identifiers, tree, generator and collection of one index."""
 
@@ -93,10 +109,13 @@ class Manifest:
     store: StoreInfo
     identifiers: IdentifierInfo | None = None
     generator: GeneratorInfo | None = None
+    captions: CaptionVectors = field(default_factory=CaptionVectors)
     segments: SegmentConfig = field(default_factory=SegmentConfig)
     """How files are cut into segments; one index has segments of one kind."""
     stale_fields: list[str] = field(default_factory=list)
     """Payload fields of earlier identifiers that are still to be removed."""
+    stale_vectors: list[str] = field(default_factory=list)
+    """Vectors of earlier caption vectors, or of those of a killed training, to be removed."""
     revision: str = ""
     """Random name of this state of the manifest; a server's collection records it."""
     format: int = FORMAT
@@ -114,6 +133,8 @@ class Manifest:
             named += [self.identifiers.books, self.identifiers.trie, self.identifiers.items]
         if self.generator is not None:
             named.append(self.generator.folder)
+        if self.captions.encoder not in named:
+            named.append(self.captions.encoder)
         return [one for one in named if one is not None]
 
     def to_bytes(self) -> bytes:
@@ -136,6 +157,7 @@ class Manifest:
             identifiers = IdentifierInfo(**{**identifiers, **files})
         if generator is not None:
             generator = GeneratorInfo(**{**generator, "folder": artifact(generator["folder"])})
+        captions = data.get("captions", {})
         store = dict(data["store"])
         if store.get("attachment") is not None:
             store["attachment"] = Attachment(**store["attachment"])
@@ -145,8 +167,10 @@ class Manifest:
             store=StoreInfo(**store),
             identifiers=identifiers,
             generator=generator,
+            captions=CaptionVectors(**{**captions, "encoder": artifact(captions.get("encoder"))}),
             segments=SegmentConfig(**data["segments"]),
             stale_fields=data["stale_fields"],
+            stale_vectors=data.get("stale_vectors", []),
             revision=data["revision"],
         )
 

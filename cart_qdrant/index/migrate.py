@@ -24,7 +24,7 @@ from cart_qdrant.index.points import vector_of
 from cart_qdrant.progress import Reporter, Silent
 from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage.factory import open_store
-from cart_qdrant.storage.protocol import CAPTION, MEDIA, RangeKind, Store
+from cart_qdrant.storage.protocol import MEDIA, RangeKind, Store
 from cart_qdrant.storage.store_info import StoreInfo
 
 if TYPE_CHECKING:
@@ -101,12 +101,13 @@ def migrate(
         remember_key(api_key, place.url)
         report.points = source.count()
         reporter.phase("points", report.points)
-        report.copied = copy_points(source, target, reporter)
+        vectors = [MEDIA, index.caption_vector]
+        report.copied = copy_points(source, target, vectors, reporter)
         if target.count() != report.points:
             report.removed = _remove_extra(source, target)
         target.flush()
         reporter.phase("comparing", None)
-        report.compared = compare_points(source, target, report.points)
+        report.compared = compare_points(source, target, vectors, report.points)
     except BaseException:
         target.close()
         raise
@@ -165,22 +166,22 @@ def copy_indexes(source: Store, target: Store) -> None:
             target.create_range_index(field, cast("RangeKind", kind))
 
 
-def copy_points(source: Store, target: Store, reporter: Reporter) -> int:
-    """Copy the points that the target lacks or that differ there.
+def copy_points(source: Store, target: Store, vectors: Sequence[str], reporter: Reporter) -> int:
+    """Copy the points, with some of their vectors, that the target lacks or that differ there.
 
     Returns:
         How many points were copied.
     """
     copied = 0
     empty = not target.count()
-    records = source.scroll(with_vectors=[MEDIA, CAPTION], batch=PAGE)
+    records = source.scroll(with_vectors=vectors, batch=PAGE)
     while page := list(islice(records, PAGE)):
         there: dict[str, qdrant.AnyRecord] = {}
         if not empty:
             ids = [str(record.id) for record in page]
-            found = target.retrieve(ids, with_vectors=[MEDIA, CAPTION])
+            found = target.retrieve(ids, with_vectors=vectors)
             there = {str(record.id): record for record in found}
-        missing = [one for one in page if not _same(one, there.get(str(one.id)))]
+        missing = [one for one in page if not _same(one, there.get(str(one.id)), vectors)]
         if missing:
             target.upsert([_point(record) for record in missing])
             copied += len(missing)
@@ -208,8 +209,8 @@ def _remove_extra(source: Store, target: Store) -> int:
     return len(extra)
 
 
-def compare_points(source: Store, target: Store, count: int) -> int:
-    """Compare the number of points, and payloads and vectors of a random sample.
+def compare_points(source: Store, target: Store, vectors: Sequence[str], count: int) -> int:
+    """Compare the number of points, and payloads and some vectors of a random sample.
 
     Returns:
         How many points were compared one by one.
@@ -226,9 +227,9 @@ def compare_points(source: Store, target: Store, count: int) -> int:
         )
     for record in _sample(source.scroll(with_payload=False), count):
         ids = [str(record.id)]
-        one = source.retrieve(ids, with_vectors=[MEDIA, CAPTION])
-        other = target.retrieve(ids, with_vectors=[MEDIA, CAPTION])
-        if not other or not _same(one[0], other[0]):
+        one = source.retrieve(ids, with_vectors=vectors)
+        other = target.retrieve(ids, with_vectors=vectors)
+        if not other or not _same(one[0], other[0], vectors):
             raise StoreError(
                 f"The point {ids[0]} at {target.location} differs from that at {source.location}.",
                 "Stop whatever else writes to it, and run this again.",
@@ -241,11 +242,11 @@ def _sample(records: Iterable[qdrant.AnyRecord], count: int) -> Sequence[qdrant.
     return [record for n, record in enumerate(records) if n in chosen]
 
 
-def _same(one: qdrant.AnyRecord, other: qdrant.AnyRecord | None) -> bool:
-    """Whether payloads are equal, and vectors are equal up to rounding."""
+def _same(one: qdrant.AnyRecord, other: qdrant.AnyRecord | None, vectors: Sequence[str]) -> bool:
+    """Whether payloads are equal, and some vectors are equal up to rounding."""
     if other is None or one.payload != other.payload:
         return False
-    for name in (MEDIA, CAPTION):
+    for name in vectors:
         a, b = vector_of(one, name), vector_of(other, name)
         if (a is None) != (b is None):
             return False

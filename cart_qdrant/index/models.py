@@ -15,6 +15,7 @@ from cart_qdrant.embedders.text.folder import text_encoder_folder
 from cart_qdrant.errors import MismatchError
 from cart_qdrant.extras import require
 from cart_qdrant.files import load_arrays
+from cart_qdrant.index.caption_encoder import CaptionEncoder, SentenceEncoder, TunedEncoder
 from cart_qdrant.index.folder import IndexFolder
 from cart_qdrant.index.manifest import Manifest
 from cart_qdrant.progress import say_nothing
@@ -51,6 +52,7 @@ class IndexModels:
         self._onnx_text: OnnxTextEncoder | None = None
         self._text_anchors: TextAnchors | None = None
         self._distilled_anchors: TextAnchors | None = None
+        self._tuned: TunedEncoder | None = None
 
     def embedder(self, say: Callable[[str], None] = say_nothing) -> Embedder:
         """The embedder of the index, with its frozen statistics.
@@ -87,6 +89,8 @@ class IndexModels:
         """Take over the loaded models of another version of the index that are valid here, too."""
         self.vectors_file, self.compute = other.vectors_file, other.compute
         self._text, self._onnx_text = other._text, other._onnx_text
+        if other.manifest.captions.encoder == self.manifest.captions.encoder:
+            self._tuned = other._tuned
         if other.manifest.embedder == self.manifest.embedder:
             self._embedder, self._text_anchors = other._embedder, other._text_anchors
             if other.manifest.generator == self.manifest.generator:
@@ -150,6 +154,36 @@ class IndexModels:
 
                 self._onnx_text = OnnxTextEncoder(text_encoder_folder())
             return self._onnx_text
+
+    @property
+    def caption_vector(self) -> str:
+        """Name of the vector that holds captions."""
+        return self.manifest.captions.vector
+
+    def caption_encoder(self) -> CaptionEncoder:
+        """What encodes captions that are stored: that which made the caption vectors in force.
+
+        Raises:
+            MismatchError: The trained model that made them is missing or damaged.
+            MissingExtraError: The packages of `train` are not installed.
+        """
+        return self._tuned_encoder() or SentenceEncoder(self.text_encoder())
+
+    def query_caption_encoder(self) -> CaptionEncoder:
+        """The same for searches, without torch: sentence vectors within one percent of the cosines
+        of those that are stored."""
+        return self._tuned_encoder() or self.query_text_encoder()
+
+    def _tuned_encoder(self) -> TunedEncoder | None:
+        """The query encoder that made the caption vectors in force; None where they are sentence
+        vectors."""
+        with self._lock:
+            kept = self.manifest.captions.encoder
+            if kept is None:
+                return None
+            if self._tuned is None:
+                self._tuned = TunedEncoder.of_model(self.folder.path(kept))
+            return self._tuned
 
     def space(self, modality: str) -> str | None:
         """Vector space of a modality; None when the embedder does not know the modality."""

@@ -15,20 +15,21 @@ import numpy as np
 from cart_qdrant.errors import UsageError
 from cart_qdrant.identifiers.codec import DisambiguationTokens
 from cart_qdrant.identifiers.free_tokens import FreeTokens
+from cart_qdrant.index.caption_vectors import caption_means
+from cart_qdrant.index.collection import TEXT_DIM
 from cart_qdrant.index.field_changes import changes_between, read_again, remarks_on
 from cart_qdrant.index.health import advice
 from cart_qdrant.index.identifier_files import load_codec, load_trie
 from cart_qdrant.index.identifier_writes import encode, write_identifiers
 from cart_qdrant.index.identify import remove_stale, summary, update_identifiers
-from cart_qdrant.index.index import TEXT_DIM, Index
+from cart_qdrant.index.index import Index
 from cart_qdrant.index.points import has_identifier, in_blocks, is_ours, vector_of
-from cart_qdrant.index.writer import caption_means
 from cart_qdrant.progress import Reporter, Silent
 from cart_qdrant.records import Caption, CaptionSource
 from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage.attached import AttachedStore
 from cart_qdrant.storage.attachment import Attachment
-from cart_qdrant.storage.protocol import CAPTION, CAPTION_TEXTS, MEDIA
+from cart_qdrant.storage.protocol import CAPTION_TEXTS, MEDIA
 
 
 @dataclass(slots=True)
@@ -97,7 +98,7 @@ def sync(index: Index, reporter: Reporter | None = None, *, verify: bool = False
     known = 0 if before is None else len(before)
     if how.caption_vector is not None:
         reporter.phase("captions", None)
-        _add_caption_vector(index, how.caption_vector)
+        index.store.add_vector(index.caption_vector, TEXT_DIM)
         anew = verify or "captions" in report.fields
         report.captions = _embed_captions(index, how, reporter, everything=anew)
     _keep(index, how)
@@ -127,11 +128,6 @@ def sync(index: Index, reporter: Reporter | None = None, *, verify: bool = False
     return report
 
 
-def _add_caption_vector(index: Index, name: str) -> None:
-    if name not in index.store.info().vectors:
-        index.store.add_vector(name, TEXT_DIM)
-
-
 def _read_again(index: Index, how: Attachment) -> Attachment:
     """Find out which payload fields hold what, and read the collection in that way."""
     info, store = index.manifest.identifiers, index.store
@@ -159,7 +155,8 @@ def _embed_captions(index: Index, how: Attachment, reporter: Reporter, *, everyt
     Returns:
         How many points got a caption vector.
     """
-    missing: list[qdrant.AnyCondition] = [qdrant.HasVectorCondition(has_vector=CAPTION)]
+    slot = index.caption_vector
+    missing: list[qdrant.AnyCondition] = [qdrant.HasVectorCondition(has_vector=slot)]
     if len(how.captions) == 1:  # the one whose words are indexed
         missing.append(qdrant.IsEmptyCondition(is_empty=qdrant.PayloadField(key=CAPTION_TEXTS)))
     which = is_ours() if everything else qdrant.Filter(must=[is_ours()], must_not=missing)
@@ -180,16 +177,16 @@ def _embed_captions(index: Index, how: Attachment, reporter: Reporter, *, everyt
             some = [r for r, own in zip(chunk, captions, strict=True) if own or everything]
             _forget_hubness(index, field, some)
         if everything:
-            index.store.delete_vectors(CAPTION, empty)
+            index.store.delete_vectors(slot, empty)
         if not any(captions):
             continue
-        means = caption_means(index.text_encoder(), captions)
+        means = caption_means(index.caption_encoder(), captions)
         updates = [
             (str(record.id), mean.tolist())
             for record, mean in zip(chunk, means, strict=True)
             if mean is not None
         ]
-        index.store.update_vectors(CAPTION, updates)
+        index.store.update_vectors(slot, updates)
         count += len(updates)
         reporter.advance(len(updates))
     return count

@@ -2,7 +2,6 @@
 
 The points of a file are written together, and each has the number of them. The points that they
 replace are removed afterwards; a file on disk lets the next run do that if this one is killed.
-Shape legend: B texts, D caption vector width.
 """
 
 from __future__ import annotations
@@ -13,30 +12,22 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 from qdrant_client import models
 
-from cart_qdrant.arrays.types import FloatArray
-from cart_qdrant.arrays.vectors import unit
 from cart_qdrant.captions.reader import merge_captions, segment_captions
 from cart_qdrant.files import write_atomic
+from cart_qdrant.index.caption_vectors import caption_means
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.plan import Job, file_state
 from cart_qdrant.index.points import has_identifier
 from cart_qdrant.records import Caption, Segment
 from cart_qdrant.storage.payloads import is_plain_key
-from cart_qdrant.storage.protocol import CAPTION, CAPTION_TEXTS, MEDIA
-
-if TYPE_CHECKING:
-    from cart_qdrant.embedders.text.minilm import TextEncoder
-
+from cart_qdrant.storage.protocol import CAPTION_TEXTS, MEDIA
 
 WRITE = 512
 """Points that are written together, at least: those of one file are never split."""
-TEXTS = 128
-"""Captions that are embedded together: larger batches are no faster and need more memory."""
 COLUMNS = 16
 """Most columns of caption tables of a collection that get a payload index."""
 CATEGORY = 64
@@ -225,36 +216,12 @@ class PointWriter:
         if not any(captions for _, captions in self._points):
             return
         begin = time.perf_counter()
-        means = caption_means(self._index.text_encoder(), [c for _, c in self._points])
+        means = caption_means(self._index.caption_encoder(), [c for _, c in self._points])
         self.embed_seconds += time.perf_counter() - begin
         for (point, _), mean in zip(self._points, means, strict=True):
             if mean is not None:
                 assert isinstance(point.vector, dict)
-                point.vector[CAPTION] = mean.tolist()
-
-
-def caption_means(
-    encoder: TextEncoder, captions: Sequence[Sequence[Caption]]
-) -> list[FloatArray | None]:
-    """Unit mean vector (D,) of the captions of each item; None where it has no caption.
-
-    Captions from file names and labels count only where an item has no others.
-    """
-    texts: dict[str, int] = {}  # segments of a file share most of them
-    rows: list[int] = []
-    owner: list[int] = []
-    for n, own in enumerate(captions):
-        for caption in [c for c in own if not c.is_weak] or own:
-            rows.append(texts.setdefault(caption.text, len(texts)))
-            owner.append(n)
-    out: list[FloatArray | None] = [None] * len(captions)
-    if texts:
-        x_BD = encoder.embed(list(texts), batch=TEXTS)
-        means = np.zeros((len(captions), x_BD.shape[1]), dtype=np.float32)
-        np.add.at(means, owner, x_BD[rows])
-        for n in set(owner):
-            out[n] = unit(means[n])
-    return out
+                point.vector[self._index.caption_vector] = mean.tolist()
 
 
 def _is_column(field: str) -> bool:

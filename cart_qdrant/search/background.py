@@ -20,7 +20,7 @@ from cart_qdrant.search.candidates import Candidates
 from cart_qdrant.search.encoding import QueryEncoding
 from cart_qdrant.search.store_requests import StoreLayout, nearest
 from cart_qdrant.storage import requests as qdrant
-from cart_qdrant.storage.protocol import CAPTION, MEDIA
+from cart_qdrant.storage.protocol import MEDIA
 
 MEANINGLESS = (
     "dmlqx gmoep", "qvuzh", "brelk yosta finwu", "xipho tazze", "kwornt", "plyde vack sumoj",
@@ -28,6 +28,8 @@ MEANINGLESS = (
     "czimo", "drawple nux eft", "hoskivar",
 )  # fmt: skip
 """Texts that name nothing."""
+CAPTIONS = "captions"
+"""Name under which the similarity to captions is kept; those to media have the name of a space."""
 SHARE = 0.9
 """Share of the meaningless texts that come no nearer than what counts as background."""
 SURELY_CLOSE = 0.45
@@ -55,12 +57,12 @@ class Background:
             return None
         best = dict(self._best_media(candidates))
         if not np.isnan(candidates.caption_C).all():
-            best[CAPTION] = best_caption
+            best[CAPTIONS] = best_caption
         levels = self._levels_of(best)
         if not best or any(one > levels.get(name, -1.0) for name, one in best.items()):
             return None
         found = ", ".join(
-            f"{one:.2f} to {'captions' if name == CAPTION else 'media'} (meaningless texts reach "
+            f"{one:.2f} to {'captions' if name == CAPTIONS else 'media'} (meaningless texts reach "
             f"{levels[name]:.2f})"
             for name, one in best.items()
         )
@@ -74,21 +76,22 @@ class Background:
                 yield space, float(np.nanmax(here))
 
     def _levels_of(self, names: Iterable[str]) -> dict[str, float]:
-        """The similarity that meaningless texts reach in some media spaces, or to `caption`."""
+        """The similarity that meaningless texts reach in some media spaces, or to captions."""
         with self._lock:
             if new := set(names) - set(self._levels):
                 self._levels |= self._measured(new)
             return dict(self._levels)
 
     def _measured(self, names: set[str]) -> dict[str, float]:
-        vectors = self._encoding.vectors(MEANINGLESS, media=names != {CAPTION})
+        vectors = self._encoding.vectors(MEANINGLESS, media=names != {CAPTIONS})
         out: dict[str, float] = {}
         for space in names & set(vectors.media):
             filters = list(self._layout.filters_of_groups(space))
             best_GB = [self._best(vectors.media[space], MEDIA, filter) for filter in filters]
             out[space] = _level(np.max(best_GB, axis=0))
-        if CAPTION in names:
-            out[CAPTION] = _level(self._best(vectors.caption_BW, CAPTION, None))
+        if CAPTIONS in names:
+            using = self._layout.index.caption_vector
+            out[CAPTIONS] = _level(self._best(vectors.caption_BW, using, None))
         return out
 
     def _best(self, q_BD: FloatArray, using: str, filter: qdrant.AnyFilter | None) -> FloatArray:

@@ -10,7 +10,7 @@ from typing import Any
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.points import is_ours
 from cart_qdrant.records import ITEM_FIELDS, OWN_FIELDS, Modality
-from cart_qdrant.search.filters import HAS_CAPTION
+from cart_qdrant.search.filters import has_caption
 from cart_qdrant.storage import requests as qdrant
 
 SAMPLE = 200
@@ -65,7 +65,7 @@ def describe(index: Index) -> Description:
         embedder=index.manifest.embedder.name,
         trained=index.manifest.generator is not None,
         items=items,
-        with_caption=store.count(qdrant.Filter(must=[HAS_CAPTION])),
+        with_caption=store.count(has_caption(index)),
         fields=_fields(payloads, index),
         captions=list(captions)[:EXAMPLES],
     )

@@ -16,7 +16,7 @@ import numpy as np
 from cart_qdrant.arrays.types import FloatArray, MaskArray
 from cart_qdrant.generator.beam_search import Beams
 from cart_qdrant.generator.encoder import EncodedTexts
-from cart_qdrant.index.index import TEXT_DIM
+from cart_qdrant.index.collection import TEXT_DIM
 from cart_qdrant.search.fusion import CAPTION_LANES, blend
 from cart_qdrant.search.loaded_index import LoadedIndex
 from cart_qdrant.search.options import SearchRequest
@@ -150,8 +150,10 @@ class QueryEncoding:
         model, calibration = self._loaded.model, self._loaded.calibration
         if model is None:
             text_BW = self._index.query_text_encoder().embed(queries)
+            sentences = self._index.manifest.captions.encoder is None
+            caption_BW = text_BW if sentences else self._loaded.caption_vectors(queries)
             return EncodedTexts(
-                text_BW, text_BW, self._untrained(queries, text_BW) if media else {}
+                text_BW, caption_BW, self._untrained(queries, text_BW) if media else {}
             )
         found = model.encode(queries, hidden_states=hidden_states and any(calibration.gates))
         anchors = self._index.distilled_anchors() if calibration.zero_shot else None

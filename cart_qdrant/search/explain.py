@@ -30,7 +30,6 @@ from cart_qdrant.search.candidates import Candidates
 from cart_qdrant.search.encoding import EncodedQueries
 from cart_qdrant.search.loaded_index import LoadedIndex
 from cart_qdrant.storage import requests as qdrant
-from cart_qdrant.storage.protocol import CAPTION
 
 SAMPLE = 200
 """Items of a coarse cluster that it is described by."""
@@ -119,11 +118,7 @@ class Explainer:
         flat = list(dict.fromkeys(text for one in texts for text in one))
         if not flat:
             return [None] * len(hits)
-        model = self._loaded.model
-        if model is None:
-            x = self._index.query_text_encoder().embed(flat) @ caption_W
-        else:
-            x = model.encode(flat).text_BW @ caption_W
+        x = self._loaded.caption_vectors(flat) @ caption_W
         cosine = dict(zip(flat, x.tolist(), strict=True))
         out: list[dict[str, Any] | None] = []
         for one in texts:
@@ -208,13 +203,14 @@ class Explainer:
         assert info is not None
         match = qdrant.MatchValue(value=str(cluster))
         of = qdrant.Filter(must=[qdrant.FieldCondition(key=f"{info.field}.p1", match=match)])
+        slot = self._index.caption_vector
         records = self._index.store.scroll(
-            of, with_payload=["captions"], with_vectors=[CAPTION], batch=SAMPLE
+            of, with_payload=["captions"], with_vectors=[slot], batch=SAMPLE
         )
         found = [
             ((r.payload or {})["captions"][0]["text"], x)
             for r in islice(records, SAMPLE)
-            if (x := vector_of(r, CAPTION)) is not None
+            if (x := vector_of(r, slot)) is not None
         ]
         if not found:
             return None

@@ -11,15 +11,15 @@ import math
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cart_qdrant.errors import UsageError
 from cart_qdrant.records import Modality
 from cart_qdrant.storage import requests as qdrant
-from cart_qdrant.storage.protocol import CAPTION, CAPTION_TEXTS
+from cart_qdrant.storage.protocol import CAPTION_TEXTS
 
-HAS_CAPTION = qdrant.HasVectorCondition(has_vector=CAPTION)
-"""Condition that an item has a caption vector."""
+if TYPE_CHECKING:
+    from cart_qdrant.index.index import Index
 
 MOST_CONDITIONS = 64
 """Conditions of one filter, at most."""
@@ -41,6 +41,16 @@ _FLOAT = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _EXACT_FLOAT = 2**53  # whole numbers above are rounded by a range condition
 _RANGES = {">=": "gte", ">": "gt", "<=": "lte", "<": "lt"}
+
+
+def has_caption(index: Index) -> qdrant.Filter:
+    """Items of an index that have a caption vector."""
+    return qdrant.Filter(must=[qdrant.HasVectorCondition(has_vector=index.caption_vector)])
+
+
+def lacks_caption(index: Index) -> qdrant.Filter:
+    """Items of an index that have no caption vector."""
+    return qdrant.Filter(must_not=[qdrant.HasVectorCondition(has_vector=index.caption_vector)])
 
 
 def parse_filter(

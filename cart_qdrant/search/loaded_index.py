@@ -1,22 +1,27 @@
-"""What a search keeps of an index while it is open: tree, codec, trained model, weights."""
+"""What a search keeps of an index while it is open: tree, codec, trained model, weights.
+
+Shape legend: B texts, W caption vector width.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.errors import MismatchError
 from cart_qdrant.generator.decode import IdentifierDecoder, beams_for
 from cart_qdrant.generator.prior import HUB, NodeBonus
 from cart_qdrant.identifiers.quantizer import Codec
 from cart_qdrant.identifiers.trie import Trie
+from cart_qdrant.index.collection import TEXT_DIM
 from cart_qdrant.index.identifier_files import load_codec, load_trie
-from cart_qdrant.index.index import TEXT_DIM, Index
-from cart_qdrant.search.filters import HAS_CAPTION
+from cart_qdrant.index.index import Index
+from cart_qdrant.search.filters import has_caption
 from cart_qdrant.search.fusion import Calibration, untrained
 from cart_qdrant.search.modality_prior import ModalityPrior
 from cart_qdrant.search.trained_model import TrainedModel
-from cart_qdrant.storage import requests as qdrant
 
 if TYPE_CHECKING:
     from cart_qdrant.generator.network import Generator
@@ -68,13 +73,20 @@ class LoadedIndex:
             calibration = untrained(
                 sorted(set(spaces.values())),
                 manifest.identifiers.levels if manifest.identifiers else 0,
-                captions=index.store.count(qdrant.Filter(must=[HAS_CAPTION])) > 0,
+                captions=index.store.count(has_caption(index)) > 0,
             )
             modality_prior = ModalityPrior.single(list(spaces), TEXT_DIM)
         decoder = None
         if trie is not None and codec is not None:
             decoder = _decoder(trie, codec, calibration, model)
         return cls(index, trie, codec, model, calibration, modality_prior, decoder)
+
+    def caption_vectors(self, texts: Sequence[str]) -> FloatArray:
+        """Vectors (B, W) of texts (B of them) as those of captions are stored."""
+        if self.model is None:
+            return self.index.query_caption_encoder().embed(texts)
+        found = self.model.encode(texts)
+        return found.text_BW if self.index.manifest.captions.encoder is None else found.caption_BW
 
     @property
     def reads_beams(self) -> bool:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cart_qdrant.search.background import Background
-from cart_qdrant.search.filters import HAS_CAPTION
+from cart_qdrant.search.filters import has_caption
 from cart_qdrant.search.fusion import CAPTION_LANES
 from cart_qdrant.search.loaded_index import LoadedIndex
 from cart_qdrant.search.options import SearchRequest
 from cart_qdrant.search.ranking import Ranking
-from cart_qdrant.storage import requests as qdrant
 
 
 class Remarks:
@@ -96,7 +95,7 @@ class Remarks:
             yield "items have no identifiers yet: `cartq train`, or `cartq sync` where attached"
 
     def _has_captions(self) -> bool:
-        return self._store.count(qdrant.Filter(must=[HAS_CAPTION])) > 0
+        return self._store.count(has_caption(self._loaded.index)) > 0
 
 
 def _limits(request: SearchRequest) -> Iterator[str]:

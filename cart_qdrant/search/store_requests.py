@@ -18,12 +18,12 @@ from cart_qdrant.generator.beam_search import Beams
 from cart_qdrant.index.index import Index
 from cart_qdrant.search.candidates import Candidates
 from cart_qdrant.search.encoding import EncodedQueries
-from cart_qdrant.search.filters import HAS_CAPTION, merge_filters
+from cart_qdrant.search.filters import has_caption, lacks_caption, merge_filters
 from cart_qdrant.search.fusion import CAPTION_LANES
 from cart_qdrant.search.lanes import LISTS
 from cart_qdrant.search.store_lists import MIN_CANDIDATES, StoreList
 from cart_qdrant.storage import requests as qdrant
-from cart_qdrant.storage.protocol import CAPTION, CAPTION_TEXTS, MEDIA
+from cart_qdrant.storage.protocol import CAPTION_TEXTS, MEDIA
 
 
 class StoreLayout:
@@ -47,7 +47,7 @@ class StoreLayout:
     def partly_captioned(self) -> bool:
         """Whether some items have a caption and some have none."""
         store = self.index.store
-        return 0 < store.count(qdrant.Filter(must=[HAS_CAPTION])) < store.count()
+        return 0 < store.count(has_caption(self.index)) < store.count()
 
     def filters_of_groups(self, space: str) -> Iterator[qdrant.AnyFilter | None]:
         """A filter for the list of each modality group in a media space."""
@@ -76,6 +76,11 @@ class StoreRequests:
     filter: qdrant.AnyFilter | None
 
     @property
+    def _slot(self) -> str:
+        """Name of the vector that holds captions."""
+        return self.layout.index.caption_vector
+
+    @property
     def captions(self) -> bool:
         """Whether candidates are compared with captions that their list did not compare."""
         return self.encoded.is_text and not set(self.lanes) <= {"dense", *CAPTION_LANES, "rrf"}
@@ -99,7 +104,7 @@ class StoreRequests:
         dense: dict[str, qdrant.AnyFilter | None] = {"dense": None} if "dense" in wanted else {}
         partly = "without_caption" in wanted and self.encoded.is_text
         if partly and self.layout.partly_captioned:
-            dense["without_caption"] = qdrant.Filter(must_not=[HAS_CAPTION])
+            dense["without_caption"] = lacks_caption(self.layout.index)
         out: list[StoreList] = []
         for b, text in enumerate(self.encoded.texts):
             if len(self.encoded.beams[b].scores_K):
@@ -111,7 +116,7 @@ class StoreRequests:
                         out.append(StoreList(b, by, _asking(q_BD[b], MEDIA, within)))
             if "caption" in wanted:
                 caption_W = self.encoded.vectors.caption_BW[b]
-                out.append(StoreList(b, "caption", _asking(caption_W, CAPTION, self.filter)))
+                out.append(StoreList(b, "caption", _asking(caption_W, self._slot, self.filter)))
             if "bm25" in wanted:
                 words = qdrant.TextQuery(text=text)
                 out.append(StoreList(b, "bm25", _asking(words, CAPTION_TEXTS, self.filter)))
@@ -130,7 +135,7 @@ class StoreRequests:
         """Request for the caption scores of the points that the first beams of a query name."""
         beams = self.encoded.beams[b]
         caption_W = self.encoded.vectors.caption_BW[b]
-        return nearest(caption_W, CAPTION, self._named(beams), len(beams.scores_K), exact=True)
+        return nearest(caption_W, self._slot, self._named(beams), len(beams.scores_K), exact=True)
 
     def _named(self, beams: Beams) -> qdrant.AnyFilter | None:
         """A filter for the points that beams name."""
@@ -161,7 +166,7 @@ class StoreRequests:
                 here = one.items.space_C == self.layout.spaces.index(space)
                 ask(one, one.media_C, here, MEDIA, q_BD[b])
             if self.captions:
-                ask(one, one.caption_C, ~one.compared_C, CAPTION, vectors.caption_BW[b])
+                ask(one, one.caption_C, ~one.compared_C, self._slot, vectors.caption_BW[b])
         answers = self.layout.index.store.query_ids(requests) if requests else []
         for (one, scores_C), answer in zip(owners, answers, strict=True):
             position, scores = one.positions(answer)

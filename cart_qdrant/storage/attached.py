@@ -17,7 +17,7 @@ from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage.attached_mapping import AttachedMapping
 from cart_qdrant.storage.attachment import Attachment
 from cart_qdrant.storage.protocol import (
-    CAPTION,
+    CAPTION_SLOTS,
     CAPTION_TEXTS,
     CollectionInfo,
     CollectionSpec,
@@ -99,8 +99,8 @@ class AttachedStore:
         self._inner.drop_index(field)
 
     def add_vector(self, name: str, size: int) -> None:
-        """Let points have one more named vector, compared by cosine."""
-        self._inner.add_vector(name, size)
+        """Let points have one more caption vector, compared by cosine; others are refused."""
+        self._inner.add_vector(self._caption_vector(f"add a vector {name!r}", name), size)
 
     def set_metadata(self, key: str, value: Mapping[str, Any]) -> None:
         """Put a value into the collection's metadata."""
@@ -140,11 +140,15 @@ class AttachedStore:
         """Remove the caption vector of each named point; other vectors are refused."""
         self._inner.delete_vectors(self._caption_vector(f"delete vectors {name!r}", name), ids)
 
+    def clear_vector(self, name: str) -> None:
+        """Remove one caption vector of all points; other vectors are refused."""
+        self._inner.clear_vector(self._caption_vector(f"delete vectors {name!r}", name))
+
     def _caption_vector(self, action: str, name: str) -> str:
         vectors = self._mapping.vectors
-        if name != CAPTION or CAPTION not in vectors:
+        if name not in CAPTION_SLOTS or name not in vectors:
             raise self._refusal(action)
-        return vectors[CAPTION]
+        return vectors[name]
 
     def _is_ours(self, key: str) -> bool:
         return self._identifier_field.fullmatch(key) is not None

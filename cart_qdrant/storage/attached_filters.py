@@ -19,7 +19,7 @@ from cart_qdrant.records import CaptionSource
 from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage.attachment import Attachment
 from cart_qdrant.storage.payloads import json_path
-from cart_qdrant.storage.protocol import CAPTION
+from cart_qdrant.storage.protocol import CAPTION_SLOTS
 
 POINT = "point:"
 """Begins the path of a point whose payload names no file; the point's id follows."""
@@ -82,7 +82,7 @@ class AttachedFilters:
             case models.HasIdCondition():
                 return models.HasIdCondition(has_id=[wire_id(as_id(i)) for i in one.has_id])
             case models.HasVectorCondition():
-                if one.has_vector == CAPTION and CAPTION not in self._vectors:
+                if one.has_vector in CAPTION_SLOTS and one.has_vector not in self._vectors:
                     return _NOTHING
                 name = self._vectors.get(one.has_vector, one.has_vector)
                 return models.HasVectorCondition(has_vector=name)

@@ -12,7 +12,7 @@ from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage.attached_filters import POINT, AttachedFilters
 from cart_qdrant.storage.attachment import Attachment
 from cart_qdrant.storage.payloads import json_path
-from cart_qdrant.storage.protocol import CAPTION, CAPTION_TEXTS, MEDIA
+from cart_qdrant.storage.protocol import CAPTION, CAPTION_2, CAPTION_TEXTS, MEDIA
 
 _OUR_FIELDS = ("path", "modality", "start", "end", "captions", "hash")
 
@@ -29,7 +29,7 @@ class AttachedMapping:
         self.vectors = {MEDIA: how.vector}
         """Name of the collection's vector for each of ours."""
         if how.caption_vector is not None:
-            self.vectors[CAPTION] = how.caption_vector
+            self.vectors |= {CAPTION: how.caption_vector, CAPTION_2: f"{how.caption_vector}_2"}
         fields = {
             "path": how.path,
             "modality": how.modality_field,

@@ -20,7 +20,8 @@ class Attachment:
         end: Field of its last second.
         captions: Fields that hold texts, lists of texts, or lists of objects with a `text`.
         words: Field whose words are searched.
-        caption_vector: Vector that holds caption vectors; None where there is none.
+        caption_vector: First of the two vectors that hold captions in turn; the name of the other
+            one ends in `_2`. None where captions have no vector.
         given: What the user said of `path`, `modality`, `captions`, `start` and `end`; the others
             were guessed, and `sync` guesses them anew when they no longer fit.
     """

@@ -27,7 +27,7 @@ from cart_qdrant.storage.search_params import graph_params
 from cart_qdrant.storage.validation import (
     check_names,
     check_query,
-    check_same_vectors,
+    check_spec,
     check_vectors,
     prepare_points,
     select_vectors,
@@ -78,19 +78,20 @@ class EdgeStore:
     # Schema
 
     def create(self, spec: CollectionSpec) -> None:
-        """Create the collection with its payload indexes; in an existing one, make those indexes
-        that it lacks.
+        """Create the collection with its payload indexes; in an existing one, make those indexes,
+        and the first of the slots, where it lacks them.
 
         Raises:
             MismatchError: It exists with other vectors.
         """
         if self.exists():
-            have = self._schema.read().vectors
-            check_same_vectors(self.location, have, spec.vectors)
+            for name in check_spec(self.location, self._widths(), spec):
+                self.add_vector(name, spec.slots[name])
         else:
+            first = dict(list(spec.slots.items())[:1])
             self._engine.check_space(0)
             with self._engine.mapped_errors():
-                self._schema.make(spec.vectors)
+                self._schema.make({**spec.vectors, **first})
         self._add_indexes(spec.keywords, spec.texts)
 
     def create_keyword_index(self, field: str) -> None:
@@ -173,6 +174,18 @@ class EdgeStore:
             self._engine.flush()
         with self._engine.mapped_errors():
             self._schema.write(replace(spec, vectors={**spec.vectors, name: size}))
+
+    def clear_vector(self, name: str) -> None:
+        """Remove one named vector of all points, and give its room back; `add_vector` makes it
+        again. Nothing happens where the collection lacks it."""
+        if name in self.info().vectors:
+            self._engine.update(edge.UpdateOperation.delete_vector_name(name), 0)
+            self._engine.flush()
+        spec = self._schema.read()
+        if name in spec.vectors:
+            rest = {one: size for one, size in spec.vectors.items() if one != name}
+            with self._engine.mapped_errors():
+                self._schema.write(replace(spec, vectors=rest))
 
     def set_metadata(self, key: str, value: Mapping[str, Any]) -> None:  # noqa: ARG002
         """Keep nothing: a folder belongs to one index alone."""

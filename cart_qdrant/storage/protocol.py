@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 MEDIA = "media"
 """Name of the vector that the embedder made of an item."""
 CAPTION = "caption"
-"""Name of the vector of an item's captions."""
+"""Name of the first of the two vectors that may hold an item's captions."""
+CAPTION_2 = "caption_2"
+"""Name of the second one."""
+CAPTION_SLOTS = (CAPTION, CAPTION_2)
+"""The vectors that hold captions in turn: one is in force, a training writes the other one."""
 CAPTION_TEXTS = "captions[].text"
 """Payload field whose words are indexed."""
 
@@ -35,11 +39,15 @@ class CollectionSpec:
 
     Attributes:
         vectors: Width of each named vector; all are compared by cosine.
+        slots: Width of vectors that come and go, the needed one first. A new collection gets that
+            one, and the others only where none can be added later: each takes its room on the disk
+            also while it is empty (docs/experiments.md).
         keywords: Payload fields with a keyword index, made before the first upsert.
         texts: Payload fields with a full-text index.
     """
 
     vectors: Mapping[str, int]
+    slots: Mapping[str, int] = field(default_factory=dict)
     keywords: Sequence[str] = field(default=())
     texts: Sequence[str] = field(default=())
 
@@ -100,8 +108,8 @@ class Store(Protocol):
         """Whether the collection is there."""
 
     def create(self, spec: CollectionSpec) -> None:
-        """Create the collection with its payload indexes; in an existing one, make those indexes
-        that it lacks.
+        """Create the collection with its payload indexes; in an existing one, make those indexes,
+        and the first of the slots, where it lacks them.
 
         Raises:
             MismatchError: It exists with other vectors; both widths are named.
@@ -149,6 +157,10 @@ class Store(Protocol):
 
     def delete_vectors(self, name: str, ids: Sequence[str]) -> None:
         """Remove one named vector of each named point."""
+
+    def clear_vector(self, name: str) -> None:
+        """Remove one named vector of all points. An embedded store gives its room back, too: it is
+        there again after `add_vector`. Nothing happens where the collection lacks it."""
 
     def retrieve(
         self, ids: Sequence[str], *, with_payload: bool = True, with_vectors: Sequence[str] = ()

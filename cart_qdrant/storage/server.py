@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from qdrant_client import models
 
 from cart_qdrant.arrays.point_ids import as_id, wire_id, wire_ids
-from cart_qdrant.errors import StoreError
+from cart_qdrant.errors import StoreError, VectorError
 from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage import server_requests
 from cart_qdrant.storage.address import server_address
@@ -90,7 +90,8 @@ class ServerStore(ServerCollection):
     def upsert(self, points: Sequence[models.PointStruct]) -> None:
         """Write points whole (vectors and payload), replacing those with the same id."""
         self._before_write()
-        ready = prepare_points(points, self._widths())
+        named = {name for one in points if isinstance(one.vector, dict) for name in one.vector}
+        ready = prepare_points(points, self._widths(*named))
         for part in server_requests.groups(ready, server_requests.point_bytes):
             batch = [
                 models.PointStruct(id=wire_id(i), vector=dict(v), payload=p) for i, v, p in part
@@ -125,7 +126,7 @@ class ServerStore(ServerCollection):
         """Replace one named vector of each named point."""
         self._before_write()
         ids = [as_id(i) for i, _ in updates]
-        rows = check_vectors(name, [row for _, row in updates], self._widths(), ids)
+        rows = check_vectors(name, [row for _, row in updates], self._widths(name), ids)
         pairs = list(zip(ids, rows, strict=True))
 
         def write(updates: Sequence[tuple[str, list[float]]]) -> None:
@@ -138,7 +139,7 @@ class ServerStore(ServerCollection):
     def delete_vectors(self, name: str, ids: Sequence[str]) -> None:
         """Remove one named vector of each named point."""
         self._before_write()
-        check_names([name], self._widths())
+        check_names([name], self._widths(name))
         for part in chunks([as_id(i) for i in ids], server_requests.REQUEST_POINTS):
             which = models.PointIdsList(points=wire_ids(part))
             self._call(self._client.delete_vectors, [name], which, wait=True)
@@ -177,7 +178,7 @@ class ServerStore(ServerCollection):
         self, ids: Sequence[str], *, with_payload: bool = True, with_vectors: Sequence[str] = ()
     ) -> list[models.Record]:
         """Points by id, in the order asked; unknown ids are left out."""
-        names = check_names(with_vectors, self._widths()) if with_vectors else []
+        names = check_names(with_vectors, self._widths(*with_vectors)) if with_vectors else []
         wanted = [as_id(i) for i in ids]
         found: dict[str, models.Record] = {}
         for part in chunks(wanted, server_requests.REQUEST_POINTS):
@@ -199,7 +200,7 @@ class ServerStore(ServerCollection):
         batch: int = 1000,
     ) -> Iterator[models.Record]:
         """Every point that matches, in order of id, read in pages of `batch`."""
-        names = check_names(with_vectors, self._widths()) if with_vectors else []
+        names = check_names(with_vectors, self._widths(*with_vectors)) if with_vectors else []
         payload = with_payload if isinstance(with_payload, bool) else list(with_payload)
         scroll_filter = qdrant.to_client(filter)
 
@@ -225,7 +226,7 @@ class ServerStore(ServerCollection):
         if not requests:
             return []
         for request in requests:
-            check_query(request, self._widths())
+            self._check_query(request)
         asked: list[models.QueryRequest] = qdrant.to_client(list(requests))
         if self._connection.is_local:  # always exact; warns about parameters
             asked = [request.model_copy(update={"params": None}) for request in asked]
@@ -234,6 +235,15 @@ class ServerStore(ServerCollection):
             asked = [tuned(one, widths.get(one.using or ""), limits) for one in asked]
         answers = self._call(self._client.query_batch_points, asked)
         return [answer.points for answer in answers]
+
+    def _check_query(self, request: qdrant.AnyQuery) -> None:
+        """Check a request, by the vectors that the collection has now where it needs another one
+        than it had."""
+        try:
+            check_query(request, self._widths())
+        except VectorError:
+            self._dims = None
+            check_query(request, self._widths())
 
     def _limits(self) -> SearchLimits:
         """Size and strict mode of the collection, asked at most every `FRESH` seconds."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from qdrant_client import QdrantClient, models
@@ -22,11 +23,13 @@ from cart_qdrant.storage.server_connection import (
     reason_of,
     status_of,
 )
-from cart_qdrant.storage.validation import check_same_vectors
+from cart_qdrant.storage.validation import check_same_vectors, check_spec
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+ADDS_VECTORS = (1, 18)
+"""Version of the server from which a collection can be given another vector."""
 NO_POINT = "00000000-0000-0000-0000-000000000000"
 """Id of no point."""
 
@@ -63,8 +66,8 @@ class ServerCollection:
     # Schema
 
     def create(self, spec: CollectionSpec) -> None:
-        """Create the collection with its payload indexes; in an existing one, make those indexes
-        that it lacks.
+        """Create the collection with its payload indexes; in an existing one, make those indexes,
+        and the first of the slots, where it lacks them.
 
         Raises:
             MismatchError: It exists with other vectors, or they are not compared by cosine.
@@ -84,14 +87,23 @@ class ServerCollection:
                     "this needs Cosine.",
                     "Use another collection.",
                 )
-        check_same_vectors(self.location, self._widths(), spec.vectors)
+        for name in check_spec(self.location, self._widths(), spec):
+            self.add_vector(name, spec.slots[name])
         for field in spec.keywords:
             self.create_keyword_index(field)
         for field in spec.texts:
             self.create_text_index(field)
 
     def _parameters(self, spec: CollectionSpec) -> dict[str, Any]:
-        return server_requests.new_collection(spec, quantized=not self._connection.is_local)
+        count = 1 if self._adds_vectors() else len(spec.slots)
+        slots = dict(list(spec.slots.items())[:count])
+        whole = replace(spec, vectors={**spec.vectors, **slots})
+        return server_requests.new_collection(whole, quantized=not self._connection.is_local)
+
+    def _adds_vectors(self) -> bool:
+        """Whether a collection that is there can be given another vector."""
+        version = self._connection.version()
+        return self._connection.is_local or (version is not None and version >= ADDS_VECTORS)
 
     def info(self) -> CollectionInfo:
         """Vectors, indexed payload fields and metadata, asked of the server each time."""
@@ -195,6 +207,20 @@ class ServerCollection:
         self._call(self._client.delete_payload, keys, everything, wait=self._connection.is_local)
         self._settle()
 
+    def clear_vector(self, name: str) -> None:
+        """Remove one named vector of all points; nothing happens where the collection lacks it.
+
+        The vector itself stays in the collection: a reader with an older copy of the index folder
+        finds less there, but gets no error.
+        """
+        self._before_write()
+        if name not in self._widths(name):
+            return
+        having = models.Filter(must=[models.HasVectorCondition(has_vector=name)])
+        which = models.FilterSelector(filter=having)
+        self._call(self._client.delete_vectors, [name], which, wait=self._connection.is_local)
+        self._settle()
+
     def _settle(self) -> None:
         """Wait until the server has done all that it accepted: each shard works in order, so that
         a request which changes nothing is answered after what was sent before it."""
@@ -217,8 +243,9 @@ class ServerCollection:
     def _call(self, method: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         return self._connection.call(method, *args, **kwargs)
 
-    def _widths(self) -> dict[str, int]:
-        """Width of each named vector, asked for once."""
-        if self._dims is None:
+    def _widths(self, *needed: str) -> dict[str, int]:
+        """Width of each named vector, asked for once, and again where one of `needed` is not among
+        them: another process may have added it."""
+        if self._dims is None or not self._dims.keys() >= set(needed):
             self._dims = {name: one.size for name, one in self.info().vectors.items()}
         return self._dims

@@ -220,10 +220,10 @@ class Connection:
     def _mapped(self, error: Exception, status: int | None, attempts: int) -> StoreError:
         if status in _NO_RIGHTS:
             return self._no_rights(error, status)
-        old = self._too_old() if status in NOT_KNOWN else None
-        if old is not None:
+        version = self.version() if status in NOT_KNOWN else None
+        if version is not None and version < OLDEST:
             return StoreError(
-                f"{self.url} is Qdrant {old}, but this needs {'.'.join(map(str, OLDEST))} or "
+                f"{self.url} is Qdrant {_dotted(version)}, but this needs {_dotted(OLDEST)} or "
                 f"later: {reason_of(error)}.",
                 "Update the server, one minor version at a time.",
             )
@@ -253,16 +253,19 @@ class Connection:
             f"Missing rights on {self.location}: {what} ({reason_of(error)}).", remedy
         )
 
-    def _too_old(self) -> str | None:
-        """Version of a server that is older than `OLDEST`; None where it is newer or not known."""
+    def version(self) -> tuple[int, ...] | None:
+        """Version of the server; None where it is not known, and in local mode."""
         if self.is_local:
             return None
         try:
             version = self.client.info().version
         except _CLIENT_ERRORS:
             return None
-        numbers = [int(part) for part in re.findall(r"\d+", version)[:2]]
-        return version if tuple(numbers) < OLDEST else None
+        return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
 
 
 def lacks_rights(error: StoreError) -> bool:

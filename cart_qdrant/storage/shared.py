@@ -144,6 +144,10 @@ class SharedStore:
         """Remove one named vector of each named point."""
         self._write("delete_vectors", name, ids)
 
+    def clear_vector(self, name: str) -> None:
+        """Remove one named vector of all points, and give its room back."""
+        self._write("clear_vector", name)
+
     # Reading
 
     def retrieve(

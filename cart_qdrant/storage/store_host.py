@@ -29,10 +29,10 @@ PROTOCOL = 1
 """Number of the form of messages; a process with another one is refused."""
 METHODS = frozenset(
     {
-        "add_vector", "count", "create", "create_keyword_index", "create_range_index",
-        "create_text_index", "delete", "delete_payload_key", "delete_vectors", "drop_index",
-        "flush", "info", "page", "query_batch", "query_ids", "retrieve", "set_metadata",
-        "set_payload", "update_vectors", "upsert",
+        "add_vector", "clear_vector", "count", "create", "create_keyword_index",
+        "create_range_index", "create_text_index", "delete", "delete_payload_key",
+        "delete_vectors", "drop_index", "flush", "info", "page", "query_batch", "query_ids",
+        "retrieve", "set_metadata", "set_payload", "update_vectors", "upsert",
     }
 )  # fmt: skip
 """Methods of the store that other processes may call. All may be called twice without harm."""

@@ -16,6 +16,7 @@ from cart_qdrant.arrays.vectors import unit_of_any_length
 from cart_qdrant.errors import MismatchError, VectorError
 from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage.payloads import clean_payload
+from cart_qdrant.storage.protocol import CollectionSpec
 
 if TYPE_CHECKING:
     from qdrant_client import models
@@ -146,6 +147,22 @@ def check_query(request: qdrant.AnyQuery | models.Prefetch, dims: Mapping[str, i
         check_vectors(using, [query], dims, ["the query"])
     for prefetch in qdrant.as_list(getattr(request, "prefetch", None)):
         check_query(prefetch, dims)
+
+
+def check_spec(location: str, have: Mapping[str, int], spec: CollectionSpec) -> list[str]:
+    """Refuse a collection that was made for other vectors than those of a spec.
+
+    Returns:
+        The first of the spec's slots, if the collection lacks it.
+
+    Raises:
+        MismatchError: Names or widths differ.
+    """
+    slots = {name: size for name, size in have.items() if name in spec.slots}
+    rest = {name: size for name, size in have.items() if name not in slots}
+    check_same_vectors(location, rest, spec.vectors)
+    check_same_vectors(location, slots, {name: spec.slots[name] for name in slots})
+    return [name for name in list(spec.slots)[:1] if name not in slots]
 
 
 def check_same_vectors(location: str, have: Mapping[str, int], want: Mapping[str, int]) -> None:

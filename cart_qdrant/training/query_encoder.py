@@ -93,7 +93,14 @@ class QueryEncoder(nn.Module):
         text: The pretrained text encoder.
         spaces: Width D of each media space that gets a head.
         compute: Where it lies, and in which number format it computes.
+
+    Attributes:
+        tunes_captions: Whether stored captions are encoded by the output `caption`, as queries are;
+            else they are sentence vectors of the frozen encoder, which `caption` is trained to
+            find.
     """
+
+    tunes_captions = False
 
     def __init__(
         self, text: TextEncoder, spaces: Mapping[str, int], compute: Compute | None = None

@@ -1,8 +1,9 @@
-"""Training, from the captions of an index to a model in force, in four stages.
+"""Training, from the captions of an index to a model in force, in five stages.
 
-The query tower, the identifiers in the metric of the queries, the generator, and the calibration.
-Until the end the old version answers searches: new identifiers are written under the next payload
-field, and one replacement of the manifest puts everything in force together.
+The query tower, the stored captions, the identifiers in the metric of the queries, the generator,
+and the calibration. Until the end the old version answers searches: new identifiers are written
+under the next payload field, new caption vectors beside the old ones, and one replacement of the
+manifest puts everything in force together.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from cart_qdrant.training.options import TrainOptions
 from cart_qdrant.training.report import TrainReport
 from cart_qdrant.training.stages.activation import activate
 from cart_qdrant.training.stages.calibration import calibrate_search
+from cart_qdrant.training.stages.captions import store_captions
 from cart_qdrant.training.stages.data import read_data
 from cart_qdrant.training.stages.generator import train_generator
 from cart_qdrant.training.stages.identifiers import fit_identifiers
@@ -48,7 +50,8 @@ def train(
     remove_stale(index)
     data = read_data(run)
     tower = train_tower(run, data)
-    identifiers = fit_identifiers(run, data, tower)
+    captions = store_captions(run, data, tower)
+    identifiers = fit_identifiers(run, data, tower, captions)
     generator = train_generator(run, data, tower, identifiers)
     calibration, prior = calibrate_search(run, data, tower, identifiers, generator)
     summary = {
@@ -63,7 +66,7 @@ def train(
         "compute": compute.to_json(),
     }  # fmt: skip
     model = Model(data.encoder, tower.graph, generator.network, calibration, prior)
-    activate(run, model, identifiers, data.text_anchors, summary)
+    activate(run, model, identifiers, captions, data.text_anchors, summary)
     return TrainReport(
         profile=run.options.profile,
         items=len(data.corpus),

@@ -124,6 +124,8 @@ def diagnose(index: Index) -> Diagnosis:
         parts["items"] = manifest.identifiers.items
     if manifest.generator is not None:
         parts["generator"] = manifest.generator.folder
+    if manifest.captions.encoder not in parts.values():
+        parts["caption_encoder"] = manifest.captions.encoder
     broken: dict[str, str] = {}
     for name, part in parts.items():
         try:
@@ -153,8 +155,8 @@ def repair(index: Index, found: Diagnosis, reporter: Reporter) -> None:
         )
         reporter.say("The next `cartq ingest` writes the text anchors of the embedder again.")
     trained = index.manifest.generator is not None
-    if "generator" in found.broken:
-        index.put(replace(index.manifest, generator=None))
+    if {"generator", "caption_encoder"} & found.broken.keys():
+        _drop_model(index, found, reporter)
     health = found.health
     torn = {"trie", "items"} & found.broken.keys() or (health and not health.complete)
     if torn and "books" not in found.broken:
@@ -166,6 +168,21 @@ def repair(index: Index, found: Diagnosis, reporter: Reporter) -> None:
         refit(index)
     if trained and index.manifest.generator is None:
         reporter.say("The generator does not fit any more: run `cartq train`.")
+
+
+def _drop_model(index: Index, found: Diagnosis, reporter: Reporter) -> None:
+    """Go on without a broken model; captions that it has encoded are encoded without it."""
+    from cart_qdrant.index.caption_vectors import with_captions, write_sentence_vectors
+
+    manifest, generator = index.manifest, index.manifest.generator
+    encoder = manifest.captions.encoder
+    is_same = generator is not None and generator.folder == encoder
+    if "caption_encoder" in found.broken or ("generator" in found.broken and is_same):
+        made = write_sentence_vectors(index, reporter)
+        manifest = with_captions(index.manifest, made)
+    if "generator" in found.broken:
+        manifest = replace(manifest, generator=None)
+    index.put(manifest)
 
 
 def _show(found: Diagnosis) -> None:

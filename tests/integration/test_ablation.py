@@ -17,8 +17,9 @@ from cart_qdrant.evaluation.ablation.results import GrowthResult, VariantResult
 from cart_qdrant.evaluation.ablation.run import ablate
 from cart_qdrant.evaluation.ablation.variants import AblationOptions, variants
 from cart_qdrant.evaluation.training_diagnostics import read_diagnostics
+from cart_qdrant.index.collection import TEXT_DIM
 from cart_qdrant.index.identify import refit
-from cart_qdrant.index.index import TEXT_DIM, Index
+from cart_qdrant.index.index import Index
 from cart_qdrant.records import Modality, Segment
 from cart_qdrant.training.train import train
 from tests.conftest import PatchEmbedder, short_training

@@ -9,9 +9,9 @@ from typing import Any
 from cart_qdrant.embedders.zero_shot import TextAnchors
 from cart_qdrant.files import folder_hash, rename_durably
 from cart_qdrant.index.identify import activate_identifiers
-from cart_qdrant.index.manifest import Artifact, GeneratorInfo
+from cart_qdrant.index.manifest import Artifact, CaptionVectors, GeneratorInfo
 from cart_qdrant.index.models import DISTILLED
-from cart_qdrant.training.stages.state import FittedIdentifiers, Run
+from cart_qdrant.training.stages.state import FittedIdentifiers, Run, StoredCaptions
 from cart_qdrant.training.trained_model import Model, parameters
 
 
@@ -19,11 +19,12 @@ def activate(
     run: Run,
     model: Model,
     identifiers: FittedIdentifiers,
+    captions: StoredCaptions,
     anchors: TextAnchors | None,
     summary: Mapping[str, Any],
 ) -> None:
-    """Write the model's folder, and put model and identifiers in force. The old ones stay until the
-    next run that writes, for the searches that have them open.
+    """Write the model's folder, and put model, identifiers and captions in force. The old ones stay
+    until the next run that writes, for the searches that have them open.
 
     Args:
         anchors: Distilled texts, which are kept with the model unless the index has its own.
@@ -38,9 +39,10 @@ def activate(
     if folder.exists():
         shutil.rmtree(folder)  # of a run that was killed before the manifest named it
     rename_durably(draft, folder)
+    written = Artifact(folder.name, folder_hash(folder))
     generator = GeneratorInfo(
         version=info.version,
-        folder=Artifact(folder.name, folder_hash(folder)),
+        folder=written,
         identifiers=info.version,
         summary={
             "profile": run.options.profile,
@@ -52,5 +54,6 @@ def activate(
             **summary,
         },
     )
-    activate_identifiers(index, info, generator)
+    made = CaptionVectors(vector=captions.vector, encoder=written if captions.tuned else None)
+    activate_identifiers(index, info, generator, made)
     index.clear_work(["train"])

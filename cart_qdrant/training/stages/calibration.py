@@ -1,4 +1,4 @@
-"""Fourth stage: modality prior, gates, fusion weights, router and confidence.
+"""Fifth stage: modality prior, gates, fusion weights, router and confidence.
 
 Shape legend: B queries, N items, P pairs, W caption vector width.
 """
@@ -16,7 +16,7 @@ from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.generator.beam_search import Beams
 from cart_qdrant.generator.prior import HUB, NodeBonus
 from cart_qdrant.identifiers.hubness import CAPTION
-from cart_qdrant.index.index import TEXT_DIM
+from cart_qdrant.index.collection import TEXT_DIM
 from cart_qdrant.search.fusion import Calibration, untrained
 from cart_qdrant.search.modality_prior import ModalityPrior
 from cart_qdrant.training.calibration.calibrate import calibrate

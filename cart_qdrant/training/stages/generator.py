@@ -1,4 +1,4 @@
-"""Third stage: the generator, on the identifiers of the second."""
+"""Fourth stage: the generator, on the identifiers of the third."""
 
 from __future__ import annotations
 

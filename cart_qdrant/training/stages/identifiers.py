@@ -1,4 +1,4 @@
-"""Second stage: identifiers in the metric of the queries, and the bank that hubness is measured by.
+"""Third stage: identifiers in the metric of the queries, and the bank that hubness is measured by.
 
 Shape legend: N items, P pairs, D vector width, L levels.
 """
@@ -15,6 +15,7 @@ from cart_qdrant.index.identify import prepare
 from cart_qdrant.training.stages.state import (
     FittedIdentifiers,
     Run,
+    StoredCaptions,
     TrainedTower,
     TrainingData,
 )
@@ -25,12 +26,14 @@ METRIC_FROM = 500
 """Queries of a media space from which their covariance gives the metric of its identifiers."""
 
 
-def fit_identifiers(run: Run, data: TrainingData, tower: TrainedTower) -> FittedIdentifiers:
+def fit_identifiers(
+    run: Run, data: TrainingData, tower: TrainedTower, captions: StoredCaptions
+) -> FittedIdentifiers:
     """Fit identifiers and write them, with hubness, under the next payload field."""
     run.reporter.phase("identifiers", None)
     codec = _codec(run.options.seed, data, tower)
     bank = _query_bank(run.options.seed, data, tower)
-    prepared = prepare(run.index, data.corpus.vectors, codec, bank)
+    prepared = prepare(run.index, data.corpus.vectors, codec, bank, captions.vector)
     items = prepared.items
     return FittedIdentifiers(
         prepared.info, codec, prepared.trie, bank, items.row_CL, items.media_hub_C,

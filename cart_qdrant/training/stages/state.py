@@ -105,6 +105,19 @@ class TrainedTower:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredCaptions:
+    """Result of the captions stage.
+
+    Attributes:
+        vector: Vector of the points that holds their captions once the training is in force.
+        tuned: Whether the trained query encoder made them; else they are sentence vectors.
+    """
+
+    vector: str
+    tuned: bool
+
+
+@dataclass(frozen=True, slots=True)
 class FittedIdentifiers:
     """Result of the identifiers stage; stored beside the identifiers in force.
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from cart_qdrant.errors import IndexMissingError, MismatchError
-from cart_qdrant.index.index import Index, identifier_fields
+from cart_qdrant.index.collection import identifier_fields
+from cart_qdrant.index.index import Index
 from cart_qdrant.storage.protocol import CAPTION, MEDIA
 from tests.conftest import PatchEmbedder
 

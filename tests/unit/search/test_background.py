@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from cart_qdrant.arrays.types import FloatArray
-from cart_qdrant.index.index import TEXT_DIM, Index
+from cart_qdrant.index.collection import TEXT_DIM
+from cart_qdrant.index.index import Index
 from cart_qdrant.search.background import MEANINGLESS, Background
 from cart_qdrant.search.filters import parse_filter
 from cart_qdrant.search.query import Part, Query
