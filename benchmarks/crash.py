@@ -3,6 +3,7 @@ complete it?
 
     python -m benchmarks.crash ingest
     python -m benchmarks.crash refit --times 20
+    python -m benchmarks.crash captions
     python -m benchmarks.crash train
 
 Each trial starts from the same state. The run kills itself after a given step (such as the second
@@ -29,10 +30,12 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from cart_qdrant.index.caption_vectors import with_captions, write_sentence_vectors
 from cart_qdrant.index.folder import IndexFolder
 from cart_qdrant.index.identifier_files import load_codec, load_trie
-from cart_qdrant.index.identify import refit
+from cart_qdrant.index.identify import refit, remove_stale
 from cart_qdrant.index.index import Index
+from cart_qdrant.progress import Silent
 from cart_qdrant.records import Identifier
 from cart_qdrant.search.retriever import Retriever
 
@@ -87,12 +90,14 @@ class State:
     Attributes:
         payloads: Payload of each point without its identifiers.
         vectors: Media vector of each point.
+        captions: Caption vector in force of each point that has one.
         names: Identifier of each point in the field in force.
         version: Version of the identifiers in force.
     """
 
     payloads: dict[str, dict[str, Any]]
     vectors: dict[str, list[float]]
+    captions: dict[str, list[float]]
     names: dict[str, str]
     version: int | None
 
@@ -108,9 +113,10 @@ def read_state(index: Path, problems: list[str]) -> State | None:
     with Index.open(index) as opened:
         info, trie = opened.manifest.identifiers, load_trie(opened)
         load_codec(opened)  # its hash is checked
-        payloads, vectors, names = {}, {}, {}
+        payloads, vectors, captions, names = {}, {}, {}, {}
+        slot = opened.caption_vector
         rows = set()
-        for record in opened.store.scroll(with_vectors=["media"]):
+        for record in opened.store.scroll(with_vectors=["media", slot]):
             payload, key = dict(record.payload or {}), str(record.id)
             if info is not None and info.field in payload:
                 one = Identifier.from_payload(payload[info.field])
@@ -121,11 +127,15 @@ def read_state(index: Path, problems: list[str]) -> State | None:
             payloads[key] = {k: v for k, v in payload.items() if not k.startswith("cart")}
             assert isinstance(record.vector, dict)
             vectors[key] = record.vector["media"]  # type: ignore[assignment]
+            if slot in record.vector:
+                captions[key] = record.vector[slot]  # type: ignore[assignment]
+            if payload["captions"] and key not in captions:
+                problems.append(f"the captions of {key} have no vector")
     in_tree = set() if trie is None else set(map(tuple, trie.rows().tolist()))
     complete = len(payloads) == len(names)
     if info is not None and complete and rows != in_tree:
         problems.append(f"{len(rows ^ in_tree)} identifiers differ between tree and points")
-    return State(payloads, vectors, names, None if info is None else info.version)
+    return State(payloads, vectors, captions, names, None if info is None else info.version)
 
 
 def compare(found: State | None, wanted: State | None, problems: list[str]) -> None:
@@ -143,6 +153,11 @@ def compare(found: State | None, wanted: State | None, problems: list[str]) -> N
     for key in found.vectors.keys() & wanted.vectors.keys():
         if np.dot(found.vectors[key], wanted.vectors[key]) < 0.999:
             problems.append(f"vector of {key} differs")
+    if found.captions.keys() != wanted.captions.keys():
+        problems.append("other points have a caption vector")
+    for key in found.captions.keys() & wanted.captions.keys():
+        if np.dot(found.captions[key], wanted.captions[key]) < 0.999:
+            problems.append(f"caption vector of {key} differs")
     if found.names.keys() != found.payloads.keys():
         problems.append(f"{len(found.payloads) - len(found.names)} points have no identifier")
 
@@ -153,7 +168,7 @@ def run_trial(
     """Kill one run, check the index, and run again.
 
     Args:
-        what: `ingest`, `refit` or `train`.
+        what: `ingest`, `refit`, `captions` or `train`.
         start: Index to begin with; None begins with none.
         wanted: State after a run that was not killed.
         index: Where the run works.
@@ -185,7 +200,7 @@ def check_and_rerun(
     """Check the index of a killed run, run again and compare.
 
     Args:
-        what: `ingest`, `refit` or `train`.
+        what: `ingest`, `refit`, `captions` or `train`.
         index: Index of the killed run.
         media: Folder of the media files.
         wanted: State after a run that was not killed.
@@ -233,7 +248,7 @@ def run_trials(what: str, scratch: Path, times: int | None = None) -> list[Trial
     """Kill a run after different steps.
 
     Args:
-        what: `ingest`, `refit` or `train`.
+        what: `ingest`, `refit`, `captions` or `train`.
         scratch: Empty folder to work in.
         times: Number of kills, evenly spaced over all steps; None kills once after the first step
             of each name.
@@ -243,8 +258,8 @@ def run_trials(what: str, scratch: Path, times: int | None = None) -> list[Trial
     start: Path | None = None
     if what != "ingest":
         _must(_run("ingest", index, media))
-        if what == "refit":  # the second refit also removes the identifiers before the first
-            _must(_run("refit", index, media))
+        if what in ("refit", "captions"):  # the second one also removes what the first replaced
+            _must(_run(what, index, media))
         start = scratch / "start"
         shutil.copytree(index, start)
     (scratch / LOG).unlink(missing_ok=True)
@@ -320,7 +335,7 @@ def work(what: str, index: Path, media: Path, kill_after: Step | None = None) ->
     """One run, which logs what the store acknowledged, in the process that calls this.
 
     Args:
-        what: `ingest`, `refit` or `train`.
+        what: `ingest`, `refit`, `captions` or `train`.
         index: Where the run works.
         media: Folder of the media files.
         kill_after: Step after which the process kills itself.
@@ -347,8 +362,8 @@ def work(what: str, index: Path, media: Path, kill_after: Step | None = None) ->
         opened = Index.open(index) if folder.exists() else Index.create(index, embedder)
         opened.set_embedder(embedder)
         store_steps = (
-            "create_keyword_index", "delete", "delete_payload_key", "flush", "set_payload",
-            "upsert",
+            "add_vector", "clear_vector", "create_keyword_index", "delete", "delete_payload_key",
+            "flush", "set_payload", "update_vectors", "upsert",
         )  # fmt: skip
         for owner, name in (
             *((opened.store, name) for name in store_steps),
@@ -359,6 +374,10 @@ def work(what: str, index: Path, media: Path, kill_after: Step | None = None) ->
         with opened:
             if what == "refit":
                 refit(opened)
+            elif what == "captions":
+                remove_stale(opened)
+                made = write_sentence_vectors(opened, Silent())
+                opened.put(with_captions(opened.manifest, made))
             elif what == "train":
                 from cart_qdrant.training.options import TrainOptions
                 from cart_qdrant.training.train import train
@@ -373,7 +392,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["ingest", "refit", "train"])
+    parser.add_argument("what", choices=["ingest", "refit", "captions", "train"])
     parser.add_argument("--times", type=int, help="kills; default: one for each name of a step")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:

@@ -76,7 +76,7 @@ def attach(
         typer.Option(
             "--caption-vectors",
             help="Add the vector cart_caption (384-d) to the collection, for captions: items "
-            "with captions are found much better.",
+            "with captions are found much better. A training may add cart_caption_2.",
         ),
     ] = False,
     key: Annotated[

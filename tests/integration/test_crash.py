@@ -20,6 +20,7 @@ STEPS = {
     "refit": {
         "create_keyword_index", "delete_payload_key", "flush", "put", "save_part", "set_payload",
     },
+    "captions": {"add_vector", "clear_vector", "flush", "put", "update_vectors"},
 }  # fmt: skip
 
 
