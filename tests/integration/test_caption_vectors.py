@@ -325,7 +325,7 @@ def test_migrate_there_and_back(trained_root: Path) -> None:
         wanted = stored(index, CAPTION_2)
         migrate(index, there, client=client)
         assert alike(stored(index, CAPTION_2), wanted)
-        train(index)
+        training.train(index, short_training())
         wanted = stored(index, CAPTION)
         migrate(index, StoreInfo())
         assert index.caption_vector == CAPTION
@@ -412,7 +412,9 @@ NAME = f"{TEST_COLLECTIONS}theirs"
 
 def point(n: int) -> models.PointStruct:
     x = np.random.default_rng(n).normal(size=DIM)
-    return models.PointStruct(id=n, vector={"clip": x.tolist()}, payload={"title": TEXTS[n % PHOTOS]})
+    return models.PointStruct(
+        id=n, vector={"clip": x.tolist()}, payload={"title": TEXTS[n % PHOTOS]}
+    )
 
 
 class Theirs:
