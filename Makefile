@@ -67,7 +67,7 @@ bench: $(VENV)/.installed-test ## Run the benchmarks of docs/benchmarks.md, abou
 	$(BIN)/python benchmarks/trie.py --sizes 10000 1000000
 	$(PIP) faiss-cpu
 	$(BIN)/python benchmarks/latency.py $(BENCH)/new/.cartq $(BENCH)/new/queries-dev.jsonl --items 1000 100000
-	@set -e; for what in ingest refit train; do echo "== kill -9, $$what"; \
+	@set -e; for what in ingest refit captions train; do echo "== kill -9, $$what"; \
 		$(BIN)/python -m benchmarks.crash $$what --times 10; done
 
 clean: ## Remove what the targets made, the virtual environment too.

@@ -41,24 +41,17 @@ class TunedEncoder:
     """Captions by the output `caption` of a trained query encoder, in ONNX Runtime.
 
     Args:
-        graph: The ONNX graph, or the file of it.
-        folder: Folder of the tokenizer.
+        folder: Folder of the trained model.
+
+    Raises:
+        MismatchError: The folder has other parts than this version reads.
     """
 
-    def __init__(self, graph: bytes | Path, folder: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         from cart_qdrant.generator.encoder import OnnxQueryEncoder
 
-        self._encoder = OnnxQueryEncoder(graph, folder)
-
-    @classmethod
-    def of_model(cls, folder: Path) -> TunedEncoder:
-        """The query encoder in the folder of a trained model.
-
-        Raises:
-            MismatchError: The folder has other parts than this version reads.
-        """
         with readable(folder):
-            return cls(folder / QUERY_GRAPH, folder)
+            self._encoder = OnnxQueryEncoder(folder / QUERY_GRAPH, folder)
 
     def embed(self, texts: Sequence[str]) -> FloatArray:
         """Caption vectors (B, W)."""

@@ -182,7 +182,7 @@ class IndexModels:
             if kept is None:
                 return None
             if self._tuned is None:
-                self._tuned = TunedEncoder.of_model(self.folder.path(kept))
+                self._tuned = TunedEncoder(self.folder.path(kept))
             return self._tuned
 
     def space(self, modality: str) -> str | None:

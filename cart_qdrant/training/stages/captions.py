@@ -47,7 +47,7 @@ class KnownCaptions:
         new = np.flatnonzero(number_B < 0)
         found: FloatArray | None = None
         if len(new):
-            found = self._queries.encoder.captions([texts[n] for n in new])
+            found = self._queries.encoder.captions([texts[n] for n in new.tolist()])
         if found is None:
             return self._queries.caption_UW[number_B]
         x_BW = np.empty((len(texts), found.shape[1]), np.float32)
