@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -32,7 +32,15 @@ DTYPE_VARIABLE = "CARTQ_DTYPE"
 GAIN = 0.9
 """A shorter format is taken where its time is at most this share of the longer one's: rounding must
 pay."""
+FORMATS = {
+    "cpu": ("float32", "bfloat16"),
+    "mps": ("float32", "float16"),
+    "cuda": ("float32", "bfloat16", "float16"),
+}
+"""Formats that are measured on each device; CPUs emulate float16, Apple's GPUs bfloat16."""
 _REPEATS = 3
+_TEXTS, _TOKENS = 32, 16
+"""Size of the batch that is measured."""
 _SECONDS = 0.5
 """A format that has taken so long is not measured again."""
 
@@ -222,16 +230,21 @@ def _choose(options: ComputeOptions, work: Work) -> Compute:
     return Compute(device, best, measured)
 
 
-def measure(work: Work, device: str) -> dict[str, float]:
-    """Milliseconds that some work takes on a device in each number format that it may be given."""
+def layer_token_seconds(compute: Compute) -> float:
+    """Seconds that one token takes through one layer of the query encoder, forward and back; by the
+    measurement that the format was chosen by, else by one of its own."""
+    ms = compute.measured.get(compute.dtype)
+    if ms is None:
+        ms = measure(Work.TRAINING, compute.device, (compute.dtype,))[compute.dtype]
+    return ms / 1e3 / (_TEXTS * _TOKENS)
+
+
+def measure(work: Work, device: str, formats: Sequence[str] = ()) -> dict[str, float]:
+    """Milliseconds that some work takes on a device in some number formats; by default in each that
+    `auto` may choose there."""
     import torch
 
-    # Float16 on a CPU is emulated; bfloat16 on Apple's GPUs, too.
-    formats = {
-        "cpu": ("float32", "bfloat16"),
-        "mps": ("float32", "float16"),
-        "cuda": ("float32", "bfloat16", "float16"),
-    }[device]
+    formats = formats or FORMATS[device]
     back = work is Work.TRAINING
     with torch.inference_mode(not back), torch.set_grad_enabled(back):
         steps = {name: _step(work, Compute(device, name)) for name in formats}
@@ -270,7 +283,7 @@ def _step(work: Work, compute: Compute) -> Callable[[], None]:
     if work is Work.TRANSFORMER:
         return _transformer_layer(compute, width=1024, heads=16, batch=1, tokens=128)
     return _transformer_layer(
-        compute, width=384, heads=12, batch=32, tokens=16, back=work is Work.TRAINING
+        compute, width=384, heads=12, batch=_TEXTS, tokens=_TOKENS, back=work is Work.TRAINING
     )
 
 

@@ -20,12 +20,12 @@ from rich.progress import (
     Task,
     TaskID,
     TextColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Table
 from rich.text import Text
 
 from cart_qdrant import records
+from cart_qdrant.progress import ExpectedPhase, TimeLeft
 from cart_qdrant.records import Failure
 
 PIPE_WIDTH = 160
@@ -174,21 +174,48 @@ class _Rate(ProgressColumn):
         return Text(f"{task.speed:.1f} {self._unit}/s")
 
 
+class _Left(ProgressColumn):
+    """Time left of a step, and of all that are forecast."""
+
+    max_refresh = 0.5
+
+    def __init__(self, left: TimeLeft) -> None:
+        super().__init__()
+        self._left = left
+
+    def render(self, task: Task) -> Text:  # noqa: ARG002 - there is one at a time
+        return Text(time_left(self._left), style="progress.remaining")
+
+
+def time_left(left: TimeLeft) -> str:
+    """`0:12 left, 3:40 in all`; empty where nothing is known."""
+    here, whole = left.of_phase(), left.of_all()
+    parts = [] if here is None else [f"{clock(here)} left"]
+    return ", ".join(parts if whole is None else [*parts, f"{clock(whole)} in all"])
+
+
 class BarReporter:
     """Progress as a bar, for a terminal."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, left: TimeLeft | None = None) -> None:
         self._progress = progress
+        self._left = left or TimeLeft()
         self._task: TaskID | None = None
+
+    def expect(self, phases: Sequence[ExpectedPhase]) -> None:
+        """Show from now on how long all steps take together."""
+        self._left.expect(phases)
 
     def phase(self, name: str, total: int | None) -> None:
         """Replace the bar by one for the next step."""
         if self._task is not None:
             self._progress.remove_task(self._task)
         self._task = self._progress.add_task(name, total=total)
+        self._left.phase(name, total)
 
     def advance(self, units: int = 1) -> None:
         """Move the bar on."""
+        self._left.advance(units)
         if self._task is not None:
             self._progress.advance(self._task, units)
 
@@ -206,17 +233,24 @@ class LineReporter:
         self._total: int | None = None
         self._done = 0
         self._begin = self._last = time.monotonic()
+        self._left = TimeLeft(time.monotonic)
+
+    def expect(self, phases: Sequence[ExpectedPhase]) -> None:
+        """Say from now on how long all steps take together."""
+        self._left.expect(phases)
 
     def phase(self, name: str, total: int | None) -> None:
         """Name the next step."""
         self._name, self._total, self._done = name, total, 0
         self._begin = self._last = time.monotonic()
+        self._left.phase(name, total)
         due = "" if total is None else f": {total} {self._unit}"
         self.say(f"{name}{due}")
 
     def advance(self, units: int = 1) -> None:
         """Print a line when the last one is old enough."""
         self._done += units
+        self._left.advance(units)
         now = time.monotonic()
         if now - self._last < LOG_EVERY:
             return
@@ -224,8 +258,7 @@ class LineReporter:
         rate = self._done / max(now - self._begin, 1e-9)
         line = f"{self._name}: {self._done}"
         if self._total is not None:
-            left = clock(max(self._total - self._done, 0) / max(rate, 1e-9))
-            line += f" of {self._total} {self._unit}, {rate:.1f}/s, {left} left"
+            line += f" of {self._total} {self._unit}, {rate:.1f}/s, {time_left(self._left)}"
         self.say(line)
 
     def say(self, line: str) -> None:
@@ -240,13 +273,14 @@ def reporting(unit: str) -> Iterator[Reporter]:
     if not console.is_terminal:
         yield LineReporter(unit)
         return
+    left = TimeLeft()
     columns: list[ProgressColumn] = [
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         _Rate(unit),
-        TimeRemainingColumn(compact=True),
+        _Left(left),
     ]
     with Progress(*columns, console=console, transient=True) as progress:
-        yield BarReporter(progress)
+        yield BarReporter(progress, left)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from cart_qdrant.errors import IndexMissingError
+from cart_qdrant.progress import expect
 from cart_qdrant.training.corpus import Corpus, read_corpus
 from cart_qdrant.training.distillation import DISTILL_UNTIL, read_text_anchors
+from cart_qdrant.training.forecast import forecast, in_words
 from cart_qdrant.training.query_encoder import QueryEncoder
 from cart_qdrant.training.seeding import seeded
 from cart_qdrant.training.split import Split, split_pairs
@@ -42,6 +44,9 @@ def read_data(run: Run) -> TrainingData:
     with seeded(seed):
         dim = index.manifest.embedder.dim
         encoder = QueryEncoder(index.text_encoder(), dict.fromkeys(spaces, dim), run.compute)
+    phases = forecast(corpus, split, encoder, run.options)
+    expect(run.reporter, phases)
+    run.reporter.say(in_words(sum(phase.seconds for phase in phases), run.compute))
     run.reporter.phase("reading captions", None)
     data = f"{corpus.digest()} {split.digest()}"
     return TrainingData(
