@@ -326,6 +326,11 @@ class TwoStores(RuleBasedStateMachine):
     def update_vectors(self, updates: dict[str, list[float]]) -> None:
         self.same(lambda s: s.update_vectors(CAPTION, list(updates.items())))
 
+    @rule()
+    def clear_vector(self) -> None:
+        self.same(lambda s: s.clear_vector(CAPTION))
+        self.same(lambda s: s.add_vector(CAPTION, 3))
+
     @rule(some=st.lists(filters, min_size=8, max_size=8))
     def count(self, some: list[models.Filter | None]) -> None:
         for filter in some:

@@ -29,6 +29,7 @@ from cart_qdrant.training.split import HeldOutPairs
 from cart_qdrant.training.stages.state import (
     FittedIdentifiers,
     Run,
+    StoredCaptions,
     TrainedGenerator,
     TrainedTower,
     TrainingData,
@@ -44,6 +45,7 @@ def calibrate_search(
     run: Run,
     data: TrainingData,
     tower: TrainedTower,
+    captions: StoredCaptions,
     identifiers: FittedIdentifiers,
     generator: TrainedGenerator,
 ) -> tuple[Calibration, ModalityPrior]:
@@ -55,7 +57,7 @@ def calibrate_search(
     """
     run.reporter.phase("calibration", None)
     prior = _modality_prior(run, data, tower)
-    return _Stage(run, data, tower, identifiers, generator).calibrate(prior), prior
+    return _Stage(run, data, tower, captions, identifiers, generator).calibrate(prior), prior
 
 
 def _modality_prior(run: Run, data: TrainingData, tower: TrainedTower) -> ModalityPrior:
@@ -80,6 +82,7 @@ class _Stage:
     run: Run
     data: TrainingData
     tower: TrainedTower
+    captions: StoredCaptions
     identifiers: FittedIdentifiers
     generator: TrainedGenerator
 
@@ -169,7 +172,7 @@ class _Stage:
         keep_P[self.data.split.held_out()] = False
         if not self.run.index.keeps_captions:
             keep_P[:] = False
-        caption_NW, known_N = caption_vectors(corpus, self.data.states.text_PW, keep_P)
+        caption_NW, known_N = caption_vectors(corpus, self.captions.text_PW, keep_P)
         caption_hub_N = self.identifiers.bank.hubness(caption_NW, CAPTION, corpus.vectors.file_N)
         out: dict[str, HeldOut] = {}
         for name, stratum in strata.items():

@@ -22,15 +22,15 @@ def store_captions(run: Run, data: TrainingData, tower: TrainedTower) -> StoredC
     They are made by the graph that searches will run, so that a text has one vector as a query and
     as a caption.
     """
-    index = run.index
-    if not index.keeps_captions:
-        return StoredCaptions(index.caption_vector, tuned=False)
+    index, slot = run.index, run.index.caption_vector
     if data.encoder.tunes_captions:
-        slot = write_caption_vectors(index, KnownCaptions(tower.queries), run.reporter)
-        return StoredCaptions(slot, tuned=True)
+        if index.keeps_captions:
+            slot = write_caption_vectors(index, KnownCaptions(tower.queries), run.reporter)
+        every = np.arange(len(data.corpus.texts))
+        return StoredCaptions(slot, index.keeps_captions, tower.queries.caption(every))
     if index.manifest.captions.encoder is not None:
-        return StoredCaptions(write_sentence_vectors(index, run.reporter).vector, tuned=False)
-    return StoredCaptions(index.caption_vector, tuned=False)
+        slot = write_sentence_vectors(index, run.reporter).vector
+    return StoredCaptions(slot, False, data.states.text_PW)
 
 
 class KnownCaptions:

@@ -1,6 +1,6 @@
 """What the stages of a training hand on: each returns a frozen record that the next ones read.
 
-Shape legend: P pairs, N items, D vector width, L levels.
+Shape legend: P pairs, N items, D vector width, W caption vector width, L levels.
 """
 
 from __future__ import annotations
@@ -111,10 +111,12 @@ class StoredCaptions:
     Attributes:
         vector: Vector of the points that holds their captions once the training is in force.
         tuned: Whether the trained query encoder made them; else they are sentence vectors.
+        text_PW: Vector of each pair's text, as it is stored.
     """
 
     vector: str
     tuned: bool
+    text_PW: FloatArray
 
 
 @dataclass(frozen=True, slots=True)
