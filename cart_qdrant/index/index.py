@@ -291,13 +291,14 @@ class Index(IndexModels):
             MismatchError: The collection belongs to another index by now, or another copy of this
                 one has written to it.
         """
-        previous = self.manifest.revision
+        before = self.manifest
         manifest = replace(manifest, revision=uuid.uuid4().hex[:12])
         ownership = None if manifest.store.kind == "edge" else self._ownership
         if ownership is not None:
-            ownership.replace_revision(manifest.revision, previous, trust=trust_folder)
+            ownership.replace_revision(manifest.revision, before.revision, trust=trust_folder)
         self.folder.write(manifest)
         self.manifest = manifest
+        self.forget_models(before)
         if ownership is not None:
             ownership.confirm_revision(manifest.revision)
 

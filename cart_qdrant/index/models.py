@@ -96,6 +96,16 @@ class IndexModels:
             if other.manifest.generator == self.manifest.generator:
                 self._distilled_anchors = other._distilled_anchors
 
+    def forget_models(self, before: Manifest) -> None:
+        """Forget the loaded models of another manifest that are not those of this one."""
+        with self._lock:
+            if before.embedder.text_anchors != self.manifest.embedder.text_anchors:
+                self._text_anchors = None
+            if before.generator != self.manifest.generator:
+                self._distilled_anchors = None
+            if before.captions.encoder != self.manifest.captions.encoder:
+                self._tuned = None
+
     def set_embedder(self, embedder: Embedder) -> None:
         """Use an embedder that is already open."""
         self._embedder = embedder

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from qdrant_client import QdrantClient, models
 
 import cart_qdrant.training.train as training
@@ -32,6 +33,7 @@ from cart_qdrant.search.retriever import Retriever
 from cart_qdrant.storage.protocol import CAPTION, CAPTION_2
 from cart_qdrant.storage.store_info import StoreInfo
 from cart_qdrant.training.query_encoder import QueryEncoder
+from cart_qdrant.training.stages import tower
 from cart_qdrant_cli.doctor import diagnose, repair
 from tests import media_factory as media
 from tests.conftest import TEST_COLLECTIONS, PatchEmbedder, copy_of, short_training
@@ -41,11 +43,25 @@ TEXTS = [f"a {thing} in the {place}" for thing in ("dog", "cat", "boat", "child"
          for place in ("snow", "river", "street", "grass")]  # fmt: skip
 
 
+def let_tune(patch: pytest.MonkeyPatch) -> None:
+    """Trainings encode captions anew, each in a way of its own: one caption an item moves nothing
+    in so short a training."""
+    real = tower.query_graph
+
+    def turned(encoder: QueryEncoder) -> bytes:
+        down = encoder.caption.down.bias
+        with torch.no_grad():
+            down += 0.02 * torch.randn(down.shape)
+        return real(encoder)
+
+    patch.setattr(QueryEncoder, "tunes_captions", True)
+    patch.setattr(tower, "query_graph", turned)
+
+
 @pytest.fixture(autouse=True)
 def tunes(monkeypatch: pytest.MonkeyPatch, text_encoder: Any) -> None:
-    """Trainings encode captions anew."""
     monkeypatch.setattr(Index, "text_encoder", lambda self: text_encoder)
-    monkeypatch.setattr(QueryEncoder, "tunes_captions", True)
+    let_tune(monkeypatch)
 
 
 def photos(folder: Path, numbers: range) -> None:
@@ -83,7 +99,7 @@ def tuned(made: Path, tmp_path_factory: pytest.TempPathFactory, text_encoder: An
     root = copy_of(made, tmp_path_factory.mktemp("tuned") / ".cartq")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Index, "text_encoder", lambda self: text_encoder)
-        patch.setattr(QueryEncoder, "tunes_captions", True)
+        let_tune(patch)
         with Index.open(root) as index:
             train(index)
     return root
@@ -98,7 +114,7 @@ def trained_root(tuned: Path, made: Path, tmp_path: Path) -> Path:
 
 def train(index: Index) -> None:
     with index.folder.lock():
-        training.train(index, short_training(tower_steps=5))
+        training.train(index, short_training())
 
 
 def stored(index: Index, slot: str) -> dict[str, list[float] | None]:
@@ -189,7 +205,10 @@ def test_what_comes_later_is_encoded_by_the_same_encoder(
 
 def test_the_two_vectors_take_turns(trained_root: Path) -> None:
     with Index.open(trained_root) as index:
+        (before,) = index.caption_encoder().embed([TEXTS[0]])
         train(index)
+        (after,) = index.caption_encoder().embed([TEXTS[0]])
+        assert not np.allclose(before, after, atol=1e-5)  # it is another encoder's
         generator = index.manifest.generator
         assert generator is not None
         assert index.manifest.captions == CaptionVectors(vector=CAPTION, encoder=generator.folder)
@@ -476,7 +495,7 @@ def test_an_attached_collection_and_those_who_write_to_it(theirs: Theirs, tmp_pa
     root = tmp_path / ".cartq"
     with theirs.attach(root) as index, index.folder.lock():
         assert sync(index).captions == PHOTOS
-        training.train(index, short_training(tower_steps=5))
+        training.train(index, short_training())
         generator = index.manifest.generator
         assert generator is not None
         assert index.manifest.captions == CaptionVectors(vector=CAPTION_2, encoder=generator.folder)
@@ -493,7 +512,7 @@ def test_an_attached_collection_and_those_who_write_to_it(theirs: Theirs, tmp_pa
             assert "cart_caption" not in index.store.info().vectors
         assert sync(index, verify=True).captions == PHOTOS + 3
         assert_sound(index)
-        training.train(index, short_training(tower_steps=5))
+        training.train(index, short_training())
         assert index.caption_vector == CAPTION
         assert_sound(index)
 
@@ -521,7 +540,7 @@ def test_others_write_between_the_captions_and_their_activation(
 def test_vectors_of_a_deleted_index_are_not_taken_over(theirs: Theirs, tmp_path: Path) -> None:
     with theirs.attach(tmp_path / "one") as index, index.folder.lock():
         sync(index)
-        training.train(index, short_training(tower_steps=5))
+        training.train(index, short_training())
         for field in [*index.manifest.stale_fields, index.field]:
             index.store.delete_payload_key(field)
             for name in (f"{field}.id", f"{field}.p1"):

@@ -15,6 +15,7 @@ from cart_qdrant.embedders.registry import lite_available
 from cart_qdrant.errors import CartError
 from cart_qdrant.index.backup import backup, restore
 from cart_qdrant.index.caption_vectors import caption_means
+from cart_qdrant.index.collection import TEXT_DIM
 from cart_qdrant.index.folder import IndexFolder
 from cart_qdrant.index.identifier_files import load_codec, load_table, load_trie
 from cart_qdrant.index.identify import refit
@@ -224,7 +225,12 @@ def test_the_replay_sees_captions_that_are_activated_too_early(
 ) -> None:
     photos(tmp_path / "photos", range(PHOTOS))
     ingest(tmp_path / ".cartq")
-    monkeypatch.setattr(captions, "write_caption_vectors", lambda *_: CAPTION_2)
+
+    def nothing(index: Index, *_: Any) -> str:
+        index.store.add_vector(CAPTION_2, TEXT_DIM)
+        return CAPTION_2
+
+    monkeypatch.setattr(captions, "write_caption_vectors", nothing)
     found = Replay(tmp_path / ".cartq", tmp_path, tuned).faults()
     assert any("caption" in one for each in found.values() for one in each), found
 

@@ -45,13 +45,11 @@ class KnownCaptions:
         """Unit vectors (B, W) of texts (B of them)."""
         number_B = np.asarray([self._number.get(text, -1) for text in texts], np.intp)
         new = np.flatnonzero(number_B < 0)
-        found: FloatArray | None = None
-        if len(new):
-            found = self._queries.encoder.captions([texts[n] for n in new.tolist()])
-        if found is None:
+        if not len(new):
             return self._queries.caption_UW[number_B]
-        x_BW = np.empty((len(texts), found.shape[1]), np.float32)
+        found = self._queries.encoder.captions([texts[n] for n in new.tolist()])
+        if len(new) == len(texts):
+            return found
+        x_BW = self._queries.caption_UW[number_B]  # of the new ones, any
         x_BW[new] = found
-        known = number_B >= 0
-        x_BW[known] = self._queries.caption_UW[number_B[known]]
         return x_BW
