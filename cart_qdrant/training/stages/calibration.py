@@ -156,7 +156,7 @@ class _Stage:
             logits.append(corrections(self.generator.network, pairs, rows[begin : begin + 256]))
         joined = [torch.cat(level) for level in zip(*logits, strict=True)]
         items = pairs.corpus.item_P[rows]
-        codes = torch.from_numpy(pairs.codes_NL[items]).long()
+        codes = pairs.encoder.compute.tensor(pairs.codes_NL[items]).long()
         return fit_gates(joined, pairs.prior(pairs.query_PD[rows], items), list(codes.T))
 
     def _held_out(
