@@ -50,7 +50,7 @@ def test_the_query_encoder_is_trained_where_it_lies() -> None:
         encoder.tune(low, mask)[-1], mask, encoder.sentence(low, mask), noise=0.5
     )
     loss = encoder.heads["visual"](features).sum() + encoder.caption(features).sum()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert all(x.grad is None or x.grad.device.type == "meta" for x in encoder.parameters())
 
 
@@ -66,4 +66,4 @@ def test_the_generator_is_trained_and_decodes_where_it_lies() -> None:
         first, past = generator.step(generator.layer_contexts(context), None, 0, [])
     assert generator.logits(hidden[:, 1].float(), 1).device.type == "meta"
     assert first.device.type == past[0][0].device.type == "meta"
-    generator.logits(hidden[:, 2].float(), 2).sum().backward()
+    generator.logits(hidden[:, 2].float(), 2).sum().backward()  # type: ignore[no-untyped-call]
