@@ -1,7 +1,8 @@
 """Queries to vectors and beams.
 
-The trained query encoder embeds texts; before training the index's text anchors do, or an embedder
-that embeds texts itself, which is loaded for it. The vectors are then decoded into beams.
+The trained query encoder embeds texts; before training, and after it where training found that they
+are better, the index's text anchors do, or an embedder that embeds texts itself, which is loaded
+for it. The vectors are then decoded into beams.
 Shape legend: B queries, D vector width, W sentence width, G modality groups.
 """
 
@@ -17,7 +18,7 @@ from cart_qdrant.arrays.types import FloatArray, MaskArray
 from cart_qdrant.generator.beam_search import Beams
 from cart_qdrant.generator.encoder import EncodedTexts
 from cart_qdrant.index.collection import TEXT_DIM
-from cart_qdrant.search.fusion import CAPTION_LANES, blend
+from cart_qdrant.search.fusion import CAPTION_LANES, EMBEDDER, blend
 from cart_qdrant.search.loaded_index import LoadedIndex
 from cart_qdrant.search.options import SearchRequest
 from cart_qdrant.storage import requests as qdrant
@@ -156,15 +157,13 @@ class QueryEncoding:
                 text_BW, caption_BW, self._untrained(queries, text_BW) if media else {}
             )
         found = model.encode(queries, hidden_states=hidden_states and any(calibration.gates))
-        anchors = self._index.distilled_anchors() if calibration.zero_shot else None
-        blended = {
-            space: blend(
-                q_BD,
-                None if anchors is None else anchors.embed(found.text_BW, space),
-                calibration.zero_shot,
-            )
-            for space, q_BD in found.media.items()
-        }
+        share, own = calibration.zero_shot, {}
+        if media and share and calibration.zero_shot_by == EMBEDDER:
+            embedder = self._index.embedder()
+            own = {space: embedder.embed_text(queries, space) for space in found.media}
+        elif media and share and (anchors := self._index.distilled_anchors()) is not None:
+            own = {space: anchors.embed(found.text_BW, space) for space in found.media}
+        blended = {s: blend(q_BD, own.get(s), share) for s, q_BD in found.media.items()}
         return replace(found, media=blended)
 
     def text_vectors(self, text: str) -> dict[str, FloatArray]:

@@ -27,6 +27,9 @@ ROUTED_LANES = ("generative", "dense", "fused")
 CAPTION_LANES = ("caption", "bm25")
 """Lanes that rank by the captions alone. The router takes neither: they serve exact words, and
 comparisons."""
+ANCHORS, EMBEDDER = "anchors", "embedder"
+"""Where the embedder's own text vectors come from: from texts whose vectors are kept, between which
+other texts lie, or from the embedder itself."""
 RRF = 60
 """Constant of reciprocal rank fusion."""
 STRATA = {"unseen": "items without a training caption", "seen": "items with training captions"}
@@ -50,6 +53,7 @@ class Calibration:
         low_match_lane: Lane for the other queries.
         match_threshold: Caption cosine from which a query counts as matched well.
         zero_shot: Share of the embedder's own text vectors in a query vector, see `blend`.
+        zero_shot_by: What gives these: `ANCHORS`, or `EMBEDDER`, which a search then loads.
         scale: Factor of the inner products of the prior.
         gates: Weight of the generator's correction at each level.
         beams: Beam width.
@@ -72,6 +76,7 @@ class Calibration:
     low_match_lane: str = "dense"
     match_threshold: float = 2.0
     zero_shot: float = 0.0
+    zero_shot_by: str = ANCHORS
     scale: float = 20.0
     gates: list[float] = field(default_factory=list)
     beams: int = 200

@@ -7,7 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cart_qdrant.compute import Compute, described
-from cart_qdrant.search.fusion import MEANINGFUL, STRATA, Calibration
+from cart_qdrant.search.fusion import ANCHORS, EMBEDDER, MEANINGFUL, STRATA, Calibration
+
+_OWN = {
+    ANCHORS: "vectors of texts that are kept with the model",
+    EMBEDDER: "text tower, which each search loads: it finds more than what was learned",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,10 @@ class TrainReport:
                 "threshold": self.calibration.match_threshold,
             },
             "gates": self.calibration.gates,
+            "zero_shot": {
+                "share": self.calibration.zero_shot,
+                "by": self.calibration.zero_shot_by if self.calibration.zero_shot else None,
+            },
             "held_out": self.calibration.held_out,
             "cross_fitted": self.calibration.cross_fitted,
             "ece": self.calibration.ece,
@@ -66,6 +75,11 @@ class TrainReport:
             f"profile {self.profile}, on {described(self.compute.to_json())}.",
             f"Unique-identifier ratio {self.unique_ratio:.3f}; gates of the generator {c.gates}.",
         ]
+        if c.zero_shot:
+            lines.append(
+                f"{100 * c.zero_shot:.0f} % of a query's vector among media come from the "
+                f"embedder's own {_OWN[c.zero_shot_by]}."
+            )
         if c.held_out:
             by = (
                 "folds, each measured by what the other folds chose"

@@ -79,8 +79,10 @@ def read_ablation_data(index: Index, options: AblationOptions, reporter: Reporte
     share = model.calibration.zero_shot
     anchors = index.distilled_anchors() if share else None
     queries = QueryVectors.encode(
-        OnnxQueryEncoder(model.graph, text_encoder_folder()), corpus.texts, anchors, share, reporter
+        OnnxQueryEncoder(model.graph, text_encoder_folder()), corpus.texts, reporter
     )
+    if anchors is not None:
+        queries = queries.by_anchors(anchors, share)
     largest = max(codec.quantizers.values(), key=lambda q: q.fitted_on)
     residual_levels, codes, _ = largest.books_MVD.shape
     return AblationData(

@@ -131,7 +131,8 @@ class _Stage:
             untrained(self.data.spaces, identifiers.codec.levels, captions),
             scale=self.tower.scale,
             beams=BEAMS,
-            zero_shot=self.data.zero_shot,
+            zero_shot=self.tower.queries.zero_shot,
+            zero_shot_by=self.tower.queries.zero_shot_by,
             hub_means=[*means, _mean(identifiers.caption_hub_N)],
         )
 

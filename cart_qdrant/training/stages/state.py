@@ -69,7 +69,8 @@ class TrainingData:
         states: The corpus's texts, as the encoder reads them.
         spaces: Media spaces that have an item with a text.
         text_anchors: Texts with the embedder's own vectors; None where the embedder has none.
-        zero_shot: Share of the embedder's own text vectors in a query vector.
+        zero_shot: Share of the embedder's own text vectors in a query vector, where too few queries
+            are held out to choose it.
         fingerprint: Of data, options and networks; a checkpoint of another one is not resumed.
         remarks: Sentences about the data, for the report.
     """

@@ -6,6 +6,7 @@ from cart_qdrant.embedders.text.folder import text_encoder_folder
 from cart_qdrant.generator.encoder import OnnxQueryEncoder
 from cart_qdrant.training.distillation import DistillationTargets
 from cart_qdrant.training.export import query_graph
+from cart_qdrant.training.query_source import choose_source
 from cart_qdrant.training.query_vectors import QueryVectors
 from cart_qdrant.training.stages.state import Run, TrainedTower, TrainingData
 from cart_qdrant.training.tower import TowerTrainer
@@ -26,8 +27,11 @@ def train_tower(run: Run, data: TrainingData) -> TrainedTower:
         val_r10 = trainer.train(run.resumable("tower", data.fingerprint))
         scale = float(data.encoder.log_scale.detach().exp().clamp(max=100))
     graph = query_graph(data.encoder)
-    queries = QueryVectors.encode(
-        OnnxQueryEncoder(graph, text_encoder_folder()), data.corpus.texts, data.text_anchors,
-        data.zero_shot, run.reporter,
+    tower = QueryVectors.encode(
+        OnnxQueryEncoder(graph, text_encoder_folder()), data.corpus.texts, run.reporter
+    )
+    queries = choose_source(
+        run.index, data.corpus, data.split, tower, data.text_anchors, data.zero_shot,
+        run.options.seed,
     )  # fmt: skip
     return TrainedTower(graph, queries, queries.of_pairs(data.corpus), scale, val_r10)

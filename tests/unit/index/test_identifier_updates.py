@@ -205,9 +205,10 @@ def test_preparing_writes_each_payload_once_and_reads_nothing_back(
     refit(index)
     codec, found = load_codec(index), read_vectors(index)
     assert codec is not None
-    bank = QueryBank({"media.visual": vectors(5), "caption": vectors(5, 1, 384)},
-                     {"media.visual": 10.0, "caption": 10.0},
-                     dict.fromkeys(("media.visual", "caption"), np.zeros(5, np.uint64)))  # fmt: skip
+    banks = {"media.visual": vectors(5), "caption": vectors(5, 1, 384)}
+    bank = QueryBank(
+        banks, dict.fromkeys(banks, 10.0), dict.fromkeys(banks, np.zeros(5, np.uint64))
+    )
     written: list[str] = []
     set_payload = index.store.set_payload
 

@@ -63,7 +63,7 @@ def test_equal_texts_are_encoded_once(encoder: OnnxQueryEncoder) -> None:
         encoder.encode(["dog", "sea"]).text_BW,
         {"visual": np.eye(2, 24, dtype=np.float32)},
     )
-    found = QueryVectors.encode(encoder, texts, anchors, 0.25, Silent())
+    found = QueryVectors.encode(encoder, texts, Silent()).by_anchors(anchors, 0.25)
     assert found.texts == ["a dog", "the sea", "a dog surfing"]
     rows = np.asarray([4, 2, 3, 0])
     alone = encoder.encode([texts[n] for n in rows])
