@@ -20,6 +20,8 @@ CLEAR_GAIN = 0.02
 """Gain from which a costlier way to rank is taken; less may be chance."""
 LEVEL = 0.05
 """Probability with which the bound of a gain may be above the gain itself."""
+DRAWS = 400
+"""Draws of the bootstrap of a bound, which is made for each of some dozens of weights."""
 ROUNDING = 1e-6
 
 
@@ -63,7 +65,7 @@ def choose_routing(ranks: Ranks, examples: Examples) -> Routing:
     safe_V = np.logical_and.reduce([(mean >= -ROUNDING).all(axis=0) for mean in means])
     alone_V = np.asarray([one.high == one.low for one in tried])
     for d_BV, mean in zip(differences, means, strict=True):
-        drawn = [drawn_means(d_BV[rows], examples.file_B[rows]) for rows in strata]
+        drawn = [drawn_means(d_BV[rows], examples.file_B[rows], DRAWS) for rows in strata]
         bound_V = _bounds(np.mean(drawn, axis=0), mean.mean(axis=0), alone_V)
         safe_V &= bound_V >= -ROUNDING
     gain_V = sum(mean.sum(axis=0) for mean in means)
@@ -96,8 +98,9 @@ def _difference(routed: list[IndexArray], dense_B: IndexArray, k: int) -> FloatA
 
 def _routings(best_caption_B: FloatArray) -> Iterator[Routing]:
     """All that are tried: single lanes first, then pairs at the quantiles of the best captions."""
-    edges = [-2.0, *np.quantile(best_caption_B, np.linspace(0.05, 0.95, 19)), 2.0]
+    quantiles = np.quantile(best_caption_B, np.linspace(0.05, 0.95, 19))
+    edges = np.unique([-2.0, *quantiles, 2.0]).tolist()
     pairs = sorted(product(ROUTED_LANES, ROUTED_LANES), key=lambda pair: pair[0] != pair[1])
     for high, low in pairs:
         for edge in edges[:1] if high == low else edges:
-            yield Routing(0.0, high, low, float(edge))
+            yield Routing(0.0, high, low, edge)

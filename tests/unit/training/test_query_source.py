@@ -55,7 +55,7 @@ def test_a_text_tower_that_knows_more_answers_searches(tmp_path: Path, text_enco
 def test_a_text_tower_that_knows_nothing_is_left_out(tmp_path: Path, text_encoder: Any) -> None:
     embedder, root = TextTowerEmbedder(knows=False), tmp_path / ".cartq"
     toy_index(root, embedder).close()
-    report = trained(root, embedder, steps=100)
+    report = trained(root, embedder, steps=12)
     assert report.calibration.zero_shot == 0
     assert report.to_json()["zero_shot"]["by"] is None
     embedder.asked.clear()
