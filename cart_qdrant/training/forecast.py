@@ -22,13 +22,13 @@ READ_TOKEN, READ_ANCHORS = 2.7, 39_000.0
 """Of a caption's token that is read once, and of the embedder's own texts."""
 TOWER_TOKEN, TOWER_ANCHORS = 3.5, 6_700.0
 """Of a step of the query tower: each token, and texts that are distilled."""
-ENCODE_TEXT = 32.0
+ENCODE_TEXT = 45.0
 """Of a text that is encoded as a query."""
 IDENTIFIERS, IDENTIFY_ITEM = 1_000.0, 9.0
 """Of identifiers, and of each item that gets one."""
-GENERATOR_TOKEN, GENERATOR_ROW = 0.67, 17.0
+GENERATOR_TOKEN, GENERATOR_ROW = 0.75, 23.0
 """Of a step of the generator: each token, and each caption or item."""
-CALIBRATION, CALIBRATE_QUERY = 50_000.0, 200.0
+CALIBRATION, CALIBRATE_QUERY = 20_000.0, 200.0
 """Of the calibration, and of each held-out query."""
 
 
@@ -40,9 +40,9 @@ def forecast(
     pairs = len(split.train_P)
     lengths = _lengths(corpus, encoder)
     distilled = pairs < DISTILL_UNTIL
-    tower_step = TOWER_TOKEN * _padded(lengths, min(pairs, tower.batch))
+    tower_step = TOWER_TOKEN * _padded(lengths, _rows(pairs, tower.batch))
     tower_step += TOWER_ANCHORS if distilled else 0.0
-    batch = min(pairs, generator.batch)
+    batch = _rows(pairs, generator.batch)
     generator_step = GENERATOR_TOKEN * _padded(lengths, batch)
     generator_step += GENERATOR_ROW * (batch + generator.own_share * generator.batch)
     held_out = len(corpus.texts) - pairs
@@ -77,6 +77,11 @@ def _padded(lengths: np.ndarray[tuple[int], np.dtype[np.float64]], batch: int) -
     """Tokens of a batch, with its padding: texts of similar length are together."""
     blocks = max(1, round(len(lengths) / max(batch, 1)))
     return batch * float(np.mean([block[-1] for block in np.array_split(lengths, blocks)]))
+
+
+def _rows(pairs: int, batch: int) -> int:
+    """Pairs of a step, in the mean."""
+    return round(pairs / max(1, -(-pairs // batch)))
 
 
 def _steps(pairs: int, batch: int, epochs: int, at_least: int) -> int:
