@@ -123,7 +123,8 @@ def main() -> None:
     texts = [texts[n] for n in rng.permutation(len(texts))[: args.texts]]
     torch.manual_seed(0)
     encoder = QueryEncoder(TextEncoder(text_encoder_folder()), {SPACE: DIM}).eval()
-    torch.nn.init.normal_(encoder.caption.down.weight, std=0.02)
+    for layer in encoder.tuned:
+        torch.nn.init.normal_(layer.down.weight, std=0.05)
     ids = encoder.tokenize(texts)
     truth = np.concatenate([encoder.encode([one]).caption_BW.numpy() for one in ids])
     graphs = {name: query_graph(encoder, kind) for name, kind in VARIANTS.items()}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.embedders.text.onnx_graph import FUSED, Affine, GraphWriter, Layer, TokenEmbedding
-from cart_qdrant.training.query_encoder import SHARED, CaptionHead, Head, QueryEncoder
+from cart_qdrant.training.query_encoder import SHARED, Head, QueryEncoder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,8 +36,9 @@ def query_graph(encoder: QueryEncoder, writer_type: type[GraphWriter] = GraphWri
     states = [low]
     for layer in encoder.tuned:
         states.append(writer.layer(states[-1], _layer(layer)))
-    features = writer.node("Concat", [writer.pooled(states[-1]), text], axis=1)
-    outputs = {"text": text, "caption": _caption(writer, features, text, encoder.caption)}
+    tuned = writer.pooled(states[-1])
+    features = writer.node("Concat", [tuned, text], axis=1)
+    outputs = {"text": text, "caption": tuned if encoder.tunes_captions else text}
     for space, head in encoder.heads.items():
         outputs[f"media.{space}"] = _head(writer, features, head)
     hidden_states = (low, states[-2], states[-1])
@@ -51,13 +52,6 @@ def _head(writer: GraphWriter, features: str, head: nn.Module) -> str:
     inner = writer.node("Gelu", [writer.linear(features, _affine(head.up))], domain=FUSED)
     skip = writer.linear(features, _affine(head.skip))
     return writer.unit(writer.node("Add", [skip, writer.linear(inner, _affine(head.down))]))
-
-
-def _caption(writer: GraphWriter, features: str, text: str, head: nn.Module) -> str:
-    """Nodes of the `CaptionHead`: unit vectors (B, W)."""
-    assert isinstance(head, CaptionHead)
-    inner = writer.node("Gelu", [writer.linear(features, _affine(head.up))], domain=FUSED)
-    return writer.unit(writer.node("Add", [text, writer.linear(inner, _affine(head.down))]))
 
 
 def _layer(layer: nn.Module) -> Layer:

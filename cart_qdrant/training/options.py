@@ -28,6 +28,8 @@ class TowerConfig:
     """Peak learning rate of the heads."""
     noise: float = 0.7
     """Length of the noise that is added to the unit sentence features."""
+    token_dropout: float = 0.1
+    """Share of the tokens of a text that a step leaves out."""
     patience: int = 2
     """Epochs without a better validation recall before stopping."""
 

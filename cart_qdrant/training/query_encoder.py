@@ -1,10 +1,10 @@
 """The query encoder: text vectors in the caption space and the media spaces, and hidden states.
 
 The lower half of MiniLM is shared and frozen. Its upper half exists twice: frozen, for the
-sentence vectors that caption vectors are made of; and tuned, for the *query tower*, whose heads
-land in the fixed media spaces and in the fixed caption space. Stored vectors never change,
-and a search never loads the embedder.
-Shape legend: B batch, S tokens, D vector width, W encoder width.
+untrained sentence vectors; and tuned, for the *query tower*. The tuned sentence vectors are
+compared with caption vectors that the same encoder made, and heads map them into the fixed media
+spaces, so that a search never loads the embedder.
+Shape legend: B batch, S tokens, D vector width, W encoder width, F width of the heads' features.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ from cart_qdrant.embedders.text.minilm import Bert, TextEncoder
 SHARED = 3
 """Layers of the lower, frozen half."""
 HIDDEN = 1024
+LOG_SCALES = {"media": 3.0, "caption": 3.0, "beside": 2.5}
+"""Logarithms of the factors of cosines before training: of media vectors alone, of captions, and of
+media vectors beside captions."""
+_STEEPEST = 100.0
+"""Greatest factor of a cosine."""
 
 
 class Head(nn.Module):
@@ -41,25 +46,6 @@ class Head(nn.Module):
         """Unit vectors (B, D)."""
         y = self.skip(x_BW) + self.down(self.dropout(F.gelu(self.up(x_BW))))
         return F.normalize(y.float(), dim=-1)
-
-
-class CaptionHead(nn.Module):
-    """Maps sentence features into the caption space: the frozen sentence vector plus a two-layer
-    correction that starts at zero."""
-
-    def __init__(self, width: int, dropout: float = 0.3) -> None:
-        super().__init__()
-        self.up = nn.Linear(2 * width, HIDDEN)
-        self.down = nn.Linear(HIDDEN, width)
-        self.dropout = nn.Dropout(dropout)
-        nn.init.zeros_(self.down.weight)
-        nn.init.zeros_(self.down.bias)
-
-    def forward(self, x_BW: Tensor) -> Tensor:
-        """Unit vectors (B, W) of features (B, 2W) that `QueryEncoder.features` made."""
-        text_BW = x_BW[:, x_BW.shape[1] // 2 :].float()
-        y = self.down(self.dropout(F.gelu(self.up(x_BW))))
-        return F.normalize(text_BW + y.float(), dim=-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +67,8 @@ class Queries:
     mask_BS: Tensor
 
 
-def _pooled(states_BSW: Tensor, mask_BS: Tensor) -> Tensor:
+def pooled(states_BSW: Tensor, mask_BS: Tensor) -> Tensor:
+    """Sentence vectors (B, W): mean states of the tokens, at unit length."""
     weight = mask_BS[:, :, None].float()
     return F.normalize((states_BSW.float() * weight).sum(1) / weight.sum(1), dim=-1)
 
@@ -95,9 +82,8 @@ class QueryEncoder(nn.Module):
         compute: Where it lies, and in which number format it computes.
 
     Attributes:
-        tunes_captions: Whether stored captions are encoded by the output `caption`, as queries are;
-            else they are sentence vectors of the frozen encoder, which `caption` is trained to
-            find.
+        tunes_captions: Whether the caption space is that of the tuned sentence vectors, in which
+            stored captions are then encoded anew; else that of the untrained ones.
     """
 
     tunes_captions = False
@@ -117,9 +103,9 @@ class QueryEncoder(nn.Module):
         self.heads = nn.ModuleDict(
             {space: Head(2 * text.dim, dim) for space, dim in spaces.items()}
         )
-        self.caption = CaptionHead(text.dim)
-        self.log_scale = nn.Parameter(torch.tensor(3.0))
-        self.log_caption_scale = nn.Parameter(torch.tensor(3.0))
+        self.log_scales = nn.ParameterDict(
+            {name: nn.Parameter(torch.tensor(start)) for name, start in LOG_SCALES.items()}
+        )
         self.to(self.compute.device)
 
     @property
@@ -144,7 +130,7 @@ class QueryEncoder(nn.Module):
         """Sentence vectors (B, W) by the frozen upper half."""
         for layer in self.bert.layers[SHARED:]:
             x_BSW = layer(x_BSW, mask_BS[:, None, None, :])
-        return _pooled(x_BSW, mask_BS)
+        return pooled(x_BSW, mask_BS)
 
     def tune(self, x_BSW: Tensor, mask_BS: Tensor) -> list[Tensor]:
         """Hidden states (B, S, W) after each layer of the tuned upper half."""
@@ -154,16 +140,18 @@ class QueryEncoder(nn.Module):
             states.append(x_BSW)
         return states
 
-    def features(
-        self, top_BSW: Tensor, mask_BS: Tensor, text_BW: Tensor, noise: float = 0.0
-    ) -> Tensor:
-        """Features (B, 2W) that the heads read: tuned and frozen sentence vectors.
+    def scales(self) -> dict[str, Tensor]:
+        """The learned factors of cosines, by the names of `LOG_SCALES`."""
+        return {name: log.exp().clamp(max=_STEEPEST) for name, log in self.log_scales.items()}
+
+    def features(self, tuned_BW: Tensor, text_BW: Tensor, noise: float = 0.0) -> Tensor:
+        """Features (B, F) that the heads read: tuned and frozen sentence vectors, F = 2W.
 
         Args:
             noise: Length of the Gaussian noise that is added to both unit vectors; the strongest
                 regulariser that was found (docs/experiments.md).
         """
-        parts = [_pooled(top_BSW, mask_BS), text_BW]
+        parts = [tuned_BW, text_BW]
         if noise:
             parts = [
                 F.normalize(p + noise * torch.randn_like(p) / p.shape[1] ** 0.5, dim=-1)
@@ -179,9 +167,10 @@ class QueryEncoder(nn.Module):
             low = self.shared(ids_BS, mask_BS)
             text = self.sentence(low, mask_BS)
             states = self.tune(low, mask_BS)
-            features = self.features(states[-1], mask_BS, text)
+            tuned = pooled(states[-1], mask_BS)
+            features = self.features(tuned, text)
             media = {space: head(features) for space, head in self.heads.items()}
-            caption = self.caption(features)
+            caption = tuned if self.tunes_captions else text
         return Queries(text, caption, media, (low, states[-2], states[-1]), mask_BS)
 
     def batches(

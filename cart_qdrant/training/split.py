@@ -86,10 +86,10 @@ class Split:
     cross_fitted: bool
 
     @property
-    def epoch_pairs(self) -> IndexArray:
-        """Queries for held-out items by which an epoch may be chosen: none where they are reported,
-        since a training cannot be cross-fitted."""
-        return self.choose.unseen_P[:0] if self.cross_fitted else self.choose.unseen_P
+    def epoch_pairs(self) -> HeldOutPairs:
+        """Queries by which an epoch may be chosen: none where they are reported, since a training
+        cannot be cross-fitted."""
+        return HeldOutPairs.none() if self.cross_fitted else self.choose
 
     def held_out(self) -> IndexArray:
         """All held-out pairs, rising."""

@@ -1,39 +1,38 @@
-"""Training of the query tower, which maps texts into the media spaces and the caption space.
+"""Training of the query tower: of texts as queries, and of captions as they are stored.
 
-The loss is InfoNCE against all items of the text's space (van den Oord et al., arXiv 1807.03748).
-Media vectors stay as they are, and so do caption vectors: the text of a pair is to find the mean of
-the item's *other* captions. Where captions are few, the embedder's own text vectors are distilled
-as well, so that training on a dozen captions does not lose what the embedder knew.
-Shape legend: B batch, N items, P pairs, D vector width.
+`tower_loss` has the losses. Media vectors stay as they are; the vectors of captions change with the
+encoder. Where captions are few, the embedder's own text vectors are distilled as well, so that
+training on a dozen captions does not lose what the embedder knew.
+Shape legend: B batch, N items, P pairs, D vector width, W caption vector width.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from cart_qdrant.arrays.types import FloatArray, IndexArray
-from cart_qdrant.compute import Compute
+from cart_qdrant.arrays.types import IndexArray
 from cart_qdrant.progress import Reporter
+from cart_qdrant.training.caption_bank import CaptionBank
 from cart_qdrant.training.checkpoint import Resumable, load_checkpoint, save_checkpoint
-from cart_qdrant.training.corpus import Corpus, caption_sums
+from cart_qdrant.training.corpus import Corpus
 from cart_qdrant.training.distillation import DISTILL_UNTIL, DistillationTargets
 from cart_qdrant.training.options import TowerConfig
-from cart_qdrant.training.query_encoder import QueryEncoder
+from cart_qdrant.training.query_encoder import QueryEncoder, pooled
 from cart_qdrant.training.seeding import seeded
-from cart_qdrant.training.shared_texts import SharedTexts
 from cart_qdrant.training.split import Split
 from cart_qdrant.training.stepper import Stepper
 from cart_qdrant.training.text_states import TextStates
+from cart_qdrant.training.tower_loss import TowerLoss
 
-NEGATIVES = 8_192
-"""Items of a larger collection that a batch is contrasted with."""
+SCALE_LR = 1e-2
+"""Peak learning rate of the factors of cosines."""
+DISTILLED = 96
+"""Texts of a step that are distilled."""
 
 
 def lr_factor(step: int, steps: int) -> float:
@@ -45,60 +44,32 @@ def lr_factor(step: int, steps: int) -> float:
 
 
 @torch.inference_mode()
-def tower_vectors(
-    encoder: QueryEncoder, states: TextStates, rows: IndexArray, space: str | None
-) -> FloatArray:
-    """Query vectors (B, D) of texts `rows` in a media space, in their order.
-
-    Args:
-        space: The media space; None for the caption space.
-    """
+def encode_pairs(
+    encoder: QueryEncoder, states: TextStates, rows: IndexArray
+) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """Vectors of texts `rows` in their order: in the caption space (B, W), and in each media space
+    that has a head (B, D)."""
     encoder.eval()
-    head = encoder.caption if space is None else encoder.heads[space]
-    position = {int(r): n for n, r in enumerate(rows)}
-    out: FloatArray | None = None
-    for batch in states.batches(rows, 256, None):
-        low, mask, text = states.get(batch)
+    order = np.concatenate(list(states.batches(rows, 256, None))) if len(rows) else rows
+    captions: list[Tensor] = []
+    media: dict[str, list[Tensor]] = {space: [] for space in encoder.heads}
+    for begin in range(0, len(order), 256):
+        low, mask, text = states.get(order[begin : begin + 256])
         with encoder.compute.autocast():
-            top = encoder.tune(low, mask)[-1]
-            q = head(encoder.features(top, mask, text)).float().cpu().numpy()
-        if out is None:
-            out = np.empty((len(rows), q.shape[1]), dtype=np.float32)
-        out[[position[int(r)] for r in batch]] = q
-    return out if out is not None else np.empty((0, 0), dtype=np.float32)
+            tuned = pooled(encoder.tune(low, mask)[-1], mask)
+            features = encoder.features(tuned, text)
+            captions.append(tuned)
+            for space, found in media.items():
+                found.append(encoder.heads[space](features))
+    position = {int(row): n for n, row in enumerate(order)}
+    back = encoder.compute.tensor(np.asarray([position[int(row)] for row in rows], np.intp))
+    return torch.cat(captions)[back], {s: torch.cat(x)[back] for s, x in media.items()}
 
 
-def recall_at(q_BD: FloatArray, x_ND: FloatArray, target_B: IndexArray, k: int) -> float:
-    """Share of queries whose target is among the k nearest items."""
-    if len(q_BD) == 0:
-        return 0.0
-    found = 0
-    for begin in range(0, len(q_BD), 1024):
-        scores = q_BD[begin : begin + 1024] @ x_ND.T
-        target = target_B[begin : begin + 1024]
-        better = (scores > scores[np.arange(len(target)), target][:, None]).sum(axis=1)
-        found += int((better < k).sum())
-    return found / len(q_BD)
-
-
-@dataclass(frozen=True, slots=True)
-class _Captions:
-    """Captions of the training items.
-
-    Attributes:
-        sums_NW: Sum of the sentence vectors of each item's captions.
-        items: Items that have one, rising.
-        several_N: Items that have several.
-    """
-
-    sums_NW: Tensor
-    items: IndexArray
-    several_N: npt.NDArray[np.bool_]
-
-    @classmethod
-    def of(cls, corpus: Corpus, split: Split, states: TextStates, compute: Compute) -> _Captions:
-        sums, count = caption_sums(corpus, states.text_PW, split.train_P)
-        return cls(compute.tensor(sums), np.flatnonzero(count), count > 1)
+def hits_at(score_BN: Tensor, target_B: Tensor, k: int) -> int:
+    """Queries whose target is among the k items of highest score."""
+    right = score_BN.gather(1, target_B[:, None])
+    return int(((score_BN > right).sum(dim=1) < k).sum())
 
 
 class TowerTrainer:
@@ -116,31 +87,19 @@ class TowerTrainer:
     ) -> None:
         self.encoder, self.corpus, self.split, self.states = encoder, corpus, split, states
         self.config, self.targets, self.seed = config, targets, seed
-        spaces = corpus.vectors.spaces
-        self._x: dict[str, Tensor] = {}
-        self._row: dict[str, IndexArray] = {}
-        # An item without a training text is no negative: it would be pushed away from all texts,
-        # also from those that ask for it.
-        has_text = np.zeros(len(corpus), dtype=bool)
-        has_text[corpus.item_P[split.train_P]] = True
-        for space in encoder.heads:
-            items = np.flatnonzero((spaces == space) & has_text)
-            self._row[space] = np.full(len(corpus), -1, dtype=np.intp)
-            self._row[space][items] = np.arange(len(items))
-            self._x[space] = encoder.compute.tensor(corpus.vectors.x_ND[items])
-        self._captions = _Captions.of(corpus, split, states, encoder.compute)
-        self._shared = SharedTexts.of(corpus, split.train_P)
+        self._bank = CaptionBank(corpus, split.train_P, states.text_PW, encoder.compute)
+        self._loss_of = TowerLoss(encoder, corpus, split.train_P, self._bank)
         self._optimizer = torch.optim.AdamW(
             [
                 {"params": encoder.tuned.parameters(), "lr": config.lr, "weight_decay": 0.01},
                 {
-                    "params": [*encoder.heads.parameters(), *encoder.caption.parameters()],
+                    "params": encoder.heads.parameters(),
                     "lr": config.head_lr,
                     "weight_decay": 0.05,
                 },
                 {
-                    "params": [encoder.log_scale, encoder.log_caption_scale],
-                    "lr": config.head_lr,
+                    "params": encoder.log_scales.parameters(),
+                    "lr": SCALE_LR,
                     "weight_decay": 0.0,
                 },
             ]
@@ -148,32 +107,52 @@ class TowerTrainer:
         self._peaks = [group["lr"] for group in self._optimizer.param_groups]
         self._stepper = Stepper(encoder, self._optimizer, encoder.compute)
 
+    @torch.inference_mode()
     def validate(self) -> float:
-        """R@10 of held-out items among all items of their space."""
-        corpus, hits, count = self.corpus, 0.0, 0
-        for space in self.encoder.heads:
+        """R@10 of the queries that choose an epoch, among all items of their space: the mean of
+        that for items without a caption, by media vectors, and for those with captions, by both."""
+        pairs = self.split.epoch_pairs
+        found = [
+            self._recall(pairs.unseen_P, captions=False), self._recall(pairs.seen_P, captions=True)
+        ]  # fmt: skip
+        return float(np.mean([recall for recall in found if recall is not None]))
+
+    def _recall(self, pairs: IndexArray, *, captions: bool) -> float | None:
+        """R@10 of some pairs; None where no text of theirs reaches a media space.
+
+        Args:
+            captions: Whether the items' caption vectors are compared as well.
+        """
+        corpus, encoder, hits, count = self.corpus, self.encoder, 0, 0
+        tensor, scales = encoder.compute.tensor, encoder.scales()
+        for space in encoder.heads:
             items = np.flatnonzero(corpus.vectors.spaces == space)
             row = np.full(len(corpus), -1, dtype=np.intp)
             row[items] = np.arange(len(items))
-            pairs = self.split.epoch_pairs
-            pairs = pairs[row[corpus.item_P[pairs]] >= 0]
-            if len(pairs):
-                q = tower_vectors(self.encoder, self.states, pairs, space)
-                target = row[corpus.item_P[pairs]]
-                hits += recall_at(q, corpus.vectors.x_ND[items], target, 10) * len(pairs)
-                count += len(pairs)
-        return hits / count if count else 0.0
+            mine = pairs[row[corpus.item_P[pairs]] >= 0]
+            x_ND = tensor(corpus.vectors.x_ND[items])
+            m_NW = self._bank.means(items) if captions else None
+            for begin in range(0, len(mine), 256):
+                some = mine[begin : begin + 256]
+                q_BW, media = encode_pairs(encoder, self.states, some)
+                score_BN = scales["beside"] * (media[space] @ x_ND.T)
+                if m_NW is not None:
+                    score_BN = score_BN + scales["caption"] * (q_BW @ m_NW.T)
+                hits += hits_at(score_BN, tensor(row[corpus.item_P[some]]), 10)
+            count += len(mine)
+        return hits / count if count else None
 
     def train(self, resumable: Resumable) -> float:
         """Train with early stopping; the encoder ends at its best epoch, or at the last one where
-        no held-out item may choose.
+        no held-out query may choose.
 
         Returns:
-            Best R@10 of the held-out items that chose; 0 without any.
+            Best R@10 of the held-out queries that chose, see `validate`; 0 without any.
         """
         config, encoder, reporter = self.config, self.encoder, resumable.reporter
         pairs = self.split.train_P
-        pairs = pairs[np.isin(self.corpus.vectors.spaces[self.corpus.item_P[pairs]], list(self._x))]
+        spaces = self.corpus.vectors.spaces[self.corpus.item_P[pairs]]
+        pairs = pairs[np.isin(spaces, list(encoder.heads))]
         per_epoch = max(1, -(-len(pairs) // config.batch))
         epochs = max(config.epochs, -(-config.min_steps // per_epoch))
         steps = epochs * per_epoch
@@ -183,6 +162,7 @@ class TowerTrainer:
         if meta is not None:
             load_checkpoint(resumable.path, encoder, self._optimizer)
             epoch, best, stale = meta["epoch"], meta["best"], meta["stale"]
+            self._bank.replace(pairs, encode_pairs(encoder, self.states, pairs)[0])
             reporter.say(f"The query tower's training was resumed after epoch {epoch}.")
         reporter.phase("query tower", steps)
         reporter.advance(epoch * per_epoch)
@@ -192,6 +172,7 @@ class TowerTrainer:
             begin = time.perf_counter()
             with seeded(self.seed * 1000 + epoch, encoder.compute.device):
                 loss = self._epoch(pairs, epoch, steps, reporter)
+            self._bank.settle()
             epoch += 1
             if epoch % every and epoch < epochs:
                 continue
@@ -241,80 +222,30 @@ class TowerTrainer:
             reporter.advance()
         return float(np.mean(losses)) if losses else 0.0
 
-    def _features(self, states: TextStates, batch: IndexArray, noise: float) -> Tensor:
+    def _read(self, states: TextStates, batch: IndexArray, noise: float) -> tuple[Tensor, Tensor]:
+        """Tuned sentence vectors (B, W) of texts, some of their tokens left out, and the features
+        (B, F) of the heads."""
         low, mask, text = states.get(batch)
+        kept = torch.rand(mask.shape, device=mask.device) >= self.config.token_dropout
+        kept[:, 0] = True  # the first token, so that none is left without any
+        mask = mask & kept
         with self.encoder.compute.autocast():
             top = self.encoder.tune(low, mask)[-1]
-        return self.encoder.features(top, mask, text, noise)
+        tuned = pooled(top, mask)
+        return tuned, self.encoder.features(tuned, text, noise)
 
     def _loss(self, batch: IndexArray, rng: np.random.Generator) -> Tensor | None:
-        corpus, config, tensor = self.corpus, self.config, self.encoder.compute.tensor
-        scale = self.encoder.log_scale.exp().clamp(max=100)
         parts: list[Tensor] = []
         if len(batch):
-            features = self._features(self.states, batch, config.noise)
-            items = corpus.item_P[batch]
-            for space, head in self.encoder.heads.items():
-                rows = np.flatnonzero(corpus.vectors.spaces[items] == space)
-                if len(rows) == 0:
-                    continue
-                x_ND, chosen, target = self._contrast(space, self._row[space][items[rows]], rng)
-                logits = scale * head(features[rows]) @ x_ND.T
-                same_text = self._shared.shares_text(batch[rows], self._row[space], chosen)
-                same_text[np.arange(len(rows)), target] = False
-                logits = logits.masked_fill(tensor(same_text), -1e4)
-                each = F.cross_entropy(logits, tensor(target), reduction="none")
-                weight = tensor(corpus.trust_P[batch[rows]])
-                parts.append((each * weight).sum() / len(batch))
-            parts += self._caption_loss(features, batch, rng)
+            tuned, features = self._read(self.states, batch, self.config.noise)
+            parts += self._loss_of(tuned, features, batch, rng)
+            self._bank.replace(batch, tuned)
         share = max(0.0, 1.0 - len(self.split.train_P) / DISTILL_UNTIL)
         if self.targets is not None and share > 0:
-            chosen = rng.choice(len(self.targets.states.ids), 96)
-            features = self._features(self.targets.states, chosen, 0.2)
+            chosen = rng.choice(len(self.targets.states.ids), DISTILLED)
+            _, features = self._read(self.targets.states, chosen, 0.2)
             for space, target_TD in self.targets.vectors.items():
                 q = self.encoder.heads[space](features)
-                cosine = (q * tensor(target_TD[chosen])).sum(dim=1)
+                cosine = (q * self.encoder.compute.tensor(target_TD[chosen])).sum(dim=1)
                 parts.append(share * 10 * (1 - cosine).mean())
         return torch.stack(parts).sum() if parts else None
-
-    def _caption_loss(
-        self, features: Tensor, batch: IndexArray, rng: np.random.Generator
-    ) -> list[Tensor]:
-        """InfoNCE in the caption space, of the pairs whose item has other captions; empty where no
-        item has."""
-        known, corpus, tensor = self._captions, self.corpus, self.encoder.compute.tensor
-        rows = np.flatnonzero(known.several_N[corpus.item_P[batch]])
-        if not len(rows):
-            return []
-        items = corpus.item_P[batch[rows]]
-        among = known.items
-        if len(among) > NEGATIVES:
-            among = np.union1d(rng.choice(among, NEGATIVES, replace=False), items)
-        sums_MW = known.sums_NW[among]
-        others = F.normalize(
-            known.sums_NW[items] - tensor(self.states.text_PW[batch[rows]]), dim=-1
-        )
-        q = self.encoder.caption(features[rows])
-        scale = self.encoder.log_caption_scale.exp().clamp(max=100)
-        logits = scale * q @ F.normalize(sums_MW, dim=-1).T
-        # Segments of one file share captions: the others are no wrong answers.
-        same = corpus.file_N[among][None, :] == corpus.file_N[items][:, None]
-        same |= self._shared.shares_text(batch[rows], np.arange(len(corpus)), among)
-        logits = logits.masked_fill(tensor(same), -1e4)
-        target = tensor(np.searchsorted(among, items))[:, None]
-        logits = logits.scatter(1, target, scale * (q * others).sum(dim=1, keepdim=True))
-        return [F.cross_entropy(logits, target[:, 0], reduction="sum") / len(batch)]
-
-    def _contrast(
-        self, space: str, target: IndexArray, rng: np.random.Generator
-    ) -> tuple[Tensor, IndexArray, IndexArray]:
-        """Vectors of the items that the batch is contrasted with, their rows in the media space,
-        and the positions of the batch's own items among them."""
-        x = self._x[space]
-        chosen = np.arange(len(x))
-        if len(x) > NEGATIVES:
-            extra = rng.choice(len(x), NEGATIVES, replace=False)
-            chosen = np.union1d(extra, target)
-            target = np.searchsorted(chosen, target)
-            x = x[chosen]
-        return x, chosen, target

@@ -73,5 +73,5 @@ def _query_bank(seed: int, data: TrainingData, tower: TrainedTower) -> QueryBank
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.permutation(train_P)[:BANK])
     banks[CAPTION], owners[CAPTION] = tower.queries.caption(chosen), file_P[chosen]
-    sharpness[CAPTION] = float(encoder.log_caption_scale.detach().exp().clamp(max=100))
+    sharpness[CAPTION] = float(encoder.scales()["caption"].detach())
     return QueryBank.sample(banks, sharpness, owners, seed)

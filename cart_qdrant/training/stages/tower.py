@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from cart_qdrant.arrays.types import FloatArray
+from cart_qdrant.arrays.vectors import unit
 from cart_qdrant.embedders.text.folder import text_encoder_folder
 from cart_qdrant.generator.encoder import OnnxQueryEncoder
+from cart_qdrant.search.fusion import MEANINGFUL
+from cart_qdrant.training.corpus import caption_sums
 from cart_qdrant.training.distillation import DistillationTargets
 from cart_qdrant.training.export import query_graph
 from cart_qdrant.training.query_source import choose_source
@@ -25,7 +31,17 @@ def train_tower(run: Run, data: TrainingData) -> TrainedTower:
     scale, val_r10 = UNTRAINED_SCALE, 0.0
     if data.spaces:
         val_r10 = trainer.train(run.resumable("tower", data.fingerprint))
-        scale = float(data.encoder.log_scale.detach().exp().clamp(max=100))
+        scale = float(data.encoder.scales()["media"].detach())
+    data.encoder.tunes_captions = len(data.split.epoch_pairs.seen_P) >= MEANINGFUL
+    graph, queries = _exported(run, data)
+    if data.encoder.tunes_captions and not _tuned_is_better(data, queries):
+        data.encoder.tunes_captions = False
+        graph, queries = _exported(run, data)
+    return TrainedTower(graph, queries, queries.of_pairs(data.corpus), scale, val_r10)
+
+
+def _exported(run: Run, data: TrainingData) -> tuple[bytes, QueryVectors]:
+    """The encoder's graph, and the vectors of all texts by it."""
     graph = query_graph(data.encoder)
     tower = QueryVectors.encode(
         OnnxQueryEncoder(graph, text_encoder_folder()), data.corpus.texts, run.reporter
@@ -34,4 +50,25 @@ def train_tower(run: Run, data: TrainingData) -> TrainedTower:
         run.index, data.corpus, data.split, tower, data.text_anchors, data.zero_shot,
         run.options.seed,
     )  # fmt: skip
-    return TrainedTower(graph, queries, queries.of_pairs(data.corpus), scale, val_r10)
+    return graph, queries
+
+
+def _tuned_is_better(data: TrainingData, queries: QueryVectors) -> bool:
+    """Whether held-out captions find their items by the other captions better with the tuned
+    vectors than with the untrained ones."""
+    every = np.arange(len(data.corpus.texts))
+    tuned, untrained = (
+        _caption_recall(data, text_PW) for text_PW in (queries.caption(every), data.states.text_PW)
+    )
+    return tuned > untrained
+
+
+def _caption_recall(data: TrainingData, text_PW: FloatArray) -> float:
+    """R@1 + R@10 of held-out captions by the mean vectors of the items' training captions."""
+    corpus, split = data.corpus, data.split
+    asked = split.epoch_pairs.seen_P
+    sums, _ = caption_sums(corpus, text_PW, split.train_P)
+    score_BN = text_PW[asked] @ unit(sums).T
+    target = corpus.item_P[asked]
+    rank_B = (score_BN > score_BN[np.arange(len(target)), target][:, None]).sum(axis=1)
+    return float((rank_B < 1).mean() + (rank_B < 10).mean())

@@ -25,8 +25,10 @@ TEXTS = [
 def encoder(text_encoder: Any) -> QueryEncoder:
     torch.manual_seed(0)
     made = QueryEncoder(text_encoder, {"visual": 24, "audio": 16}).eval()
-    # Untrained, the caption head changes nothing: it would not be tested.
-    torch.nn.init.normal_(made.caption.down.weight, std=0.02)
+    # Untrained, the tuned layers are equal to the frozen ones: which are read would not be tested.
+    for layer in made.tuned:
+        torch.nn.init.normal_(layer.down.weight, std=0.05)
+    made.tunes_captions = True
     return made
 
 

@@ -33,7 +33,6 @@ TEXTS = st.lists(st.sampled_from(WORDS), min_size=0, max_size=80).map(" ".join)
 def encoder(text_encoder: Any) -> OnnxQueryEncoder:
     torch.manual_seed(0)
     made = QueryEncoder(text_encoder, {"visual": 24}).eval()
-    torch.nn.init.normal_(made.caption.down.weight, std=0.02)
     return OnnxQueryEncoder(query_graph(made), text_encoder_folder())
 
 
