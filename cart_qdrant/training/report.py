@@ -22,8 +22,7 @@ class TrainReport:
     Attributes:
         pairs: Texts that were learned from.
         chosen_by: Held-out texts by which weights and lanes were chosen.
-        val_r10: Best R@10 of an epoch, on those of them that ask for items without a training text;
-            0 where no epoch was chosen.
+        val_r10: Best R@10 of an epoch on them; 0 where no epoch was chosen.
         history: A row an epoch.
     """
 
