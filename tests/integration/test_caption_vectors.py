@@ -49,12 +49,13 @@ def let_tune(patch: pytest.MonkeyPatch) -> None:
     real = tower.query_graph
 
     def turned(encoder: QueryEncoder) -> bytes:
-        down = encoder.caption.down.bias
+        bias = encoder.tuned[-1].norm2.bias  # type: ignore[union-attr]
         with torch.no_grad():
-            down += 0.02 * torch.randn(down.shape)
+            bias += 0.02 * torch.randn(bias.shape)
         return real(encoder)
 
-    patch.setattr(QueryEncoder, "tunes_captions", True)
+    patch.setattr(tower, "may_tune_captions", lambda data: True)
+    patch.setattr(tower, "tuning_pays", lambda data, queries: True)
     patch.setattr(tower, "query_graph", turned)
 
 
@@ -222,7 +223,8 @@ def test_the_two_vectors_take_turns(trained_root: Path) -> None:
 def test_a_training_that_tunes_no_captions_brings_sentence_vectors_back(
     trained_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(QueryEncoder, "tunes_captions", False)
+    monkeypatch.setattr(tower, "may_tune_captions", lambda data: False)
+    monkeypatch.setattr(tower, "tuning_pays", lambda data, queries: False)
     with Index.open(trained_root) as index:
         train(index)
         assert index.manifest.captions == CaptionVectors(vector=CAPTION)

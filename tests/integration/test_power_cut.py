@@ -28,8 +28,7 @@ from cart_qdrant.records import Caption, Identifier
 from cart_qdrant.search.retriever import Retriever
 from cart_qdrant.storage.edge import EdgeStore
 from cart_qdrant.storage.protocol import CAPTION, CAPTION_2
-from cart_qdrant.training.query_encoder import QueryEncoder
-from cart_qdrant.training.stages import activation, captions
+from cart_qdrant.training.stages import activation, captions, tower
 from cart_qdrant.training.train import train
 from tests import media_factory as media
 from tests.conftest import PatchEmbedder, short_training
@@ -205,7 +204,8 @@ def test_first_ingest(tmp_path: Path) -> None:
 def tuned(root: Path) -> None:
     """A training that encodes captions anew."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(QueryEncoder, "tunes_captions", True)
+        patch.setattr(tower, "may_tune_captions", lambda data: True)
+        patch.setattr(tower, "tuning_pays", lambda data, queries: True)
         trained(root)
 
 

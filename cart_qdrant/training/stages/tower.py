@@ -32,9 +32,9 @@ def train_tower(run: Run, data: TrainingData) -> TrainedTower:
     if data.spaces:
         val_r10 = trainer.train(run.resumable("tower", data.fingerprint))
         scale = float(data.encoder.scales()["media"].detach())
-    data.encoder.tunes_captions = len(data.split.epoch_pairs.seen_P) >= MEANINGFUL
+    data.encoder.tunes_captions = may_tune_captions(data)
     graph, queries = _exported(run, data)
-    if data.encoder.tunes_captions and not _tuned_is_better(data, queries):
+    if data.encoder.tunes_captions and not tuning_pays(data, queries):
         data.encoder.tunes_captions = False
         graph, queries = _exported(run, data)
     return TrainedTower(graph, queries, queries.of_pairs(data.corpus), scale, val_r10)
@@ -53,7 +53,13 @@ def _exported(run: Run, data: TrainingData) -> tuple[bytes, QueryVectors]:
     return graph, queries
 
 
-def _tuned_is_better(data: TrainingData, queries: QueryVectors) -> bool:
+def may_tune_captions(data: TrainingData) -> bool:
+    """Whether enough captions are held out to see what tuning does to stored captions: else they
+    stay as they are."""
+    return len(data.split.epoch_pairs.seen_P) >= MEANINGFUL
+
+
+def tuning_pays(data: TrainingData, queries: QueryVectors) -> bool:
     """Whether held-out captions find their items by the other captions better with the tuned
     vectors than with the untrained ones."""
     every = np.arange(len(data.corpus.texts))
