@@ -17,7 +17,7 @@ from cart_qdrant.extras import require
 from cart_qdrant.files import load_arrays
 from cart_qdrant.index.caption_encoder import CaptionEncoder, SentenceEncoder, TunedEncoder
 from cart_qdrant.index.folder import IndexFolder
-from cart_qdrant.index.manifest import Artifact, Manifest
+from cart_qdrant.index.manifest import Manifest
 from cart_qdrant.progress import say_nothing
 from cart_qdrant.records import Modality
 
@@ -51,9 +51,8 @@ class IndexModels:
         self._text: TextEncoder | None = None
         self._onnx_text: OnnxTextEncoder | None = None
         self._text_anchors: TextAnchors | None = None
-        # With the model that they are of: a training in this process puts another one in force.
-        self._distilled: tuple[Artifact, TextAnchors] | None = None
-        self._tuned: tuple[Artifact, TunedEncoder] | None = None
+        self._distilled_anchors: TextAnchors | None = None
+        self._tuned: TunedEncoder | None = None
 
     def embedder(self, say: Callable[[str], None] = say_nothing) -> Embedder:
         """The embedder of the index, with its frozen statistics.
@@ -90,9 +89,12 @@ class IndexModels:
         """Take over the loaded models of another version of the index that are valid here, too."""
         self.vectors_file, self.compute = other.vectors_file, other.compute
         self._text, self._onnx_text = other._text, other._onnx_text
-        self._tuned, self._distilled = other._tuned, other._distilled
+        if other.manifest.captions.encoder == self.manifest.captions.encoder:
+            self._tuned = other._tuned
         if other.manifest.embedder == self.manifest.embedder:
             self._embedder, self._text_anchors = other._embedder, other._text_anchors
+            if other.manifest.generator == self.manifest.generator:
+                self._distilled_anchors = other._distilled_anchors
 
     def forget_models(self, before: Manifest) -> None:
         """Forget the loaded models of another manifest that are not those of this one."""
@@ -125,14 +127,14 @@ class IndexModels:
             own, generator = self.text_anchors(), self.manifest.generator
             if own is not None or generator is None:
                 return own
-            if self._distilled is None or self._distilled[0] != generator.folder:
+            if self._distilled_anchors is None:
                 path = self.folder.path(generator.folder) / DISTILLED
                 if not path.exists():  # the embedder has no text tower to distil
                     return None
                 from cart_qdrant.embedders.zero_shot import TextAnchors
 
-                self._distilled = generator.folder, TextAnchors.load(path)
-            return self._distilled[1]
+                self._distilled_anchors = TextAnchors.load(path)
+            return self._distilled_anchors
 
     def query_bank(self) -> QueryBank | None:
         """The queries from which hubness is computed; None before training."""
@@ -189,9 +191,9 @@ class IndexModels:
             kept = self.manifest.captions.encoder
             if kept is None:
                 return None
-            if self._tuned is None or self._tuned[0] != kept:
-                self._tuned = kept, TunedEncoder(self.folder.path(kept))
-            return self._tuned[1]
+            if self._tuned is None:
+                self._tuned = TunedEncoder(self.folder.path(kept))
+            return self._tuned
 
     def space(self, modality: str) -> str | None:
         """Vector space of a modality; None when the embedder does not know the modality."""

@@ -117,6 +117,13 @@ class TowerTrainer:
         ]  # fmt: skip
         return float(np.mean([recall for recall in found if recall is not None]))
 
+    def _standard_error(self, recall: float) -> float:
+        """Standard error of a recall of the queries that choose an epoch."""
+        queries = len(self.split.epoch_pairs)
+        if not queries or not 0 < recall < 1:
+            return 0.0
+        return float(np.sqrt(recall * (1 - recall) / queries))
+
     def _recall(self, pairs: IndexArray, *, captions: bool) -> float | None:
         """R@10 of some pairs; None where no text of theirs reaches a media space.
 
@@ -180,8 +187,10 @@ class TowerTrainer:
             chooses = len(self.split.epoch_pairs) > 0
             recall = self.validate() if chooses else 0.0
             stale = 0 if not chooses or recall > best else stale + every
-            if stale == 0:
-                best = recall
+            # Of epochs that chance may have put in this order the later one, of a lower learning
+            # rate, is taken.
+            taken = recall >= best - self._standard_error(best)
+            best = max(best, recall)
             info = {
                 "fingerprint": resumable.fingerprint,
                 "epoch": epoch,
@@ -189,7 +198,7 @@ class TowerTrainer:
                 "stale": stale,
             }
             save_checkpoint(resumable.path, encoder, self._optimizer, info)
-            if stale == 0:
+            if taken:
                 save_checkpoint(best_path, encoder, self._optimizer, info)
             resumable.log(
                 {
