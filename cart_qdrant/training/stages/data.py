@@ -18,7 +18,7 @@ from cart_qdrant.training.text_states import TextStates
 ZERO_SHOT = 0.6
 """Share of the embedder's own text vectors in a query vector after training on next to nothing; it
 falls to zero at `DISTILL_UNTIL` captions (docs/experiments.md)."""
-NETWORKS_VERSION = 2
+NETWORKS_VERSION = 3
 """Raised when the networks change, so that older checkpoints are not resumed."""
 
 
