@@ -10,6 +10,7 @@ import numpy as np
 
 from cart_qdrant.compute import Compute, layer_token_seconds
 from cart_qdrant.progress import ExpectedPhase
+from cart_qdrant.search.fusion import MEANINGFUL
 from cart_qdrant.training.corpus import Corpus
 from cart_qdrant.training.distillation import DISTILL_UNTIL
 from cart_qdrant.training.options import TrainOptions
@@ -24,6 +25,8 @@ TOWER_TOKEN, TOWER_ANCHORS = 3.5, 6_700.0
 """Of a step of the query tower: each token, and texts that are distilled."""
 ENCODE_TEXT = 45.0
 """Of a text that is encoded as a query."""
+STORE_CAPTIONS = 9.0
+"""Of an item whose captions are stored anew."""
 IDENTIFIERS, IDENTIFY_ITEM = 1_000.0, 9.0
 """Of identifiers, and of each item that gets one."""
 GENERATOR_TOKEN, GENERATOR_ROW = 0.75, 23.0
@@ -46,11 +49,13 @@ def forecast(
     generator_step = GENERATOR_TOKEN * _padded(lengths, batch)
     generator_step += GENERATOR_ROW * (batch + generator.own_share * generator.batch)
     held_out = len(corpus.texts) - pairs
+    tunes = len(split.epoch_pairs.seen_P) >= MEANINGFUL  # else stored captions stay as they are
     costs = {
         "reading captions": READ_TOKEN * float(lengths.mean()) * len(corpus.texts)
         + (READ_ANCHORS if distilled else 0.0),
         "query tower": tower_step * _steps(pairs, tower.batch, tower.epochs, tower.min_steps),
         "encoding captions as queries": ENCODE_TEXT * len(set(corpus.texts)),
+        **({"caption vectors": STORE_CAPTIONS * len(corpus)} if tunes else {}),
         "identifiers": IDENTIFIERS + IDENTIFY_ITEM * len(corpus),
         "generator": generator_step
         * _steps(pairs, generator.batch, generator.epochs, generator.min_steps),
