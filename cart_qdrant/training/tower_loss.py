@@ -1,14 +1,12 @@
 """The losses of the query tower: each text is to find its item among all items.
 
-Conditional logits over the items of a media space (InfoNCE, van den Oord et al., arXiv 1807.03748).
-The *media* loss compares the text with the items' media vectors, as a search for items without a
-caption does: `softmax_i(s h(q) . x_i)`. The *caption* loss compares it with their captions:
-`softmax_i(a q . m_i)`, where `m_i` is the mean of the item's captions by the same encoder, without
-the text that asks. So the encoder is tuned for queries and for stored captions at once. In one
-softmax the media vectors, which are learned by heart, would leave the captions little to learn
-(docs/experiments.md); only the factor `b` by which they count beside captions is learned there:
-`softmax_i(a q . m_i + b h(q) . x_i)`.
-Shape legend: B pairs of a batch, N items, M of them, D vector width, W caption vector width.
+Two conditional logits over the items of a media space (InfoNCE, van den Oord et al.,
+arXiv 1807.03748). The *media* loss compares the text with the items' media vectors alone, as a
+search for items without a caption does: `softmax_i(s h(q) . x_i)`. The *list-wise* loss compares it
+with both vectors of an item, as a search for items with captions does:
+`softmax_i(a q . m_i + b h(q) . x_i)`, where `m_i` is the mean of the item's captions by the same
+encoder, without the text that asks. So the encoder is tuned for queries and for stored captions at
+once. Shape legend: B pairs of a batch, N items, M of them, D vector width, W caption vector width.
 """
 
 from __future__ import annotations
@@ -27,8 +25,6 @@ from cart_qdrant.training.corpus import Corpus
 from cart_qdrant.training.query_encoder import QueryEncoder
 from cart_qdrant.training.shared_texts import SharedTexts
 
-MEDIA_WEIGHT = 0.5
-"""Weight of the media loss beside the caption loss."""
 NEGATIVES = 8_192
 """Items of a larger collection that a batch is contrasted with."""
 _EXCLUDED = -1e4
@@ -106,17 +102,16 @@ class TowerLoss:
         batch: IndexArray,
         rng: np.random.Generator,
     ) -> list[Tensor]:
-        """Media loss of each pair, and the other losses of those whose item has other captions."""
-        corpus, tensor = self._corpus, self._encoder.compute.tensor
-        scales = self._encoder.scales()
+        """Media loss of each pair, and list-wise loss of those whose item has other captions."""
+        corpus, encoder, tensor = self._corpus, self._encoder, self._encoder.compute.tensor
         items = corpus.item_P[batch]
         chosen, target = _contrast(space, items, rng)
         cosine_BM = q_BD @ space.x_MD[tensor(chosen)].T
         excluded = self._shared.shares_text(batch, space.row_N, chosen)
         excluded[np.arange(len(batch)), target] = False
         trust_B = tensor(corpus.trust_P[batch])
-        found_B = _cross_entropy(scales["media"] * cosine_BM, excluded, target, tensor)
-        losses = [MEDIA_WEIGHT * found_B * trust_B]
+        media = encoder.scales()["media"] * cosine_BM
+        losses = [_cross_entropy(media, excluded, target, tensor) * trust_B]
         rows = np.flatnonzero(self._bank.several_N[items])
         if len(rows):
             among = space.items[chosen]
@@ -126,11 +121,10 @@ class TowerLoss:
             similar_BM = caption_BW[rows] @ self._bank.means(among).T
             own_B = (caption_BW[rows] * self._bank.others(batch[rows])).sum(dim=1)
             similar_BM = similar_BM.scatter(1, tensor(target[rows])[:, None], own_B[:, None])
-            captions = scales["caption"] * similar_BM
-            both = captions.detach() + scales["beside"] * cosine_BM[rows].detach()
-            for logits in (captions, both):
-                found_B = _cross_entropy(logits, excluded[rows] | same, target[rows], tensor)
-                losses.append(found_B * trust_B[rows])
+            scales = encoder.scales()
+            both = scales["caption"] * similar_BM + scales["beside"] * cosine_BM[rows]
+            found = _cross_entropy(both, excluded[rows] | same, target[rows], tensor)
+            losses.append(found * trust_B[rows])
         return losses
 
 

@@ -61,19 +61,17 @@ def _by_hand(corpus: Corpus, c_PW: FloatArray, q_PD: FloatArray, bank: FloatArra
         shared = {int(item_P[o]) for o in range(len(key)) if key[o] == key[p]} - {int(item)}
         media = {i: FACTORS["media"] * q_PD[p] @ x[i] for i in np.flatnonzero(mine)
                  if i not in shared}  # fmt: skip
-        total += 0.5 * corpus.trust_P[p] * _surprise(media, int(item))
+        total += corpus.trust_P[p] * _surprise(media, int(item))
         if (item_P == item).sum() < 2:
             continue
-        captions, both = {}, {}
+        both = {}
         for i in media:
             if i != item and corpus.file_N[i] == corpus.file_N[item]:
                 continue
             rows = (item_P == i) & (np.arange(len(item_P)) != p)
             m = unit(bank[rows].sum(axis=0)[None])[0]
-            captions[i] = FACTORS["caption"] * c_PW[p] @ m
-            both[i] = captions[i] + FACTORS["beside"] * q_PD[p] @ x[i]
-        for scores in (captions, both):
-            total += corpus.trust_P[p] * _surprise(scores, int(item))
+            both[i] = FACTORS["caption"] * c_PW[p] @ m + FACTORS["beside"] * q_PD[p] @ x[i]
+        total += corpus.trust_P[p] * _surprise(both, int(item))
     return total / len(item_P)
 
 
@@ -97,29 +95,6 @@ def test_losses_are_those_of_the_formulas(negatives: int, monkeypatch: pytest.Mo
     found = float(torch.stack(parts).sum())
     # With few negatives, those of the batch's own items are all there are.
     assert found == pytest.approx(_by_hand(corpus, c_PW, q_PD, bank_PW), rel=1e-4)
-
-
-def test_media_vectors_beside_captions_teach_their_factor_alone() -> None:
-    corpus = _corpus()
-    encoder = _Encoder("visual", "audio")
-    factors = {name: torch.tensor(value, requires_grad=True) for name, value in FACTORS.items()}
-    encoder.scales = lambda: factors  # type: ignore[method-assign]
-    rng = np.random.default_rng(1)
-    c_PW = torch.from_numpy(unit(rng.standard_normal((8, WIDTH)).astype(np.float32)))
-    q_PD = torch.from_numpy(unit(rng.standard_normal((8, DIM)).astype(np.float32)))
-    for one in (c_PW, q_PD):
-        one.requires_grad_()
-    bank = CaptionBank(corpus, np.arange(8), c_PW.detach().numpy(), Compute())
-    loss = TowerLoss(encoder, corpus, np.arange(8), bank)  # type: ignore[arg-type]
-    *_, media, captions, beside = loss(c_PW, q_PD, np.arange(5), rng)
-    beside.backward(retain_graph=True)
-    assert factors["beside"].grad and factors["caption"].grad is None and c_PW.grad is None
-    assert factors["media"].grad is None and q_PD.grad is None
-    captions.backward(retain_graph=True)
-    assert c_PW.grad is not None and c_PW.grad.any() and factors["caption"].grad
-    assert q_PD.grad is None
-    media.backward()
-    assert q_PD.grad is not None and q_PD.grad.any() and factors["media"].grad
 
 
 def test_a_space_without_a_head_is_left_out() -> None:
