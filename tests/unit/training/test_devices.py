@@ -14,7 +14,7 @@ import torch
 from cart_qdrant.compute import Compute
 from cart_qdrant.embedders.text.minilm import Bert
 from cart_qdrant.generator.network import Generator, GeneratorConfig
-from cart_qdrant.training.query_encoder import QueryEncoder
+from cart_qdrant.training.query_encoder import QueryEncoder, pooled
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,9 @@ def test_the_query_encoder_is_trained_where_it_lies() -> None:
     ids = torch.ones(2, 3, dtype=torch.long, device="meta")
     mask = torch.ones(2, 3, dtype=torch.bool, device="meta")
     low = encoder.shared(ids, mask)
-    features = encoder.features(
-        encoder.tune(low, mask)[-1], mask, encoder.sentence(low, mask), noise=0.5
-    )
-    loss = encoder.heads["visual"](features).sum() + encoder.caption(features).sum()
+    tuned = pooled(encoder.tune(low, mask)[-1], mask)
+    features = encoder.features(tuned, encoder.sentence(low, mask), noise=0.5)
+    loss = sum(encoder.scales().values()) * (encoder.heads["visual"](features) + 1).sum()
     loss.backward()
     assert all(x.grad is None or x.grad.device.type == "meta" for x in encoder.parameters())
 
