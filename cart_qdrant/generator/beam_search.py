@@ -96,7 +96,12 @@ class Beams:
         return cls(np.empty((0, depth), np.int32), none, np.empty(0, np.intp))
 
     @classmethod
-    def joined(cls, found: Sequence[Beams], best: int | None = None) -> Beams:
+    def joined(
+        cls,
+        found: Sequence[Beams],
+        best: int | None = None,
+        weights: Sequence[float] | None = None,
+    ) -> Beams:
         """Beams of several decodings, best first, each identifier once; scores become
         log-probabilities over all of them.
 
@@ -104,8 +109,11 @@ class Beams:
             found: The decodings. An identifier of several keeps the greatest of its shares.
             best: An identifier's share is its score beside those of so many beams of its decoding,
                 so that a wider decoding gives no smaller shares; None takes all.
+            weights: What the shares of each decoding are multiplied by; None treats all alike.
         """
-        scores = np.concatenate([b.log_probs(best) for b in found])
+        each = weights or [1.0] * len(found)
+        log_probs = [b.log_probs(best) + np.log(w) for b, w in zip(found, each, strict=True)]
+        scores = np.concatenate(log_probs).astype(np.float32)
         leaves = np.concatenate([b.leaf_K for b in found])
         order = np.argsort(-scores, kind="stable")
         _, first = np.unique(leaves[order], return_index=True)

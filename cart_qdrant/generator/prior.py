@@ -19,19 +19,19 @@ HUB = 0.8
 
 
 def level_sizes(codec: Codec) -> list[int]:
-    """Number of codes at each semantic level, over all media spaces."""
+    """Number of codes at each semantic level, over all identifier spaces."""
     return [codec.coarse, *([codec.codes] * (codec.levels - 1))]
 
 
 def prior_logits(
     codec: Codec, queries: Mapping[str, FloatArray], space: str, scale: float
 ) -> list[FloatArray]:
-    """Logits (B, V) of each level for decoding within one media space.
+    """Logits (B, V) of each level for decoding within one identifier space.
 
     Codes of other spaces and spare codes are -inf.
 
     Args:
-        queries: Query vectors (B, D) in each space.
+        queries: Query vectors (B, D) in each identifier space, see `Codec.queries`.
         scale: Factor of the inner products.
     """
     quantizer = codec.quantizers[space]

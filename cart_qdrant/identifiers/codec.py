@@ -30,6 +30,9 @@ Method = Literal["rkmeans", "rvq"]
 CELLS = 50
 """A size with fewer possible identifiers per item than this is not tried."""
 
+PER_CODE = 4
+"""Vectors for each of the least codes of `IdentifierConfig.least_codes`, at least."""
+
 CLUSTER = 24
 """Approximate number of items in a coarse cluster: with so many, a few beams reach most of the
 nearest items (docs/experiments.md)."""
@@ -38,6 +41,9 @@ MAX_COARSE = 65_536
 LEARNED = 20_000
 """Up to this many vectors, every step of the fit reads all of them, and `auto` also tries a learned
 quantiser; more vectors are fitted by `ManyFit` (docs/experiments.md)."""
+
+_ITERATIONS = 20
+"""Steps of a k-means at most; more of them find no better identifiers (docs/experiments.md)."""
 
 # V and M, tried in order until the target ratio is reached. M grows last, since each level costs a
 # step of the decoder.
@@ -63,6 +69,8 @@ class IdentifierConfig:
     """V; None chooses it by the unique-identifier ratio."""
     levels: int | None = None
     """M; None chooses it by the unique-identifier ratio."""
+    least_codes: int = 1
+    """V of the smallest size that is tried, where there are `PER_CODE` times as many vectors."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -106,7 +114,7 @@ def _kmeans(x_ND: FloatArray, k: int, seed: int) -> FloatArray:
 
     # Equal vectors share a cluster, so there are no more clusters than distinct vectors.
     k = min(k, len(x_ND), len(np.unique(x_ND, axis=0)))
-    model = KMeans(k, n_init=1, max_iter=50, random_state=seed)
+    model = KMeans(k, n_init=1, max_iter=_ITERATIONS, random_state=seed)
     with warnings.catch_warnings():
         # It warns where vectors are almost equal; the superfluous centres are never chosen.
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -209,7 +217,9 @@ def _sizes(n: int, config: IdentifierConfig) -> Iterator[QuantizerSize]:
         return
     # A power of two, so that a collection that grows often keeps its size.
     clusters = min(1 << max(n // CLUSTER, 1).bit_length() - 1, MAX_COARSE)
-    for wanted, m in _LADDER:
+    least = min(config.least_codes, max(n // PER_CODE, 1))
+    finer = [size for size in _LADDER if size > (least, _LADDER[0][1])]
+    for wanted, m in [(least, _LADDER[0][1]), *finer]:
         v = min(wanted, max(n, 1))
         k = max(v, clusters)
         # Vectors are unevenly spread: with few possible identifiers per item, the ratio was never
@@ -282,25 +292,28 @@ def fit_codec(
     vectors: Mapping[str, FloatArray],
     config: IdentifierConfig | None = None,
     metrics_DD: Mapping[str, FloatArray] | None = None,
+    configs: Mapping[str, IdentifierConfig] | None = None,
 ) -> Codec:
     """Fit the identifiers of an index: for each space, the smallest size that reaches the target
     unique-identifier ratio.
 
     Args:
-        vectors: Unit vectors (N, D) of each space that has items; may be mapped from files.
+        vectors: Vectors (N, D) of each space that has items; may be mapped from files.
         config: Options; the defaults if not given.
         metrics_DD: Query metric of each space, see `Quantizer.metric_DD`.
+        configs: Options of single spaces in place of `config`.
 
     Returns:
         Quantisers with equal M: the largest M that was chosen for any space.
     """
-    config = config or IdentifierConfig()
     metric = metrics_DD or {}
+    of_space = dict.fromkeys(vectors, config or IdentifierConfig()) | dict(configs or {})
     fits: dict[str, _Fit] = {}
     for space, x_ND in vectors.items():
-        kind = _Many if len(x_ND) > LEARNED or (config.coarse or 0) > GROUPED else _Few
-        fits[space] = kind(x_ND, metric.get(space), config)
-    chosen = {space: _choose(fit, config) for space, fit in fits.items()}
+        one = of_space[space]
+        kind = _Many if len(x_ND) > LEARNED or (one.coarse or 0) > GROUPED else _Few
+        fits[space] = kind(x_ND, metric.get(space), one)
+    chosen = {space: _choose(fit, of_space[space]) for space, fit in fits.items()}
     most = max(m for _, (_, _, m) in chosen.values())
     out: dict[str, Quantizer] = {}
     offset = 0

@@ -7,14 +7,16 @@ levels, V codes per level, L = 1 + M semantic levels.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from cart_qdrant.arrays.types import FloatArray, IndexArray, IntArray
+from cart_qdrant.arrays.types import FloatArray, IndexArray, IntArray, MaskArray
 from cart_qdrant.errors import MismatchError
+from cart_qdrant.identifiers.parts import MEDIA_ALONE, Parts, captioned, uncaptioned
 
 GROUPED = 4_096
 """Above this number, coarse clusters are searched by groups: a query or an item is compared with
@@ -166,7 +168,7 @@ class _Books:
 
 @dataclass(frozen=True, slots=True)
 class Quantizer:
-    """Frozen centres and code books of one vector space.
+    """Frozen centres and code books of one identifier space.
 
     Attributes:
         centers_KD: Centres of the coarse k-means clusters.
@@ -179,6 +181,7 @@ class Quantizer:
         fitted_on: Number of items that it was fitted on.
         method: How the residual code books were fitted.
         groups: Groups of the centres; None with at most `GROUPED` centres.
+        parts: What its vectors are made of.
     """
 
     centers_KD: FloatArray
@@ -189,6 +192,7 @@ class Quantizer:
     fitted_on: int = 0
     method: str = "rkmeans"
     groups: Groups | None = None
+    parts: Parts = MEDIA_ALONE
     _mapped: _Books | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
@@ -200,6 +204,11 @@ class Quantizer:
     def dim(self) -> int:
         """Vector width D."""
         return int(self.centers_KD.shape[1])
+
+    @property
+    def end(self) -> int:
+        """First coarse code after its own."""
+        return self.offset + len(self.centers_KD)
 
     def encode(self, x_ND: FloatArray) -> IntArray:
         """Codes (N, L) of vectors, chosen greedily level by level, in blocks of bounded memory.
@@ -267,7 +276,8 @@ class Quantizer:
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """The quantisers of all spaces of an index, with equal levels and disjoint coarse codes."""
+    """The quantisers of all identifier spaces of an index, with equal levels and disjoint coarse
+    codes; `parts` names these spaces."""
 
     quantizers: Mapping[str, Quantizer]
 
@@ -285,6 +295,49 @@ class Codec:
     def codes(self) -> int:
         """V: number of codes of the largest residual code book."""
         return max((q.books_MVD.shape[1] for q in self.quantizers.values()), default=0)
+
+    @property
+    def reads_captions(self) -> bool:
+        """Whether some identifiers are made of caption vectors."""
+        return any(q.parts.caption for q in self.quantizers.values())
+
+    def names(self, spaces_N: npt.NDArray[np.str_], captioned_N: MaskArray) -> npt.NDArray[np.str_]:
+        """Identifier space of each item (N,).
+
+        Args:
+            spaces_N: Media spaces.
+            captioned_N: Whether an item has a caption vector.
+        """
+        out = spaces_N.astype(object)
+        for space in np.unique(spaces_N[captioned_N]).tolist():
+            if captioned(space) in self.quantizers:
+                out[captioned_N & (spaces_N == space)] = captioned(space)
+        return out.astype(np.str_)
+
+    def queries(
+        self, media: Mapping[str, FloatArray], caption_BW: FloatArray | None
+    ) -> dict[str, FloatArray]:
+        """Query vectors in each identifier space that some query reaches.
+
+        Args:
+            media: Query vectors (B, D) in media spaces.
+            caption_BW: Query vectors in the caption space, see `Parts.of_queries`.
+        """
+        out: dict[str, FloatArray] = {}
+        for name, quantizer in self.quantizers.items():
+            q_BD = media.get(uncaptioned(name))
+            if q_BD is not None:
+                u_BD = quantizer.parts.of_queries(q_BD, caption_BW, quantizer.dim)
+                if u_BD is not None:
+                    out[name] = u_BD
+        return out
+
+    def name_of(self, coarse: int) -> str | None:
+        """The identifier space that a coarse code belongs to."""
+        for name, q in self.quantizers.items():
+            if q.offset <= coarse < q.end:
+                return name
+        return None
 
     def to_arrays(self) -> dict[str, FloatArray | IntArray]:
         """The arrays to store in a safetensors file; `to_meta` gives the remaining fields."""
@@ -306,6 +359,7 @@ class Codec:
                 "error": q.error,
                 "fitted_on": q.fitted_on,
                 "method": q.method,
+                "parts": asdict(q.parts),
             }
             for space, q in self.quantizers.items()
         }
@@ -315,11 +369,12 @@ class Codec:
         """The codec whose `to_arrays` and `to_meta` are given."""
         out: dict[str, Quantizer] = {}
         for space, info in meta.items():
+            parts = Parts(**info["parts"])
             groups = None
             if f"{space}.groups" in arrays:
                 groups = Groups(arrays[f"{space}.groups"], arrays[f"{space}.group_means"])
             out[space] = Quantizer(
                 arrays[f"{space}.centers"], arrays[f"{space}.books"],
-                metric_DD=arrays.get(f"{space}.metric"), groups=groups, **info,
+                metric_DD=arrays.get(f"{space}.metric"), groups=groups, **{**info, "parts": parts},
             )  # fmt: skip
         return cls(out)

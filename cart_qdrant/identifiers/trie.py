@@ -163,6 +163,13 @@ class Trie:
         """Position of the first identifier under each node of the first level (nodes + 1,)."""
         return self._begin(0, self.depth - 1)
 
+    def leaves_between(self, first: int, last: int) -> int:
+        """Number of identifiers whose first code is in `first .. last - 1`."""
+        at: AnyArray = self.levels[0].tokens.searchsorted([first, last])
+        for level in self.levels[:-1]:
+            at = level.first[at]
+        return int(at[1] - at[0])
+
     def _begin(self, level: int, below: int) -> AnyArray:
         """Position, in the level `below`, of the first descendant of each node (nodes + 1,)."""
         if level == below:

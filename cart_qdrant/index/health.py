@@ -9,17 +9,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cart_qdrant.arrays.types import IntArray
 from cart_qdrant.arrays.vectors import unique_ratio
 from cart_qdrant.identifiers.codec import LevelReport, level_reports
 from cart_qdrant.identifiers.fit import distinct_rows
+from cart_qdrant.identifiers.parts import uncaptioned
 from cart_qdrant.identifiers.quantizer import Codec
 from cart_qdrant.identifiers.trie import Trie
+from cart_qdrant.index.collection import TEXT_DIM
 from cart_qdrant.index.identifier_files import load_codec, load_trie
-from cart_qdrant.index.identifier_writes import encode
+from cart_qdrant.index.identifier_writes import ENCODED, Errors, encode
 from cart_qdrant.index.identify import GROWN, fitted_on
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.manifest import IdentifierInfo
-from cart_qdrant.index.points import has_identifier, read_vectors
+from cart_qdrant.index.points import Vectors, has_identifier, read_captions, read_vectors
 
 DRIFT = 1.25
 """Reconstruction error of the items, divided by that at fitting, from which a refit is advised."""
@@ -40,9 +43,9 @@ class Health:
         levels: Use of each level's codes.
         clashes: Items that share their semantic part with an earlier item.
         duplicates: Items whose vector equals that of an earlier item: these must clash.
-        error: Relative reconstruction error now, per space.
-        fitted_error: Relative reconstruction error at fitting, per space.
-        fitted_on: Number of items at fitting, per space.
+        error: Relative reconstruction error now, per identifier space.
+        fitted_error: Relative reconstruction error at fitting, likewise.
+        fitted_on: Number of items at fitting, likewise.
         items: Number of items now.
         complete: Whether every item has an identifier, and the tree has all of them.
         problems: What is wrong, each with its remedy; empty if nothing is.
@@ -76,8 +79,8 @@ class KnownHealth:
         levels: Number of semantic levels.
         items: Number of items that have an identifier.
         clashes: Items that share their semantic part with an earlier item.
-        sizes: Number of items now, per space.
-        fitted_on: Number of items at fitting, per space.
+        sizes: Number of items now, per identifier space.
+        fitted_on: Number of items at fitting, likewise.
         problems: What is wrong, each with its remedy; empty if nothing is known to be.
         remarks: What is worth knowing, but not wrong.
     """
@@ -90,6 +93,11 @@ class KnownHealth:
     fitted_on: dict[str, int]
     problems: list[str]
     remarks: list[str]
+
+    @property
+    def fitted_on_items(self) -> int:
+        """Number of items at fitting: the code books of the media spaces know all of them."""
+        return sum(count for name, count in self.fitted_on.items() if name == uncaptioned(name))
 
 
 def known_health(index: Index) -> KnownHealth | None:
@@ -119,7 +127,7 @@ def known_health(index: Index) -> KnownHealth | None:
 
 
 def _sizes(trie: Trie, offsets: dict[str, int]) -> dict[str, int]:
-    """Number of identifiers of each space, whose coarse codes begin at its offset."""
+    """Number of identifiers of each identifier space, whose coarse codes begin at its offset."""
     spaces = sorted(offsets, key=offsets.__getitem__)
     begins = trie.leaf_begins()
     nodes = trie.levels[0].tokens.searchsorted([offsets[space] for space in spaces])
@@ -135,28 +143,22 @@ def _repair(index: Index) -> str:
 def check(index: Index, min_unique_ratio: float = UNIQUE) -> Health | None:
     """Measure the identifiers in force; None before the first fit.
 
-    Reads all media vectors.
+    Reads all media vectors, and the caption vectors where identifiers are made of them.
     """
     info = index.manifest.identifiers
     codec = load_codec(index)
     if info is None or codec is None:
         return None
     vectors = read_vectors(index)
-    codes = encode(codec, vectors.x_ND, vectors.spaces)
+    codes, errors = _measured(index, codec, vectors)
+    error, sizes = errors.relative(), errors.sizes
     items, distinct = len(codes), len(distinct_rows(vectors.x_ND))
-    by_space = vectors.by_space()
-    error = {
-        space: codec.quantizers[space].relative_error(x, codes[vectors.spaces == space])
-        for space, x in by_space.items()
-        if space in codec.quantizers
-    }
     ratio = unique_ratio(codes)
     repair = _repair(index)
     wanted = min_unique_ratio * (distinct / items if items else 1.0)
     problems: list[str] = []
     if ratio < wanted:
         problems.append(f"The unique-identifier ratio is {ratio:.3f}, below {wanted:.3f}. {repair}")
-    sizes = {space: len(x) for space, x in by_space.items()}
     problems += _space_problems(codec, sizes, error, repair)
     incomplete = _count_problems(index, info, items)
     problems += incomplete
@@ -175,10 +177,24 @@ def check(index: Index, min_unique_ratio: float = UNIQUE) -> Health | None:
     )
 
 
+def _measured(index: Index, codec: Codec, vectors: Vectors) -> tuple[IntArray, Errors]:
+    """Codes (N, L) of all items, and how well they stand for them."""
+    codes_NL, errors = np.empty((len(vectors.ids), codec.levels), np.int32), Errors(codec)
+    for begin in range(0, len(codes_NL), ENCODED):
+        some = slice(begin, begin + ENCODED)
+        x_BD, spaces = vectors.x_ND[some], vectors.spaces[some]
+        caption_BW = np.zeros((len(x_BD), TEXT_DIM), np.float32)
+        if codec.reads_captions:
+            caption_BW = read_captions(index, vectors.ids[some], index.caption_vector)
+        codes_NL[some] = encode(codec, x_BD, spaces, caption_BW)
+        errors.add(x_BD, spaces, caption_BW, codes_NL[some])
+    return codes_NL, errors
+
+
 def _space_problems(
     codec: Codec, sizes: dict[str, int], error: dict[str, float], repair: str
 ) -> list[str]:
-    """Spaces whose items the codebooks no longer fit."""
+    """Identifier spaces whose items the codebooks no longer fit."""
     problems = []
     for space, size in sizes.items():
         if space not in error:

@@ -1,17 +1,20 @@
 """Writes identifiers and hubness into the payloads of points.
 
-Shape legend: N items, B items of a block, D vector width, L identifier length.
+Shape legend: N items, B items of a block, D vector width, W caption vector width, L identifier
+length.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cart_qdrant.arrays.types import FloatArray, IntArray
+from cart_qdrant.arrays.types import FloatArray, IntArray, MaskArray
 from cart_qdrant.identifiers.codec import DisambiguationTokens
 from cart_qdrant.identifiers.free_tokens import FreeTokens
 from cart_qdrant.identifiers.hubness import CAPTION, QueryBank, media_space
@@ -21,7 +24,14 @@ from cart_qdrant.index.identified_items import IdentifiedItems
 from cart_qdrant.index.identifier_files import load_codec
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.manifest import IdentifierInfo
-from cart_qdrant.index.points import BLOCK, has_identifier, in_blocks, lacks, vector_of
+from cart_qdrant.index.points import (
+    BLOCK,
+    caption_rows,
+    has_identifier,
+    in_blocks,
+    lacks,
+    vector_of,
+)
 from cart_qdrant.records import Identifier
 from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage.batches import chunks
@@ -33,15 +43,68 @@ Hubs = dict[str, float]
 """Hubness of the vectors `media` and `caption` of an item, where it is known."""
 
 
-def encode(codec: Codec, x_ND: FloatArray, spaces: npt.NDArray[np.str_]) -> IntArray:
-    """Codes (N, levels) of vectors of several spaces; -1 where a space has no quantiser."""
+def encode(
+    codec: Codec,
+    x_ND: FloatArray,
+    spaces: npt.NDArray[np.str_],
+    caption_NW: FloatArray | None = None,
+) -> IntArray:
+    """Codes (N, levels) of items of several spaces; -1 where a space has no quantiser.
+
+    Args:
+        x_ND: Media vectors.
+        spaces: Their media spaces (N,).
+        caption_NW: Caption vectors, zero where an item has none; None where none has.
+    """
     out = np.full((len(x_ND), codec.levels), -1, dtype=np.int32)
-    for space, quantizer in codec.quantizers.items():
-        rows = np.flatnonzero(spaces == space)
+    captioned_N: MaskArray = np.zeros(len(x_ND), bool)
+    if caption_NW is not None:
+        captioned_N = np.any(caption_NW, axis=1)
+    names = codec.names(spaces, captioned_N)
+    for name, quantizer in codec.quantizers.items():
+        rows = np.flatnonzero(names == name)
         for begin in range(0, len(rows), ENCODED):
             some = rows[begin : begin + ENCODED]
-            out[some] = quantizer.encode(x_ND[some])
+            z_ND = x_ND[some]
+            if caption_NW is not None:
+                z_ND = quantizer.parts.of_items(z_ND, caption_NW[some])
+            out[some] = quantizer.encode(z_ND)
     return out
+
+
+class Errors:
+    """Adds up how well identifiers stand for their items, block by block.
+
+    Attributes:
+        sizes: Number of items of each identifier space, also where it has no quantiser.
+    """
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+        self._sums: dict[str, float] = defaultdict(float)
+        self.sizes: dict[str, int] = defaultdict(int)
+
+    def add(
+        self,
+        x_BD: FloatArray,
+        spaces: npt.NDArray[np.str_],
+        caption_BW: FloatArray,
+        codes_BL: IntArray,
+    ) -> None:
+        """Add items; the arguments are those of `encode`, and the codes that it gave."""
+        names = self._codec.names(spaces, np.any(caption_BW, axis=1))
+        for name in np.unique(names).tolist():
+            rows = np.flatnonzero(names == name)
+            self.sizes[name] += len(rows)
+            quantizer = self._codec.quantizers.get(name)
+            if quantizer is not None:
+                z_BD = quantizer.parts.of_items(x_BD[rows], caption_BW[rows])
+                # All vectors of a space are of one length, so the relative errors add up.
+                self._sums[name] += len(rows) * quantizer.relative_error(z_BD, codes_BL[rows])
+
+    def relative(self) -> dict[str, float]:
+        """Relative reconstruction error of each identifier space that has items and a quantiser."""
+        return {name: total / self.sizes[name] for name, total in self._sums.items()}
 
 
 def write_identifiers(
@@ -75,7 +138,7 @@ def measure_hubness(
     bank: QueryBank,
     media: Sequence[Sequence[float] | None] | FloatArray,
     spaces: Sequence[str | None] | npt.NDArray[np.str_],
-    captions: Sequence[Sequence[float] | None],
+    caption_NW: FloatArray,
     file_B: npt.NDArray[np.uint64],
 ) -> list[Hubs]:
     """Hubness of the vectors of each of B items.
@@ -84,15 +147,15 @@ def measure_hubness(
         bank: Queries from which hubness is computed.
         media: Media vectors; None where an item has none.
         spaces: Spaces of the media vectors.
-        captions: Caption vectors; None where an item has none.
+        caption_NW: Caption vectors; zero where an item has none.
         file_B: Number of each item's file: its own captions do not count.
     """
-    hubs: list[Hubs] = [{} for _ in captions]
-    wanted: dict[str, list[tuple[int, str, Sequence[float]]]] = {}
-    for n, (x, space, caption) in enumerate(zip(media, spaces, captions, strict=True)):
+    hubs: list[Hubs] = [{} for _ in caption_NW]
+    wanted: dict[str, list[tuple[int, str, Sequence[float] | FloatArray]]] = {}
+    for n, (x, space, caption) in enumerate(zip(media, spaces, caption_NW, strict=True)):
         if x is not None and space:
             wanted.setdefault(media_space(space), []).append((n, "media", x))
-        if caption is not None:
+        if caption.any():
             wanted.setdefault(CAPTION, []).append((n, "caption", caption))
     for space, rows in wanted.items():
         x_ND = np.asarray([x for _, _, x in rows], dtype=np.float32)
@@ -102,6 +165,16 @@ def measure_hubness(
                 # The store gives a number of few digits back exactly.
                 hubs[n][name] = round(h, 5)
     return hubs
+
+
+@dataclass(frozen=True, slots=True)
+class _Moved:
+    """A point that gets an identifier: id, payload, codes, and hubness by vector."""
+
+    id: str
+    payload: Mapping[str, Any]
+    codes_L: IntArray
+    hub: Hubs
 
 
 class PointIdentifier:
@@ -123,29 +196,37 @@ class PointIdentifier:
         codec = load_codec(index)
         assert codec is not None
         self._codec = codec
+        reads = self._bank is not None or codec.reads_captions
+        self._vectors = [MEDIA, index.caption_vector] if reads else []
 
     def collect(self, ids: Collection[str]) -> None:
-        """Collect those of some points that have an identifier, and measure their hubness again."""
+        """Collect those of some points that have an identifier, and measure their hubness again.
+        Where identifiers are made of captions, a point whose codes are others now gets another."""
         store, field = self._index.store, self._info.field
-        names = [] if self._bank is None else [MEDIA, self._index.caption_vector]
         wanted = ["modality", "path", field]
+        moved: list[_Moved] = []
         for some in chunks(sorted(ids), BLOCK):
             which = qdrant.Filter(must=[qdrant.HasIdCondition(has_id=some), has_identifier(field)])
-            records = list(store.scroll(which, with_payload=wanted, with_vectors=names))
+            records = list(store.scroll(which, with_payload=wanted, with_vectors=self._vectors))
             carts = [(r.payload or {})[field] for r in records]
             hubs = self._measured(records)
-            for record, cart, hub in zip(records, carts, hubs, strict=True):
+            codes_BL = self._codes(records) if self._codec.reads_captions else None
+            updates: list[tuple[str, dict[str, Any]]] = []
+            for n, (record, cart, hub) in enumerate(zip(records, carts, hubs, strict=True)):
                 part, token = tuple(cart["codes"]), cart["disambiguation"]
                 self._free[part] = max(self._free.get(part, 0), token + 1)
-                self._items.add(str(record.id), (*part, token), record.payload or {}, hub)
-            if self._bank is not None:
-                store.set_payload(
-                    [
-                        (str(record.id), {field: {**cart, "hub": hub}})
-                        for record, cart, hub in zip(records, carts, hubs, strict=True)
-                        if cart.get("hub") != hub
-                    ]
-                )
+                id, payload = str(record.id), record.payload or {}
+                others = codes_BL is not None and tuple(codes_BL[n].tolist()) != part
+                if codes_BL is not None and others and vector_of(record) is not None:
+                    moved.append(_Moved(id, payload, codes_BL[n], hub))
+                    continue
+                self._items.add(id, (*part, token), payload, hub)
+                if self._bank is not None and cart.get("hub") != hub:
+                    updates.append((id, {field: {**cart, "hub": hub}}))
+            store.set_payload(updates)
+        # All tokens of the points that keep their identifier are known by now.
+        for begin in range(0, len(moved), BLOCK):
+            self._write(moved[begin : begin + BLOCK])
 
     def assign_missing(self) -> int:
         """Give an identifier to every point that has none.
@@ -154,30 +235,52 @@ class PointIdentifier:
             How many points stay without one, since their space has no codebooks.
         """
         missing = qdrant.Filter(must=[lacks(f"{self._info.field}.id")], must_not=[lacks("hash")])
-        names = [MEDIA] if self._bank is None else [MEDIA, self._index.caption_vector]
         found = self._index.store.scroll(
-            missing, with_payload=["modality", "path"], with_vectors=names
+            missing, with_payload=["modality", "path"], with_vectors=self._vectors or [MEDIA]
         )
         return sum(self._assign(chunk) for chunk in in_blocks(found))
 
     def _assign(self, chunk: Sequence[qdrant.AnyRecord]) -> int:
-        index = self._index
-        x_BD = np.asarray([vector_of(r) for r in chunk], dtype=np.float32)
-        spaces = np.asarray([index.space((r.payload or {})["modality"]) or "" for r in chunk])
-        codes = encode(self._codec, x_BD, spaces)
-        known = codes[:, 0] >= 0
-        kept = [record for record, ok in zip(chunk, known, strict=True) if ok]
-        ids = [str(record.id) for record in kept]
-        index.changes.add(ids)
-        rows = DisambiguationTokens(self._free).complete(codes[known])
-        hubs = self._measured(kept)
-        write_identifiers(
-            index.store, self._info.field, ids, rows, None if self._bank is None else hubs
+        codes_BL, hubs = self._codes(chunk), self._measured(chunk)
+        known = codes_BL[:, 0] >= 0
+        self._index.changes.add([str(r.id) for r, ok in zip(chunk, known, strict=True) if ok])
+        self._write(
+            [
+                _Moved(str(record.id), record.payload or {}, codes, hub)
+                for record, codes, hub, ok in zip(chunk, codes_BL, hubs, known, strict=True)
+                if ok
+            ]
         )
-        for id, record, row, hub in zip(ids, kept, rows.tolist(), hubs, strict=True):
-            self._items.add(id, row, record.payload or {}, hub)
         # A modality that the embedder does not know never gets one: that is no reason to refit.
-        return int((~known & (spaces != "")).sum())
+        return sum(
+            self._index.space((record.payload or {})["modality"]) is not None
+            for record, ok in zip(chunk, known, strict=True)
+            if not ok
+        )
+
+    def _write(self, moved: Sequence[_Moved]) -> None:
+        """Write the identifiers of points that get one, and collect these points."""
+        if not moved:
+            return
+        codes_BL = np.stack([one.codes_L for one in moved])
+        row_BL = DisambiguationTokens(self._free).complete(codes_BL)
+        hubs = None if self._bank is None else [one.hub for one in moved]
+        ids = [one.id for one in moved]
+        write_identifiers(self._index.store, self._info.field, ids, row_BL, hubs)
+        for one, row in zip(moved, row_BL.tolist(), strict=True):
+            self._items.add(one.id, row, one.payload, one.hub)
+
+    def _codes(self, records: Sequence[qdrant.AnyRecord]) -> IntArray:
+        """Codes (B, levels) of records with their vectors; -1 where a space has no codebooks."""
+        index = self._index
+        none = [0.0] * index.manifest.embedder.dim
+        x_BD = np.asarray([vector_of(r) or none for r in records], dtype=np.float32)
+        spaces = np.asarray([index.space((r.payload or {})["modality"]) or "" for r in records])
+        return encode(self._codec, x_BD, spaces, self._captions(records))
+
+    def _captions(self, records: Sequence[qdrant.AnyRecord]) -> FloatArray:
+        """Caption vectors (B, W) of records; zero where there is none."""
+        return caption_rows([vector_of(one, self._index.caption_vector) for one in records])
 
     def _measured(self, records: Sequence[qdrant.AnyRecord]) -> list[Hubs]:
         """Hubness of each record; as stored, where there is no bank."""
@@ -188,7 +291,7 @@ class PointIdentifier:
             self._bank,
             [vector_of(record) for record in records],
             [self._index.space(payload.get("modality", "")) for payload in payloads],
-            [vector_of(record, self._index.caption_vector) for record in records],
+            self._captions(records),
             np.asarray(
                 [
                     file_number(payload.get("path", str(record.id)))

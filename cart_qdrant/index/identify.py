@@ -5,30 +5,35 @@ Shape legend: N items, D vector width, L identifier length.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from cart_qdrant.arrays.point_ids import keys_of
-from cart_qdrant.arrays.types import IntArray
-from cart_qdrant.arrays.vectors import unique_ratio
 from cart_qdrant.errors import StoreError
 from cart_qdrant.files import save_arrays
 from cart_qdrant.identifiers.codec import DisambiguationTokens, IdentifierConfig, fit_codec
 from cart_qdrant.identifiers.hubness import QueryBank
 from cart_qdrant.identifiers.item_edits import Items
+from cart_qdrant.identifiers.parts import MadeOf, Parts
 from cart_qdrant.identifiers.quantizer import Codec
 from cart_qdrant.identifiers.trie import Trie
 from cart_qdrant.index.caption_vectors import with_captions
-from cart_qdrant.index.collection import identifier_fields
+from cart_qdrant.index.collection import TEXT_DIM, identifier_fields
 from cart_qdrant.index.identifier_files import save_part
 from cart_qdrant.index.identifier_updates import built_parts, edited_parts
-from cart_qdrant.index.identifier_writes import encode, measure_hubness, write_identifiers
+from cart_qdrant.index.identifier_writes import (
+    ENCODED,
+    Errors,
+    encode,
+    measure_hubness,
+    write_identifiers,
+)
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.manifest import Artifact, CaptionVectors, GeneratorInfo, IdentifierInfo
-from cart_qdrant.index.points import BLOCK, Vectors, is_ours, lacks, read_vectors, vector_of
+from cart_qdrant.index.points import Vectors, is_ours, lacks, read_captions, read_vectors
 from cart_qdrant.storage import requests as qdrant
 
 GROWN = 2
@@ -69,7 +74,8 @@ def prepare(
         vectors: All items.
         codec: Fitted on every space that has items.
         bank: Queries from which hubness is computed; None writes no hubness.
-        captions: Vector that holds the captions whose hubness is measured; None for that in force.
+        captions: Vector that holds the captions that identifiers are made of and whose hubness is
+            measured; None for that in force.
 
     Raises:
         StoreError: The store failed, or the payload field of an attached collection is in use.
@@ -81,9 +87,9 @@ def prepare(
         index.store.create_keyword_index(name)
     if index.attachment is not None:
         _check_free(index, field)
-    codes = encode(codec, vectors.x_ND, vectors.spaces)
-    rows = DisambiguationTokens().complete(codes)
-    items = _write_all(index, field, vectors, rows, bank, captions or index.caption_vector)
+    slot, errors = captions or index.caption_vector, Errors(codec)
+    items = _write_all(index, field, vectors, codec, bank, slot, errors)
+    codec = _with_errors(codec, errors.relative())
     trie, table = items.build()
     index.store.flush()
     name = f"identifiers-{version}.safetensors"
@@ -98,7 +104,7 @@ def prepare(
         meta=codec.to_meta(),
         levels=codec.levels,
         count=len(trie),
-        unique_ratio=unique_ratio(codes),
+        unique_ratio=trie.unique_ratio,
     )
     return PreparedIdentifiers(info, trie, items)
 
@@ -107,20 +113,30 @@ def _write_all(
     index: Index,
     field: str,
     vectors: Vectors,
-    row_NL: IntArray,
+    codec: Codec,
     bank: QueryBank | None,
     slot: str,
+    errors: Errors,
 ) -> Items:
-    """Write the identifiers of all items, with their hubness if there is a bank."""
-    hub_N2 = np.full((len(row_NL), 2), np.nan, dtype=np.float32)
-    for begin in range(0, len(row_NL), BLOCK):
-        some = slice(begin, begin + BLOCK)
-        ids, hubs = vectors.ids[some], None
+    """Write the identifiers of all items, with their hubness if there is a bank; `errors` gets all
+    of them."""
+    count, reads = len(vectors.ids), bank is not None or codec.reads_captions
+    row_NL = np.empty((count, codec.levels + 1), dtype=np.int32)
+    hub_N2 = np.full((count, 2), np.nan, dtype=np.float32)
+    tokens = DisambiguationTokens()
+    for begin in range(0, count, ENCODED):
+        some = slice(begin, begin + ENCODED)
+        ids, x_BD, spaces = vectors.ids[some], vectors.x_ND[some], vectors.spaces[some]
+        caption_BW = np.zeros((len(ids), TEXT_DIM), np.float32)
+        if reads:
+            caption_BW = read_captions(index, ids, slot)
+        codes_BL = encode(codec, x_BD, spaces, caption_BW)
+        if codec.reads_captions:
+            errors.add(x_BD, spaces, caption_BW, codes_BL)
+        row_NL[some] = tokens.complete(codes_BL)
+        hubs = None
         if bank is not None:
-            captions = _caption_vectors(index, ids, slot)
-            hubs = measure_hubness(
-                bank, vectors.x_ND[some], vectors.spaces[some], captions, vectors.file_N[some]
-            )
+            hubs = measure_hubness(bank, x_BD, spaces, caption_BW, vectors.file_N[some])
             hub_N2[some] = [[h.get(name, np.nan) for name in ("media", "caption")] for h in hubs]
         write_identifiers(index.store, field, ids, row_NL[some], hubs)
     return Items(
@@ -128,11 +144,14 @@ def _write_all(
     )
 
 
-def _caption_vectors(index: Index, ids: Sequence[str], slot: str) -> list[list[float] | None]:
-    """Caption vector of each point; None where it has none."""
-    found = index.store.retrieve(ids, with_payload=False, with_vectors=[slot])
-    by_id = {str(record.id): vector_of(record, slot) for record in found}
-    return [by_id.get(one) for one in ids]
+def _with_errors(codec: Codec, errors: Mapping[str, float]) -> Codec:
+    """The codec with the errors of the items that it names, where these are made of captions: it
+    was fitted on those that train, and what is held out is further from its codes."""
+    quantizers = {
+        name: replace(q, error=errors[name]) if q.parts.caption and name in errors else q
+        for name, q in codec.quantizers.items()
+    }
+    return Codec(quantizers)
 
 
 def _check_free(index: Index, field: str) -> None:
@@ -202,8 +221,15 @@ def refit(index: Index, config: IdentifierConfig | None = None) -> IdentifierInf
 
 
 def fitted_on(info: IdentifierInfo) -> int:
-    """Number of items that the codebooks were fitted on."""
-    return sum(int(one["fitted_on"]) for one in info.meta.values())
+    """Number of items that the codebooks were fitted on: those of the media spaces know all."""
+    media = [one for one in info.meta.values() if not one["parts"]["caption"]]
+    return sum(int(one["fitted_on"]) for one in media)
+
+
+def made_of(info: IdentifierInfo) -> MadeOf:
+    """What the identifiers of items with captions are made of."""
+    found = {Parts(**one["parts"]).made_of for one in info.meta.values()}
+    return next((one for one in found if one != "media"), "media")
 
 
 def summary(info: IdentifierInfo) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """Which points of a collection belong to the index, and their vectors.
 
-Shape legend: N points, D vector width.
+Shape legend: N points, D vector width, W caption vector width.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from cart_qdrant.arrays.spill import SpillBuffer
 from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.identifiers.item_table import file_number, modality_number
+from cart_qdrant.index.collection import TEXT_DIM
 from cart_qdrant.index.index import Index
 from cart_qdrant.storage import requests as qdrant
 from cart_qdrant.storage.protocol import MEDIA
@@ -47,6 +48,30 @@ def vector_of(record: qdrant.AnyRecord, name: str = MEDIA) -> list[float] | None
         return None
     found = vectors.get(name)
     return found if isinstance(found, list) else None  # type: ignore[return-value]
+
+
+def caption_rows(found: Sequence[Sequence[float] | None]) -> FloatArray:
+    """Caption vectors (N, W) of N items; zero where an item has none."""
+    out_NW = np.zeros((len(found), TEXT_DIM), dtype=np.float32)
+    for n, caption in enumerate(found):
+        if caption is not None:
+            out_NW[n] = caption
+    return out_NW
+
+
+def read_captions(index: Index, ids: Sequence[str], slot: str) -> FloatArray:
+    """Caption vectors (N, W) of points by their ids; zero where a point has none.
+
+    Args:
+        slot: Vector that holds the captions.
+    """
+    out_NW = np.zeros((len(ids), TEXT_DIM), dtype=np.float32)
+    for begin in range(0, len(ids), BLOCK):
+        some = ids[begin : begin + BLOCK]
+        found = index.store.retrieve(some, with_payload=False, with_vectors=[slot])
+        by_id = {str(record.id): vector_of(record, slot) for record in found}
+        out_NW[begin : begin + len(some)] = caption_rows([by_id.get(one) for one in some])
+    return out_NW
 
 
 def in_blocks(records: Iterable[qdrant.AnyRecord]) -> Iterator[list[qdrant.AnyRecord]]:

@@ -23,7 +23,13 @@ from cart_qdrant.index.identifier_files import load_codec, load_trie
 from cart_qdrant.index.identifier_writes import encode, write_identifiers
 from cart_qdrant.index.identify import remove_stale, summary, update_identifiers
 from cart_qdrant.index.index import Index
-from cart_qdrant.index.points import has_identifier, in_blocks, is_ours, vector_of
+from cart_qdrant.index.points import (
+    caption_rows,
+    has_identifier,
+    in_blocks,
+    is_ours,
+    vector_of,
+)
 from cart_qdrant.progress import Reporter, Silent
 from cart_qdrant.records import Caption, CaptionSource
 from cart_qdrant.storage import requests as qdrant
@@ -213,13 +219,16 @@ def _reassign_changed(index: Index, reporter: Reporter) -> int:
     info, codec, trie = index.manifest.identifiers, load_codec(index), load_trie(index)
     assert info is not None and codec is not None and trie is not None
     counters = DisambiguationTokens(FreeTokens(trie))
-    changed = 0
+    changed, slot = 0, index.caption_vector
     found = index.store.scroll(
-        has_identifier(info.field), with_payload=["modality", info.field], with_vectors=[MEDIA]
-    )
+        has_identifier(info.field), with_payload=["modality", info.field],
+        with_vectors=[MEDIA, slot] if codec.reads_captions else [MEDIA],
+    )  # fmt: skip
     for chunk in in_blocks(found):
         spaces = np.asarray([index.space((r.payload or {})["modality"]) or "" for r in chunk])
-        codes = encode(codec, np.asarray([vector_of(r) for r in chunk], np.float32), spaces)
+        x_BD = np.asarray([vector_of(r) for r in chunk], np.float32)
+        captions = caption_rows([vector_of(r, slot) for r in chunk])
+        codes = encode(codec, x_BD, spaces, captions)
         old = np.asarray([(r.payload or {})[info.field]["codes"] for r in chunk], np.int32)
         rows = np.flatnonzero((codes != old).any(axis=1) & (codes[:, 0] >= 0))
         ids = [str(chunk[n].id) for n in rows]

@@ -91,7 +91,7 @@ class QueryEncoding:
             beams = (
                 decoder.decode(
                     vectors.media, vectors.hidden_states, vectors.mask_BS,
-                    matching=self._matching(request.filter),
+                    caption_BW=vectors.caption_BW, matching=self._matching(request.filter),
                 )
                 or beams
             )  # fmt: skip
@@ -134,7 +134,7 @@ class QueryEncoding:
         vectors = encoded.vectors
         found = decoder.decode(
             vectors.media, vectors.hidden_states, vectors.mask_BS,
-            matching=self._matching(filter), leaf_N=leaf_N,
+            caption_BW=vectors.caption_BW, matching=self._matching(filter), leaf_N=leaf_N,
         )  # fmt: skip
         return found[0] if found else Beams.none()
 

@@ -23,7 +23,9 @@ from typing import Any
 import numpy as np
 
 from cart_qdrant.arrays.types import FloatArray, IntArray
+from cart_qdrant.arrays.vectors import unit
 from cart_qdrant.generator.decode import IdentifierDecoder
+from cart_qdrant.identifiers.parts import uncaptioned
 from cart_qdrant.index.points import vector_of
 from cart_qdrant.records import Hit
 from cart_qdrant.search.candidates import Candidates
@@ -139,14 +141,14 @@ class Explainer:
             cart = hit.payload.get(info.field)
             codes = [*cart["codes"]] if cart else []
             identified.append(_Identified(codes, trie.path(codes)))
-            space = self._index.space(hit.modality)
             # A point may be newer than the tree that was loaded.
-            known = len(identified[n].nodes) == codec.levels
-            if known and space in encoded.vectors.media and space in codec.quantizers:
-                by_space.setdefault(str(space), []).append(n)
+            if len(identified[n].nodes) == codec.levels:
+                name = codec.name_of(codes[0])
+                assert name is not None
+                by_space.setdefault(name, []).append(n)
         log_probs: dict[int, list[float | None]] = {}
-        for space, rows in by_space.items():
-            found = self._log_probs(decoder, space, [identified[n] for n in rows], encoded)
+        for name, rows in by_space.items():
+            found = self._log_probs(decoder, name, [identified[n] for n in rows], encoded)
             log_probs |= dict(zip(rows, found, strict=True))
         return [
             [
@@ -164,15 +166,20 @@ class Explainer:
     def _log_probs(
         self,
         decoder: IdentifierDecoder,
-        space: str,
+        name: str,
         rows: Sequence[_Identified],
         encoded: EncodedQueries,
     ) -> list[list[float | None]]:
-        """Log-probability of each level's code among its siblings in the tree, for each hit."""
+        """Log-probability of each level's code among its siblings in the tree, for each hit of one
+        identifier space; none where the query does not reach it."""
         trie, vectors = decoder.trie, encoded.vectors
-        scorer = decoder.scorer(space, vectors.media, vectors.hidden_states, vectors.mask_BS)
+        scorer = decoder.scorer(
+            name, vectors.media, vectors.hidden_states, vectors.mask_BS, vectors.caption_BW
+        )
+        if scorer is None:
+            return [[None] * len(one.codes) for one in rows]
         # Hubness is measured with texts: other queries are decoded without the node bonus.
-        bonus = decoder.node_bonus if encoded.is_text else None
+        bonus = decoder.bonus_in(name) if encoded.is_text else None
         codes_HL: IntArray = np.asarray([one.codes for one in rows], np.int32)
         out: list[list[float | None]] = [[] for _ in rows]
         for level in range(codes_HL.shape[1]):
@@ -218,17 +225,19 @@ class Explainer:
         return str(found[int(np.argmax(x_ND @ x_ND.mean(axis=0)))][0])
 
     def _label(self, cluster: int) -> str | None:
-        """The text anchor that is nearest to the cluster's centre."""
+        """The text anchor that is nearest to the media part of the cluster's centre."""
         text_anchors = self._index.distilled_anchors()
         codec = self._loaded.codec
         if text_anchors is None or codec is None:
             return None
-        for space, quantizer in codec.quantizers.items():
-            row = cluster - quantizer.offset
-            if 0 <= row < len(quantizer.centers_KD):
-                names = text_anchors.name(quantizer.centers_KD[row : row + 1], space)
-                return names[0] if names else None
-        return None
+        name = codec.name_of(cluster)
+        if name is None or not codec.quantizers[name].parts.media:
+            return None
+        quantizer = codec.quantizers[name]
+        center_D = quantizer.centers_KD[cluster - quantizer.offset]
+        x_1D = unit(center_D[None, -self._index.manifest.embedder.dim :])
+        names = text_anchors.name(x_1D, uncaptioned(name))
+        return names[0] if names else None
 
 
 def _rounded(value: float | None) -> float | None:

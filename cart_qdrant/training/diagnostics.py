@@ -12,7 +12,6 @@ import numpy as np
 
 from cart_qdrant.arrays.types import IndexArray
 from cart_qdrant.generator.network import Generator, GeneratorScorer
-from cart_qdrant.generator.prior import prior_logits
 from cart_qdrant.identifiers.trie import Trie
 from cart_qdrant.training.generator_data import GeneratorData, read_hidden_states
 from cart_qdrant.training.generator_fit import pair_loss
@@ -59,12 +58,9 @@ def _valid(
     of a stored identifier."""
     stored = {row.tobytes() for row in np.ascontiguousarray(trie.rows()[:, :-1])}
     found = 0
-    for space, positions in data.blocks(rows):
-        if space not in data.codec.quantizers:
-            continue
+    for name, positions in data.blocks(rows):
         part = rows[positions]
-        q_BD = data.query_PD[part]
-        levels = prior_logits(data.codec, {space: q_BD}, space, data.scale)
+        q_BD, levels = data.query_PD[part], data.levels(name, part)
         hidden_states, mask = read_hidden_states(data, part)
         scorer = GeneratorScorer.of(generator, hidden_states, mask, q_BD, levels, gates)
         each = np.arange(len(part))

@@ -51,10 +51,9 @@ def pair_loss(generator: Generator, data: GeneratorData, rows: IndexArray) -> fl
     losses: list[float] = []
     for begin in range(0, len(rows), 256):
         part = rows[begin : begin + 256]
-        items = data.corpus.item_P[part]
         logits = corrections(generator, data, part)
-        codes = data.encoder.compute.tensor(data.codes_NL[items]).long()
-        each = _cross_entropy(logits, data.prior(data.query_PD[part], items), codes)
+        codes = data.encoder.compute.tensor(data.codes_NL[data.corpus.item_P[part]]).long()
+        each = _cross_entropy(logits, data.prior(part), codes)
         losses.append(float(each) * len(part))
     return sum(losses) / max(len(rows), 1)
 
@@ -68,7 +67,7 @@ def _own_loss(generator: Generator, data: GeneratorData, items: IndexArray, nois
     with compute.autocast():
         hidden = generator(generator.context(None, None, q), codes[:, :-1])
     logits = [generator.logits(hidden[:, n].float(), n) for n in range(codes.shape[1])]
-    return _cross_entropy(logits, data.prior(q.cpu().numpy(), items), codes)
+    return _cross_entropy(logits, data.prior_of(q.cpu().numpy(), items), codes)
 
 
 def _cross_entropy(logits: list[Tensor], prior: list[Tensor], codes_BL: Tensor) -> Tensor:
@@ -164,9 +163,8 @@ class GeneratorTrainer:
         # A third of the batches reads the text alone, a third the vector alone.
         reads = READS[rng.integers(3)]
         logits = corrections(self.generator, data, batch, reads)
-        items = data.corpus.item_P[batch]
-        codes = data.encoder.compute.tensor(data.codes_NL[items]).long()
-        prior = data.prior(data.query_PD[batch], items)
+        codes = data.encoder.compute.tensor(data.codes_NL[data.corpus.item_P[batch]]).long()
+        prior = data.prior(batch)
         loss = loss * config.own_share + _cross_entropy(logits, prior, codes)
         if config.rdrop:
             second = corrections(self.generator, data, batch, reads)

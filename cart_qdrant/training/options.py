@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from cart_qdrant.compute import ComputeOptions
 from cart_qdrant.errors import UsageError
+from cart_qdrant.identifiers.parts import MADE_OF, MadeOf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,9 +80,11 @@ class TrainOptions:
         tower: Settings of the query tower's training; None takes those of the profile.
         generator: Settings of the generator's training; None takes those of the profile.
         compute: Device and number format.
+        identifiers_from: What identifiers of items with captions are made of; those of the other
+            items are made of their media vectors.
 
     Raises:
-        UsageError: There is no such profile.
+        UsageError: There is no such profile, or identifiers cannot be made of that.
     """
 
     profile: str = "default"
@@ -90,11 +93,17 @@ class TrainOptions:
     tower: TowerConfig | None = None
     generator: GeneratorFitConfig | None = None
     compute: ComputeOptions = field(default_factory=ComputeOptions)
+    identifiers_from: MadeOf = "both"
 
     def __post_init__(self) -> None:
         if self.profile not in PROFILES:
             raise UsageError(
                 f"--profile is {self.profile!r}, but must be one of {', '.join(PROFILES)}."
+            )
+        if self.identifiers_from not in MADE_OF:
+            raise UsageError(
+                f"--identifiers-from is {self.identifiers_from!r}, but must be one of "
+                f"{', '.join(MADE_OF)}."
             )
 
     @property

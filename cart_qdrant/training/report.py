@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cart_qdrant.compute import Compute, described
+from cart_qdrant.identifiers.parts import IN_WORDS, MadeOf
 from cart_qdrant.search.fusion import ANCHORS, EMBEDDER, MEANINGFUL, STRATA, Calibration
 
 _OWN = {
@@ -23,6 +24,7 @@ class TrainReport:
         pairs: Texts that were learned from.
         chosen_by: Held-out texts by which weights and lanes were chosen.
         val_r10: Best R@10 of an epoch on them; 0 where no epoch was chosen.
+        identifiers_from: What the identifiers of items with captions are made of.
         history: A row an epoch.
     """
 
@@ -32,6 +34,7 @@ class TrainReport:
     chosen_by: int
     val_r10: float
     unique_ratio: float
+    identifiers_from: MadeOf
     seconds: float
     compute: Compute
     calibration: Calibration
@@ -46,7 +49,10 @@ class TrainReport:
             "pairs": self.pairs,
             "chosen_by": self.chosen_by,
             "val_r10": self.val_r10,
-            "identifiers": {"unique_ratio": round(self.unique_ratio, 4)},
+            "identifiers": {
+                "unique_ratio": round(self.unique_ratio, 4),
+                "from": self.identifiers_from,
+            },
             "seconds": round(self.seconds, 1),
             "compute": self.compute.to_json(),
             "router": {
@@ -72,6 +78,7 @@ class TrainReport:
         lines = [
             f"Trained on {self.pairs} captions of {self.items} items in {self.seconds:.0f} s, "
             f"profile {self.profile}, on {described(self.compute.to_json())}.",
+            f"Identifiers of items with captions are made of {IN_WORDS[self.identifiers_from]}.",
             f"Unique-identifier ratio {self.unique_ratio:.3f}; gates of the generator {c.gates}.",
         ]
         if c.zero_shot:

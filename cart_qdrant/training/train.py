@@ -13,7 +13,7 @@ import time
 import torch
 
 from cart_qdrant.compute import Work, choose
-from cart_qdrant.index.identify import remove_stale
+from cart_qdrant.index.identify import made_of, remove_stale
 from cart_qdrant.index.index import Index
 from cart_qdrant.progress import Reporter, Silent
 from cart_qdrant.training.diagnostics import measure_diagnostics
@@ -74,6 +74,7 @@ def train(
         chosen_by=len(data.split.choose),
         val_r10=round(tower.val_r10, 4),
         unique_ratio=identifiers.info.unique_ratio,
+        identifiers_from=made_of(identifiers.info),
         seconds=time.perf_counter() - begin,
         compute=compute,
         calibration=calibration,

@@ -60,7 +60,7 @@ def known_line(health: KnownHealth) -> str:
         f"identifiers  unique-identifier ratio {fixed(health.unique_ratio)} "
         f"· {health.levels} levels · {counted(health.clashes, 'clash')} "
         f"· {counted(health.items, 'item')}, fitted on "
-        f"{sum(health.fitted_on.values()):,}"
+        f"{health.fitted_on_items:,}"
     )
 
 

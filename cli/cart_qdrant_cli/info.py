@@ -55,6 +55,7 @@ def describe_index(target: Target) -> dict[str, Any]:
     Raises:
         IndexMissingError: There is no index.
     """
+    from cart_qdrant.index.identify import made_of
 
     with target.open() as index:
         manifest, folder = index.manifest, index.folder
@@ -91,6 +92,7 @@ def describe_index(target: Target) -> dict[str, Any]:
                 "levels": identifiers.levels,
                 "count": identifiers.count,
                 "unique_ratio": round(identifiers.unique_ratio, 4),
+                "from": made_of(identifiers),
             },
             "generator": None
             if generator is None
@@ -120,6 +122,8 @@ def _sizes(root: Path) -> dict[str, int]:
 
 def show_info(console: Console, found: dict[str, Any]) -> None:
     """The same for people."""
+    from cart_qdrant.identifiers.parts import IN_WORDS
+
     segments = ", ".join(f"{count} {kind}" for kind, count in found["segments"].items())
     embedder, identifiers = found["embedder"], found["identifiers"]
     generator, bytes_, cutting = found["generator"], found["bytes"], found["cutting"]
@@ -137,7 +141,8 @@ def show_info(console: Console, found: dict[str, Any]) -> None:
         if identifiers is None
         else f"version {identifiers['version']}, {identifiers['count']} of "
         f"{identifiers['levels']} levels, "
-        f"unique-identifier ratio {identifiers['unique_ratio']:.3f}",
+        f"unique-identifier ratio {identifiers['unique_ratio']:.3f}, "
+        f"with captions made of {IN_WORDS[identifiers['from']]}",
         "generator": "none: run `cartq train`"
         if generator is None
         else ", ".join(f"{name} {_short(value)}" for name, value in _scalars(generator).items()),

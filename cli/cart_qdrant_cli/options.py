@@ -53,6 +53,14 @@ class Profile(StrEnum):
     THOROUGH = "thorough"
 
 
+class MadeOf(StrEnum):
+    """What identifiers of items with captions are made of."""
+
+    MEDIA = "media"
+    CAPTIONS = "captions"
+    BOTH = "both"
+
+
 class Device(StrEnum):
     """Where a command computes."""
 

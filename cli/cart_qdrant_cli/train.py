@@ -16,6 +16,7 @@ from cart_qdrant_cli.options import (
     DtypeOption,
     IndexOption,
     JsonOption,
+    MadeOf,
     Profile,
     Target,
     UrlOption,
@@ -34,6 +35,7 @@ EXAMPLES = examples(
     "cartq train",
     "cartq train --profile quick",
     "cartq train --profile thorough",
+    "cartq train --identifiers-from media",
     "cartq train --device cpu --dtype float32",
 )
 
@@ -68,6 +70,14 @@ def train(
             "--no-resume", help="Start from the beginning, even where a stopped run could go on."
         ),
     ] = False,
+    identifiers_from: Annotated[
+        MadeOf,
+        typer.Option(
+            help="What identifiers of items with captions are made of: media: their vectors alone; "
+            "captions: their captions; both: the two together. Those of other items are made of "
+            "their vectors."
+        ),
+    ] = MadeOf.BOTH,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     json: JsonOption = False,
@@ -85,7 +95,7 @@ def train(
     with reporting("steps") as reporter:
         report = run_train(
             target, reporter, profile=profile, seed=seed, resume=not no_resume,
-            compute=compute_options(device, dtype),
+            compute=compute_options(device, dtype), identifiers_from=identifiers_from,
         )  # fmt: skip
     if json:
         print_json(report.to_json())
@@ -101,6 +111,7 @@ def run_train(
     seed: int = 0,
     resume: bool = True,
     compute: ComputeOptions | None = None,
+    identifiers_from: MadeOf = MadeOf.BOTH,
 ) -> TrainReport:
     """Train on the index of `target`.
 
@@ -113,8 +124,9 @@ def run_train(
 
     with target.writing() as index:
         options = TrainOptions(
-            profile=profile.value, seed=seed, resume=resume, compute=compute or ComputeOptions()
-        )
+            profile=profile.value, seed=seed, resume=resume, compute=compute or ComputeOptions(),
+            identifiers_from=identifiers_from.value,
+        )  # fmt: skip
         return train(index, options, reporter)
 
 

@@ -35,8 +35,10 @@ needs_lite = pytest.mark.skipif(
 HEAVY = ("torch", "av", "PIL", "qdrant_client", "qdrant_edge", "sklearn", "numpy")
 INDEX = {"--index", "--url", "--collection", "--verbose"}
 FIND = {"--filter", "--modality"}
+COMPUTE = {"--device", "--dtype"}
 SURFACE = {
     "ingest": INDEX
+    | COMPUTE
     | {"--embedder", "--vectors", "--captions", "--no-captions", "--exclude", "--prune"}
     | {"--model", "--max-shot", "--min-shot", "--shot-threshold", "--audio-window"}
     | {"--force", "--verify", "--follow", "--dry-run", "--json"},
@@ -45,8 +47,10 @@ SURFACE = {
     | {"--vector", "--modality", "--field", "--embedder", "--caption-vectors", "--key", "--path"}
     | {"--json"},
     "sync": INDEX | {"--verify", "--json"},
-    "caption": INDEX | {"--captioner", "--model", "--every", "--limit", "--json"},
-    "train": INDEX | {"--profile", "--seed", "--no-resume", "--json"},
+    "caption": INDEX | COMPUTE | {"--captioner", "--model", "--every", "--limit", "--json"},
+    "train": INDEX
+    | COMPUTE
+    | {"--profile", "--seed", "--no-resume", "--identifiers-from", "--json"},
     "search": INDEX
     | FIND
     | {"-k", "--offset", "--lane", "--group-by", "--min-confidence", "--min-similarity"}

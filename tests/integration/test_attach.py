@@ -16,11 +16,12 @@ from qdrant_client import QdrantClient, models
 from cart_qdrant.arrays.vectors import unit
 from cart_qdrant.embedders.registry import open_embedder
 from cart_qdrant.errors import MismatchError, StoreError, UsageError
+from cart_qdrant.identifiers.parts import captioned
 from cart_qdrant.index import identify
 from cart_qdrant.index.attach import AttachOptions, attach
 from cart_qdrant.index.field_guess import guess_fields
 from cart_qdrant.index.health import check
-from cart_qdrant.index.identifier_files import load_trie
+from cart_qdrant.index.identifier_files import load_codec, load_trie
 from cart_qdrant.index.identify import assign_new, refit
 from cart_qdrant.index.index import Index
 from cart_qdrant.index.ingest import Ingest
@@ -255,7 +256,7 @@ def test_captions_get_a_vector_when_asked(
         assert hit.id == "1"
 
 
-def test_hubness_follows_the_captions(
+def test_hubness_and_identifiers_follow_the_captions(
     client: QdrantClient, attached: Callable[..., Index], phrase_vectors: Any
 ) -> None:
     fill(client, phrase_vectors)
@@ -268,16 +269,27 @@ def test_hubness_follows_the_captions(
     def hub(id: int) -> dict[str, float]:
         return dict((client.retrieve(PHOTOS, [id])[0].payload or {})[info.field]["hub"])
 
+    codec = load_codec(index)
+    assert codec is not None
+
+    def spaces(*ids: int) -> list[str | None]:
+        """Identifier spaces of points."""
+        carts = [(client.retrieve(PHOTOS, [id])[0].payload or {})[info.field] for id in ids]
+        return [codec.name_of(cart["codes"][0]) for cart in carts]
+
     before = {id: hub(id) for id in (1, 3, 5, 7)}
     assert "caption" not in before[1] and "caption" in before[5]
+    assert spaces(1, 3, 5, 7) == ["media", "media", captioned("media"), captioned("media")]
     client.set_payload(PHOTOS, {"title": "a dog runs on the beach"}, [1])
     assert sync(index).captions == 1  # without a vector before: no point is new
     assert hub(1)["media"] == before[1]["media"] and "caption" in hub(1)
     assert [hub(id) for id in (3, 5, 7)] == [before[id] for id in (3, 5, 7)]
+    assert spaces(1, 3) == [captioned("media"), "media"]
     client.set_payload(PHOTOS, {"title": "zzz"}, [5])
     client.delete_payload(PHOTOS, ["title"], [7])
     sync(index, verify=True)
     assert hub(5)["caption"] != before[5]["caption"] and "caption" not in hub(7)
+    assert spaces(1, 3, 5, 7) == [captioned("media"), "media", captioned("media"), "media"]
     written = saved(index)
     assign_new(index, rebuild=True)
     assert saved(index) == written

@@ -83,7 +83,9 @@ def read_ablation_data(index: Index, options: AblationOptions, reporter: Reporte
     )
     if anchors is not None:
         queries = queries.by_anchors(anchors, share)
-    largest = max(codec.quantizers.values(), key=lambda q: q.fitted_on)
+    # Variants are made of media vectors, as in the paper.
+    media = {name: q for name, q in codec.quantizers.items() if not q.parts.caption}
+    largest = max(media.values(), key=lambda q: q.fitted_on)
     residual_levels, codes, _ = largest.books_MVD.shape
     return AblationData(
         corpus=corpus,
@@ -93,7 +95,7 @@ def read_ablation_data(index: Index, options: AblationOptions, reporter: Reporte
         query_PD=queries.of_pairs(corpus),
         scale=model.calibration.scale,
         sizes=(len(largest.centers_KD), codes, residual_levels),
-        metrics={space: q.metric_DD for space, q in codec.quantizers.items()},
+        metrics={space: q.metric_DD for space, q in media.items()},
     )
 
 

@@ -15,7 +15,6 @@ from cart_qdrant.arrays.types import IndexArray
 from cart_qdrant.evaluation.ablation.results import GrowthResult, Recalls
 from cart_qdrant.generator.beam_search import Beams, PriorScorer, Scorer, beam_search
 from cart_qdrant.generator.network import Generator, GeneratorScorer
-from cart_qdrant.generator.prior import prior_logits
 from cart_qdrant.identifiers.trie import Trie
 from cart_qdrant.training.generator_data import GeneratorData, read_hidden_states
 
@@ -50,8 +49,7 @@ def decode_queries(
         part = rows[positions]
         hidden_states, mask = read_hidden_states(data, part)
         start = time.perf_counter()
-        q_BD = data.query_PD[part]
-        levels = prior_logits(data.codec, {space: q_BD}, space, data.scale)
+        q_BD, levels = data.query_PD[part], data.levels(space, part)
         scorer: Scorer = PriorScorer(levels)
         if generator is not None:
             gates = [1.0] * len(levels)

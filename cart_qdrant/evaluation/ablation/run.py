@@ -78,7 +78,7 @@ def fit_variant(
     rows_NL = DisambiguationTokens().complete(codes_NL)
     pairs = GeneratorData(
         data.encoder, replace(data.corpus, vectors=vectors), data.split, data.states, codec,
-        data.query_PD, codes_NL, data.scale if variant.prior else 0.0,
+        data.query_PD, vectors.spaces, codes_NL, data.scale if variant.prior else 0.0,
     )  # fmt: skip
     generator = _generator(pairs, variant, options, seed) if variant.correct else None
     return FittedVariant(pairs, Trie.build(rows_NL), positions(rows_NL), generator, options.beams)

@@ -99,11 +99,13 @@ class GateSelection:
         for begin in range(0, len(stratum.rows), BLOCK):
             here = slice(begin, begin + BLOCK)
             media = {space: q[here] for space, q in stratum.media.items()}
+            caption_BW = self.queries.caption(stratum.rows[here])
             if any(gates):
                 found = self.queries.with_hidden_states(stratum.rows[here])
-                out += decoder.decode(media, found.hidden_states, found.mask_BS)
+                states = (found.hidden_states, found.mask_BS)
+                out += decoder.decode(media, *states, caption_BW=caption_BW)
             else:
-                out += decoder.decode(media)
+                out += decoder.decode(media, caption_BW=caption_BW)
         return out
 
     def select(

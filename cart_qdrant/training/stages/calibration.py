@@ -158,7 +158,7 @@ class _Stage:
         joined = [torch.cat(level) for level in zip(*logits, strict=True)]
         items = pairs.corpus.item_P[rows]
         codes = pairs.encoder.compute.tensor(pairs.codes_NL[items]).long()
-        return fit_gates(joined, pairs.prior(pairs.query_PD[rows], items), list(codes.T))
+        return fit_gates(joined, pairs.prior(rows), list(codes.T))
 
     def _held_out(
         self,

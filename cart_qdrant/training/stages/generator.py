@@ -27,7 +27,7 @@ def train_generator(
     codes_NL = np.ascontiguousarray(identifiers.rows_NL[:, :-1])
     pairs = GeneratorData(
         data.encoder, data.corpus, data.split, data.states, identifiers.codec, tower.query_PD,
-        codes_NL, tower.scale,
+        identifiers.name_N, codes_NL, tower.scale, tower.queries.caption,
     )  # fmt: skip
     with seeded(run.options.seed + 1):
         network = Generator(

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from cart_qdrant.arrays.types import FloatArray, IntArray
 from cart_qdrant.compute import Compute
 from cart_qdrant.embedders.zero_shot import TextAnchors
@@ -122,12 +125,16 @@ class StoredCaptions:
 
 @dataclass(frozen=True, slots=True)
 class FittedIdentifiers:
-    """Result of the identifiers stage; stored beside the identifiers in force.
+    """Result of the identifiers stage: what is stored beside the identifiers in force, and the
+    view of it without held-out captions, of which the later stages learn.
 
     Attributes:
-        info: What the manifest says of them once they are in force.
+        info: What the manifest says of the stored identifiers once they are in force.
+        codec: Their codebooks.
+        trie: Tree of the view.
         bank: Queries that hubness is measured by.
-        rows_NL: Identifier of each item, with the disambiguation token.
+        name_N: Identifier space of each item in the view.
+        rows_NL: Identifier of each item in the view, with the disambiguation token.
         hub_N: Hubness of each media vector; NaN where there is none.
         caption_hub_N: Hubness of each caption vector; NaN where there is none.
     """
@@ -136,6 +143,7 @@ class FittedIdentifiers:
     codec: Codec
     trie: Trie
     bank: QueryBank
+    name_N: npt.NDArray[np.str_]
     rows_NL: IntArray
     hub_N: FloatArray
     caption_hub_N: FloatArray

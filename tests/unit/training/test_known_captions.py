@@ -31,8 +31,8 @@ def test_only_unknown_captions_are_encoded(known: int) -> None:
     graph = Graph()
     x_UW = Graph().captions(TEXTS)
     queries = QueryVectors(
-        cast(Any, graph), TEXTS[:known], np.arange(known),
-        x_UW[:known] if known else np.empty((0, 0), np.float32), {}, {}, 0.0,
+        cast(Any, graph), TEXTS[:known], np.arange(known), x_UW[:known],
+        x_UW[:known] if known else np.empty((0, 0), np.float32), {},
     )  # fmt: skip
     found = KnownCaptions(queries).embed([TEXTS[2], TEXTS[0], TEXTS[2], TEXTS[1]])
     np.testing.assert_array_equal(found, x_UW[[2, 0, 2, 1]])
