@@ -41,8 +41,6 @@ METRIC_QUERIES = 50_000
 """Queries that the covariance is made of, at most."""
 CAPTIONED_FROM = 20
 """Items with captions of a media space from which they have identifiers of their own."""
-
-
 CAPTIONED_CODES = 256
 """Codes of a residual level, at least, of identifiers that are made of captions: their order of the
 items that they name gains much by finer codes, where that of media vectors does not
