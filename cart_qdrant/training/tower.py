@@ -197,9 +197,11 @@ class TowerTrainer:
                 "best": best,
                 "stale": stale,
             }
-            save_checkpoint(resumable.path, encoder, self._optimizer, info)
+            # The best first: a full disk may end the run before the next file, and what is resumed
+            # needs it.
             if taken:
                 save_checkpoint(best_path, encoder, self._optimizer, info)
+            save_checkpoint(resumable.path, encoder, self._optimizer, info)
             resumable.log(
                 {
                     "stage": "tower",
