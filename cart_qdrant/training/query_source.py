@@ -21,6 +21,7 @@ from cart_qdrant.index.index import Index
 from cart_qdrant.search.fusion import ANCHORS, EMBEDDER, MEANINGFUL
 from cart_qdrant.training.corpus import Corpus
 from cart_qdrant.training.query_vectors import QueryVectors
+from cart_qdrant.training.ranks import found, ranks_in
 from cart_qdrant.training.split import FOLDS, Split
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
@@ -107,10 +108,10 @@ def own_vectors(index: Index, queries: QueryVectors, rows: IndexArray) -> dict[s
     for space in queries.tower:
         parts = []
         for begin in range(0, len(texts), _BLOCK):
-            found = embedder.embed_text(texts[begin : begin + _BLOCK], space)
-            if found is None:
+            vectors = embedder.embed_text(texts[begin : begin + _BLOCK], space)
+            if vectors is None:
                 break
-            parts.append(found)
+            parts.append(vectors)
         if parts:
             out[space] = np.concatenate(parts)
     return out
@@ -149,8 +150,8 @@ def _found(
     own: Mapping[str, FloatArray],
     shares: Sequence[float],
 ) -> FloatArray:
-    """What each query finds (B, S) with several shares of other vectors: one for its item among the
-    first ten of its space by cosine, and one more if it comes first."""
+    """What each query finds (B, S) among the items of its space by cosine, with several shares of
+    other vectors."""
     out = np.zeros((len(rows), len(shares)), dtype=np.float32)
     right_B = corpus.item_P[rows]
     for space, tower_UD in queries.tower.items():
@@ -166,7 +167,5 @@ def _found(
             by_own_BN = own[space][texts] @ x_ND.T if space in own else by_tower_BN
             for s, share in enumerate(shares):
                 score_BN = (1 - share) * by_tower_BN + share * by_own_BN
-                right_B1 = score_BN[np.arange(len(part)), target_B][:, None]
-                rank_B = (score_BN > right_B1).sum(axis=1)
-                out[part, s] = (rank_B < 1).astype(np.float32) + (rank_B < 10)
+                out[part, s] = found(ranks_in(score_BN, target_B))
     return out

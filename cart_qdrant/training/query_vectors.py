@@ -73,6 +73,14 @@ class QueryVectors:
             {s: np.concatenate([block.media[s] for block in blocks]) for s in encoder.spaces},
         )
 
+    def by_sentences(self, encoder: OnnxQueryEncoder) -> QueryVectors:
+        """The same where the caption space is that of sentence vectors.
+
+        Args:
+            encoder: Runs a graph that differs in this alone.
+        """
+        return replace(self, encoder=encoder, caption_UW=self.text_UW)
+
     def by_anchors(self, anchors: TextAnchors, zero_shot: float) -> QueryVectors:
         """The same with a share of the vectors that anchors give."""
         untrained: dict[str, FloatArray] = {}

@@ -9,7 +9,7 @@ Shape legend: B batch, N items, P pairs, D vector width, W caption vector width.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -45,14 +45,14 @@ def lr_factor(step: int, steps: int) -> float:
 
 @torch.inference_mode()
 def encode_pairs(
-    encoder: QueryEncoder, states: TextStates, rows: IndexArray
+    encoder: QueryEncoder, states: TextStates, rows: IndexArray, spaces: Sequence[str] = ()
 ) -> tuple[Tensor, Mapping[str, Tensor]]:
-    """Vectors of texts `rows` in their order: in the caption space (B, W), and in each media space
-    that has a head (B, D)."""
+    """Vectors of texts `rows` in their order: in the caption space (B, W), and in some of the media
+    spaces that have a head (B, D)."""
     encoder.eval()
     order = np.concatenate(list(states.batches(rows, 256, None))) if len(rows) else rows
     captions: list[Tensor] = []
-    media: dict[str, list[Tensor]] = {space: [] for space in encoder.heads}
+    media: dict[str, list[Tensor]] = {space: [] for space in spaces}
     for begin in range(0, len(order), 256):
         low, mask, text = states.get(order[begin : begin + 256])
         with encoder.compute.autocast():
@@ -141,7 +141,7 @@ class TowerTrainer:
             m_NW = self._bank.means(items) if captions else None
             for begin in range(0, len(mine), 256):
                 some = mine[begin : begin + 256]
-                q_BW, media = encode_pairs(encoder, self.states, some)
+                q_BW, media = encode_pairs(encoder, self.states, some, [space])
                 score_BN = scales["beside"] * (media[space] @ x_ND.T)
                 if m_NW is not None:
                     score_BN = score_BN + scales["caption"] * (q_BW @ m_NW.T)

@@ -103,14 +103,15 @@ class TowerLoss:
         rng: np.random.Generator,
     ) -> list[Tensor]:
         """Media loss of each pair, and list-wise loss of those whose item has other captions."""
-        corpus, encoder, tensor = self._corpus, self._encoder, self._encoder.compute.tensor
+        corpus, tensor = self._corpus, self._encoder.compute.tensor
+        scales = self._encoder.scales()
         items = corpus.item_P[batch]
         chosen, target = _contrast(space, items, rng)
         cosine_BM = q_BD @ space.x_MD[tensor(chosen)].T
         excluded = self._shared.shares_text(batch, space.row_N, chosen)
         excluded[np.arange(len(batch)), target] = False
         trust_B = tensor(corpus.trust_P[batch])
-        media = encoder.scales()["media"] * cosine_BM
+        media = scales["media"] * cosine_BM
         losses = [_cross_entropy(media, excluded, target, tensor) * trust_B]
         rows = np.flatnonzero(self._bank.several_N[items])
         if len(rows):
@@ -121,7 +122,6 @@ class TowerLoss:
             similar_BM = caption_BW[rows] @ self._bank.means(among).T
             own_B = (caption_BW[rows] * self._bank.others(batch[rows])).sum(dim=1)
             similar_BM = similar_BM.scatter(1, tensor(target[rows])[:, None], own_B[:, None])
-            scales = encoder.scales()
             both = scales["caption"] * similar_BM + scales["beside"] * cosine_BM[rows]
             found = _cross_entropy(both, excluded[rows] | same, target[rows], tensor)
             losses.append(found * trust_B[rows])

@@ -53,7 +53,7 @@ def train(
     captions = store_captions(run, data, tower)
     identifiers = fit_identifiers(run, data, tower, captions)
     generator = train_generator(run, data, tower, identifiers)
-    calibration, prior = calibrate_search(run, data, tower, captions, identifiers, generator)
+    calibration, prior = calibrate_search(run, data, tower, identifiers, generator)
     summary = {
         "val_r10": round(tower.val_r10, 4),
         "pairs": len(data.split.train_P),

@@ -15,7 +15,6 @@ import torch
 from cart_qdrant.arrays.types import FloatArray
 from cart_qdrant.generator.beam_search import Beams
 from cart_qdrant.generator.prior import HUB, NodeBonus
-from cart_qdrant.identifiers.hubness import CAPTION
 from cart_qdrant.index.collection import TEXT_DIM
 from cart_qdrant.search.fusion import Calibration, untrained
 from cart_qdrant.search.modality_prior import ModalityPrior
@@ -23,13 +22,11 @@ from cart_qdrant.training.calibration.calibrate import calibrate
 from cart_qdrant.training.calibration.candidate_features import HeldOut, Items
 from cart_qdrant.training.calibration.gate_selection import GateSelection, Stratum, fit_gates
 from cart_qdrant.training.calibration.modality_prior import fit_modality_prior
-from cart_qdrant.training.corpus import caption_vectors
 from cart_qdrant.training.generator_fit import corrections
 from cart_qdrant.training.split import HeldOutPairs
 from cart_qdrant.training.stages.state import (
     FittedIdentifiers,
     Run,
-    StoredCaptions,
     TrainedGenerator,
     TrainedTower,
     TrainingData,
@@ -45,7 +42,6 @@ def calibrate_search(
     run: Run,
     data: TrainingData,
     tower: TrainedTower,
-    captions: StoredCaptions,
     identifiers: FittedIdentifiers,
     generator: TrainedGenerator,
 ) -> tuple[Calibration, ModalityPrior]:
@@ -57,7 +53,7 @@ def calibrate_search(
     """
     run.reporter.phase("calibration", None)
     prior = _modality_prior(run, data, tower)
-    return _Stage(run, data, tower, captions, identifiers, generator).calibrate(prior), prior
+    return _Stage(run, data, tower, identifiers, generator).calibrate(prior), prior
 
 
 def _modality_prior(run: Run, data: TrainingData, tower: TrainedTower) -> ModalityPrior:
@@ -82,7 +78,6 @@ class _Stage:
     run: Run
     data: TrainingData
     tower: TrainedTower
-    captions: StoredCaptions
     identifiers: FittedIdentifiers
     generator: TrainedGenerator
 
@@ -168,19 +163,14 @@ class _Stage:
     ) -> dict[str, HeldOut]:
         """The queries of each stratum as a search encodes them. No held-out caption is known to
         the items, and none at all in an index that does not keep captions."""
-        corpus = self.data.corpus
-        keep_P = np.ones(len(corpus.texts), dtype=bool)
-        keep_P[self.data.split.held_out()] = False
-        if not self.run.index.keeps_captions:
-            keep_P[:] = False
-        caption_NW, known_N = caption_vectors(corpus, self.captions.text_PW, keep_P)
-        caption_hub_N = self.identifiers.bank.hubness(caption_NW, CAPTION, corpus.vectors.file_N)
+        corpus, identifiers = self.data.corpus, self.identifiers
         out: dict[str, HeldOut] = {}
         for name, stratum in strata.items():
             caption_BW = self.tower.queries.caption(stratum.rows)
             out[name] = HeldOut(
-                corpus.item_P[stratum.rows], stratum.media, caption_BW, beams[name], caption_NW,
-                known_N, caption_hub_N, prior.log_priors(caption_BW), stratum.share,
+                corpus.item_P[stratum.rows], stratum.media, caption_BW, beams[name],
+                identifiers.caption_NW, identifiers.captioned_N, identifiers.caption_hub_N,
+                prior.log_priors(caption_BW), stratum.share,
             )  # fmt: skip
         return out
 

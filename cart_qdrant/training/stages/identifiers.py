@@ -66,7 +66,7 @@ def fit_identifiers(
     caption_hub_N[~known_N] = np.nan
     return FittedIdentifiers(
         prepared.info, codec, trie, bank, codec.names(vectors.spaces, known_N), rows_NL,
-        prepared.items.media_hub_C, caption_hub_N,
+        prepared.items.media_hub_C, caption_NW, known_N, caption_hub_N,
     )  # fmt: skip
 
 

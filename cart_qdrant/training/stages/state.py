@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cart_qdrant.arrays.types import FloatArray, IntArray
+from cart_qdrant.arrays.types import FloatArray, IntArray, MaskArray
 from cart_qdrant.compute import Compute
 from cart_qdrant.embedders.zero_shot import TextAnchors
 from cart_qdrant.generator.network import Generator
@@ -136,7 +136,9 @@ class FittedIdentifiers:
         name_N: Identifier space of each item in the view.
         rows_NL: Identifier of each item in the view, with the disambiguation token.
         hub_N: Hubness of each media vector; NaN where there is none.
-        caption_hub_N: Hubness of each caption vector; NaN where there is none.
+        caption_NW: Caption vectors in the view; zero where an item has none.
+        captioned_N: Whether an item has a caption vector in the view.
+        caption_hub_N: Hubness of each of these caption vectors; NaN where there is none.
     """
 
     info: IdentifierInfo
@@ -146,6 +148,8 @@ class FittedIdentifiers:
     name_N: npt.NDArray[np.str_]
     rows_NL: IntArray
     hub_N: FloatArray
+    caption_NW: FloatArray
+    captioned_N: MaskArray
     caption_hub_N: FloatArray
 
 

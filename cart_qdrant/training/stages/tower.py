@@ -14,11 +14,14 @@ from cart_qdrant.training.distillation import DistillationTargets
 from cart_qdrant.training.export import query_graph
 from cart_qdrant.training.query_source import choose_source
 from cart_qdrant.training.query_vectors import QueryVectors
+from cart_qdrant.training.ranks import found, ranks_in
 from cart_qdrant.training.stages.state import Run, TrainedTower, TrainingData
 from cart_qdrant.training.tower import TowerTrainer
 
 UNTRAINED_SCALE = 20.0
 """Scale of the cosines where no text reaches a media space."""
+_BLOCK = 64
+"""Queries that are compared with all items at once."""
 
 
 def train_tower(run: Run, data: TrainingData) -> TrainedTower:
@@ -33,24 +36,21 @@ def train_tower(run: Run, data: TrainingData) -> TrainedTower:
         val_r10 = trainer.train(run.resumable("tower", data.fingerprint))
         scale = float(data.encoder.scales()["media"].detach())
     data.encoder.tunes_captions = may_tune_captions(data)
-    graph, queries = _exported(run, data)
+    graph = query_graph(data.encoder)
+    queries = QueryVectors.encode(_encoder(graph), data.corpus.texts, run.reporter)
     if data.encoder.tunes_captions and not tuning_pays(data, queries):
         data.encoder.tunes_captions = False
-        graph, queries = _exported(run, data)
+        graph = query_graph(data.encoder)
+        queries = queries.by_sentences(_encoder(graph))
+    queries = choose_source(
+        run.index, data.corpus, data.split, queries, data.text_anchors, data.zero_shot,
+        run.options.seed,
+    )  # fmt: skip
     return TrainedTower(graph, queries, queries.of_pairs(data.corpus), scale, val_r10)
 
 
-def _exported(run: Run, data: TrainingData) -> tuple[bytes, QueryVectors]:
-    """The encoder's graph, and the vectors of all texts by it."""
-    graph = query_graph(data.encoder)
-    tower = QueryVectors.encode(
-        OnnxQueryEncoder(graph, text_encoder_folder()), data.corpus.texts, run.reporter
-    )
-    queries = choose_source(
-        run.index, data.corpus, data.split, tower, data.text_anchors, data.zero_shot,
-        run.options.seed,
-    )  # fmt: skip
-    return graph, queries
+def _encoder(graph: bytes) -> OnnxQueryEncoder:
+    return OnnxQueryEncoder(graph, text_encoder_folder())
 
 
 def may_tune_captions(data: TrainingData) -> bool:
@@ -74,7 +74,9 @@ def _caption_recall(data: TrainingData, text_PW: FloatArray) -> float:
     corpus, split = data.corpus, data.split
     asked = split.epoch_pairs.seen_P
     sums, _ = caption_sums(corpus, text_PW, split.train_P)
-    score_BN = text_PW[asked] @ unit(sums).T
-    target = corpus.item_P[asked]
-    rank_B = (score_BN > score_BN[np.arange(len(target)), target][:, None]).sum(axis=1)
-    return float((rank_B < 1).mean() + (rank_B < 10).mean())
+    mean_NW = unit(sums)
+    each = [
+        found(ranks_in(text_PW[some] @ mean_NW.T, corpus.item_P[some]))
+        for some in (asked[begin : begin + _BLOCK] for begin in range(0, len(asked), _BLOCK))
+    ]
+    return float(np.concatenate(each).mean())

@@ -131,6 +131,14 @@ def use_joint_codec(index: Index) -> None:
     identify.activate_identifiers(index, info, generator)
 
 
+def fill_jointly(index: Index) -> None:
+    """Twelve points with identifiers of media and captions."""
+    write(index, range(12), 0)
+    refit(index)
+    use_joint_codec(index)
+    index.changes.settle()
+
+
 def assert_made_of_what_they_have(index: Index) -> None:
     """Each item has the codes of its media vector, and of its caption vector where it has one."""
     codec, info = load_codec(index), index.manifest.identifiers
@@ -183,10 +191,7 @@ def test_edited_parts_are_those_built_from_all_payloads(
 def test_an_item_whose_captions_change_gets_the_identifier_of_what_it_has(
     index: Index, built: list[bool]
 ) -> None:
-    write(index, range(12), 0)
-    refit(index)
-    use_joint_codec(index)
-    index.changes.settle()
+    fill_jointly(index)
     for change, least in ((describe, {id_of(3)}), (undescribe, {id_of(3), id_of(4)})):
         before = codes_of(index)
         change(index, [3, 4], 7)  # the first has no caption at first, the second has one
@@ -205,10 +210,7 @@ def test_an_item_whose_captions_change_gets_the_identifier_of_what_it_has(
 def test_captions_that_a_killed_run_changed_are_in_the_identifiers_of_the_next(
     index: Index, built: list[bool]
 ) -> None:
-    write(index, range(12), 0)
-    refit(index)
-    use_joint_codec(index)
-    index.changes.settle()
+    fill_jointly(index)
     describe(index, [3, 4], 7)
     index.changes = Changes(index.folder.work)  # killed here
     assert index.changes.unknown

@@ -74,6 +74,24 @@ def test_equal_texts_are_encoded_once(encoder: OnnxQueryEncoder) -> None:
     assert states is not None and len(states[0]) == 4
 
 
+def test_texts_are_not_encoded_again_where_captions_stay_untuned(text_encoder: Any) -> None:
+    made = QueryEncoder(text_encoder, {"visual": 24}).eval()
+    torch.nn.init.normal_(made.tuned[-1].down.weight, std=0.05)  # type: ignore[union-attr]
+    texts = ["a dog", "the sea", "a dog", "a dog surfing on a wave"]
+    made.tunes_captions = True
+    tuned = QueryVectors.encode(OnnxQueryEncoder(query_graph(made), text_encoder_folder()),
+                                texts, Silent())  # fmt: skip
+    made.tunes_captions = False
+    encoder = OnnxQueryEncoder(query_graph(made), text_encoder_folder())
+    wanted, found = QueryVectors.encode(encoder, texts, Silent()), tuned.by_sentences(encoder)
+    every = np.arange(len(texts))
+    assert not np.allclose(tuned.caption(every), wanted.caption(every), atol=1e-2)
+    np.testing.assert_array_equal(found.caption(every), wanted.caption(every))
+    np.testing.assert_array_equal(found.media(every, "visual"), wanted.media(every, "visual"))
+    new = ["ein Hund"]
+    np.testing.assert_array_equal(found.encoder.captions(new), wanted.encoder.captions(new))
+
+
 def test_hubness_is_measured_with_the_vectors_of_searches(trained: Path) -> None:
     with Index.open(trained) as index:
         bank = index.query_bank()
