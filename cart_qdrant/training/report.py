@@ -86,7 +86,12 @@ class TrainReport:
                 f"{100 * c.zero_shot:.0f} % of a query's vector among media come from the "
                 f"embedder's own {_OWN[c.zero_shot_by]}."
             )
-        if c.held_out:
+        if c.held_out and self.chosen_by < MEANINGFUL:
+            lines.append(
+                f"{self.chosen_by} held-out queries are too few to choose by: weights are the "
+                "usual ones, and lanes stay as before training."
+            )
+        elif c.held_out:
             by = (
                 "folds, each measured by what the other folds chose"
                 if c.cross_fitted

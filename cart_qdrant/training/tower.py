@@ -202,15 +202,12 @@ class TowerTrainer:
             if taken:
                 save_checkpoint(best_path, encoder, self._optimizer, info)
             save_checkpoint(resumable.path, encoder, self._optimizer, info)
-            resumable.log(
-                {
-                    "stage": "tower",
-                    "epoch": epoch,
-                    "loss": round(loss, 4),
-                    "val_r10": round(max(recall, 0.0), 4),
-                    "seconds": round(time.perf_counter() - begin, 1),
-                }
-            )
+            row: dict[str, float | str] = {
+                "stage": "tower", "epoch": epoch, "loss": round(loss, 4)
+            }  # fmt: skip
+            if chooses:
+                row["val_r10"] = round(recall, 4)
+            resumable.log(row | {"seconds": round(time.perf_counter() - begin, 1)})
         load_checkpoint(best_path, encoder, self._optimizer)
         encoder.eval()
         return max(best, 0.0)
